@@ -81,10 +81,10 @@ class App(Routes):
 
     Args:
         sub: The endpoints to receive from: one or several. An endpoint connects unless it begins with ``bind:``. A
-            mapping specifies the form of the messages at each endpoint, as `Frames` or as a name: with "tracked", the
-            default, the three formats of zroute are recognised (see ``wire``); with "plain" or "multipart", only this
-            format is accepted. Without endpoints on any side, the app's publishers send to its own subscribers inside
-            the process.
+            mapping specifies the form of the messages at each endpoint, as `Frames` or as a name. With "tracked", the
+            default, the three formats of zroute are recognised (see ``wire``). With "plain" or "multipart", only this
+            format is accepted. If the app has no endpoints on any side, its publishers send to its own subscribers
+            inside the process.
         pub: The endpoints to publish to: one or several. An endpoint binds unless it begins with ``connect:``.
         rep: The endpoints to answer requests at: one or several. An endpoint binds unless it begins with ``connect:``.
         req: The endpoints to send requests to: one or several. An endpoint connects unless it begins with ``bind:``.
@@ -95,33 +95,33 @@ class App(Routes):
         types: Types that zroute's codecs do not support, each with two functions: ``types={Path: (str, Path)}``. The
             first function converts a value to plain data (text, numbers, lists, dicts; bytes only in msgpack). The
             second converts plain data back to a value, and may raise any exception for invalid data. Messages and their
-            fields may then have these types, in msgpack and JSON, and in your own codecs that are built on these.
+            fields may then have these types, in msgpack and JSON, and in your own codecs that are based on these two.
         wire: The message format. "tracked" (default) adds codec, sequence number, time and headers, for zroute's
             subscribers. "plain" is ``topic NUL body``, as txZMQ sends it. "multipart" is ``[topic, body]``, for peers
-            in any language. A `Frames` specifies another format. To receive other formats, see ``sub``. A request
-            that is not tracked is ``[topic, body]``, for servers in any language.
+            in any language. A `Frames` specifies another format. To receive other formats, see ``sub``. Without the
+            tracked wire, a request is ``[topic, body]``, for servers in any language.
         dispatch: Call "all" matching handlers (default), or only the "most_specific" one.
         overflow: What happens to a message while the queue of a subscriber is full (10,000 messages). "drop" (default)
             drops it for that subscriber, which counts the loss. "raise" makes ``publish`` raise HighWaterMarkError; no
             subscriber receives the message. "wait" queues up to 1,000 messages for up to 30 s each, and ``publish``
-            returns an awaitable to wait with. With "raise" and "wait", the slowest subscriber of a topic slows down all
-            its subscribers.
-        coalesce: True or a `Coalesce`: send several messages of one topic in one frame, if they are published together.
-            A publisher can override this option. It requires the tracked wire, and can't be combined with
-            ``overflow="raise"``. Default False.
+            returns an awaitable that is done when the message is sent. With "raise" and "wait", the slowest subscriber
+            of a topic slows down all subscribers of that topic.
+        coalesce: True or a `Coalesce`: send several messages of one topic in one frame, if they are published within a
+            short time. A publisher can override this option. Coalescing requires the tracked wire, and can't be
+            combined with ``overflow="raise"``. Default False.
         propagate_headers: The names of headers that zroute copies from a received message to the messages that its
             handler returns or yields. ``traceparent``, ``tracestate``, ``baggage`` and ``correlation-id`` are always
             copied (tracked wire only).
         isolate: True to handle each message in its own context. If a plain handler sets a context variable, the
-            handlers of later messages then do not see the value. Handlers with middleware or with resources of a
-            message are always isolated, and so are ``async`` handlers and handlers in threads. Default False.
-        limits: The limits on the size of messages, on queues, subscriptions and numbers, as `Limits`.
+            handlers of later messages then do not see the value. Handlers with middleware or message-scoped resources
+            are always isolated, and so are ``async`` handlers and handlers in threads. Default False.
+        limits: The limits on message size, queues, subscriptions and numeric values, as `Limits`.
         options: Options of libzmq for the app's sockets, by their names in lower case, for example
             ``{"tcp_keepalive_idle": 30, "ipv6": 1}``; see the page "Options and limits".
         reactor: The kind of reactor that the app needs. With "asyncio", ``async`` functions run as asyncio tasks, and
-            can await asyncio code. "twisted" means any other reactor, on which they await Deferreds. `run`, ``zroute
-            run`` and ``TestApp`` choose accordingly, and refuse another choice. Default None: any reactor, by default
-            Twisted's for the platform.
+            can await asyncio code. "twisted" means any other reactor, on which ``async`` functions await Deferreds.
+            `run`, ``zroute run`` and ``TestApp`` use a reactor of this kind, and refuse any other. Default None: any
+            reactor; if none is requested, Twisted's default for the platform.
         separator: The character between the segments of topics and patterns (default "."), for example "/" for topics
             such as ``/camera/front/pose``. With another character than the dot, a dot is ordinary text, and topics may
             begin with the separator. The `Routes` of the app must have the same separator.
@@ -200,7 +200,7 @@ class App(Routes):
         return self._ends.pub
 
     def _set_up(self, make: Callable[[], T], where: str | None = None) -> T:
-        """Return the result of ``make``. Its errors name the line ``where``.
+        """Return the result of ``make``; add the line ``where`` to its errors.
 
         The default is the line of the app.
         """
@@ -218,7 +218,7 @@ class App(Routes):
         """Call a function before the app subscribes.
 
         The sockets are already bound, so the function may publish. It may take resources by their types, and may be
-        ``async``: the app subscribes when the function has ended. If it raises an error, the app does not start.
+        ``async``. The app subscribes when the function has ended. If it raises an error, the app does not start.
         Several functions run one after the other, in the order of registration.
 
         For example:
@@ -271,8 +271,8 @@ class App(Routes):
 
         A `Gap` names the subscription, the publisher, and the first and last missing number. The function is called
         before the message after the gap is handled. It may be ``async`` and may take resources. Without such a
-        function, losses are logged. zroute does not send lost messages again: use the function to request them by other
-        means.
+        function, losses are logged. zroute does not send lost messages again, but the function can request them by
+        other means.
 
         For example:
 
@@ -289,15 +289,15 @@ class App(Routes):
     async def ready(self, publishers: int | None = None, timeout: float = 10.0, *, state: bool = False) -> None:
         """Wait until publishers have confirmed all subscriptions.
 
-        Each message that they publish afterwards is handled or counted as lost.
+        Each message that these publishers send afterwards is handled or counted as lost.
 
         With ``state=True``, also wait for the messages that publishers keep (``keep="last"``), until all of them are
         received or counted as lost. Plain functions have then handled these messages. Other handlers have been called
-        with them, or have them in their queue.
+        with them, or have them in their queues.
 
         Args:
-            publishers: The number of publishers to wait for; by default all that are connected. If a publisher does not
-                use the tracked wire, zroute waits at most 2 s for it.
+            publishers: The number of publishers to wait for. None (default) waits for all connected publishers. zroute
+                waits at most 2 s for a publisher that does not use the tracked wire.
             timeout: The maximum time to wait in seconds.
             state: True to also wait for kept messages.
 
@@ -321,9 +321,9 @@ class App(Routes):
     def publish(self, topic: str, message: object, *, headers: Mapping[str, Any] | None = None) -> Awaitable[None]:
         """Publish a message to a topic that is known only at run time.
 
-        The message is encoded by its own type, with the app's codec. For topics that are known in advance, use
-        `publisher`, which declares topic and type. Only ``startswith("")`` receives the empty topic. If an error is
-        raised, nothing is sent.
+        The message is encoded according to its own type, with the app's codec. For topics that are known in advance,
+        use `publisher`, which declares topic and type. Only handlers of ``startswith("")`` receive the empty topic. If
+        an error is raised, nothing is sent.
 
         Args:
             topic: The topic, without wildcards.
@@ -331,7 +331,7 @@ class App(Routes):
             headers: Headers to send with the message (tracked wire only).
 
         Returns:
-            An awaitable that may be ignored. With ``overflow="wait"`` it waits until the message is sent.
+            An awaitable that may be ignored. With ``overflow="wait"``, it is done when the message is sent.
 
         Raises:
             TopicError: The topic can't be published.
@@ -393,10 +393,11 @@ class App(Routes):
     ) -> Any:
         """Send a request, and return the reply.
 
-        A handler under `reply` answers it, in another app or in this one.
+        A handler declared with `reply` answers the request, in another app or in this one.
 
-        Declare a `requester` for requests of one pattern; it checks the types, and can try again. Cancelling the
-        coroutine tells the server. Of several servers, the one with the fewest unanswered requests gets it.
+        For requests of one pattern, declare a `requester`, which checks types and can retry. If the coroutine is
+        cancelled, the server is informed. Of several servers, the one with the fewest unanswered requests receives the
+        request.
 
         Example:
             ```python
@@ -414,20 +415,20 @@ class App(Routes):
             The reply, decoded as the type ``reply``.
 
         Raises:
-            NoServerError: No server was connected until the timeout.
+            NoServerError: No server was connected before the timeout.
             NoHandlerError: The server has no handler for the topic.
             BadRequestError: The server could not read the message as the type that its handler declares.
             RequestRefusedError: The handler refused the request.
             ServerError: The handler failed.
-            BusyError: The server has no room for the request, or stops.
+            BusyError: The server has no room for the request, or is stopping.
             RequestTimeoutError: No reply arrived in time.
             RequestLostError: The server disconnected after it had received the request.
-            DecodeError: The reply is not of the type.
-            TopicError: The topic can't be used.
+            DecodeError: The reply can't be decoded as the type ``reply``.
+            TopicError: The topic is invalid or empty.
             EncodeError: The message can't be encoded without loss, or is too large.
             NotRunningError: The app is not running.
             EndpointError: The app has no endpoint to send requests to.
-            SignatureError: ``timeout`` is no number of seconds.
+            SignatureError: ``timeout`` is not a number of seconds.
         """
         if unknown:
             refuse_unknown("request", unknown)
@@ -466,9 +467,10 @@ class App(Routes):
         headers: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> ReplyStream[Any]:
-        """Send a request to a handler that yields replies, for ``async for``.
+        """Send a request, and return its replies as an async iterator.
 
-        The handler runs at most 128 items ahead of the loop. When the loop is left, the handler is closed.
+        The handler yields the replies, at most 128 items ahead of the loop. When the program leaves the loop, the
+        handler is closed.
 
         Example:
             ```python
@@ -484,7 +486,7 @@ class App(Routes):
             headers: A small map with text keys, for the handler's `Envelope`.
 
         Returns:
-            A `ReplyStream`. Its loop raises the errors of `request`.
+            A `ReplyStream`. The ``async for`` loop raises the errors of `request`.
         """
         if unknown:
             refuse_unknown("request_stream", unknown)
@@ -516,12 +518,12 @@ class App(Routes):
 
     @takes(RouteOptions, ROUTE_DEFAULTS)
     def attach(self, pattern: str | Pattern, function: Callable[..., Any], **options: Unpack[RouteOptions]) -> Attached:
-        """Add a handler while the app runs. Close the result to remove it.
+        """Add a handler to the running app. To remove it, close the result.
 
         For example, attach a handler when a user enters a chat room. Register handlers that are known in advance with
         `subscribe`, which has the same options. If the app's subscriptions do not cover the pattern, the app
-        subscribes. It misses messages that a publisher sends before it receives the new subscription. Other handlers
-        are not affected.
+        subscribes to it. The handler then misses messages that a publisher sends before the new subscription arrives.
+        Other handlers are not affected.
 
         Handlers with the same function name share their counters in ``app.stats.routes``.
 
@@ -536,14 +538,15 @@ class App(Routes):
         Raises:
             NotRunningError: The app is not running, or has not opened its endpoints yet.
             EndpointError: The app has no endpoint to subscribe to.
-            UsageError: The function needs a resource that was not opened, because only replaced resources need it.
+            UsageError: The function needs a resource that was not opened, because all resources that use it were
+                replaced.
             WrongThreadError: The caller is not on the reactor's thread.
             ForkedContextError: The process was forked from the one that runs the app.
             SignatureError: The function or an option is invalid.
             SchemaError: The type of the body can't be decoded.
             PatternError: The pattern is invalid.
-            DuplicateRouteError: The function is already registered for this pattern. With ``dispatch="most_specific"``,
-                the pattern has a handler already.
+            DuplicateRouteError: The function is already registered for this pattern, or with
+                ``dispatch="most_specific"``, any function is.
         """
         chosen = complete("attach", options, ROUTE_DEFAULTS)
         where = users_line()
@@ -576,15 +579,16 @@ class App(Routes):
         Messages arrive in order, from the start of the ``async with`` block. A message counts as handled when the loop
         asks for the next one. A stream works in coroutines that run as Deferreds and in asyncio tasks.
 
-        The loop ends when the app stops, after the messages that have already arrived. In a timer, it ends at once,
-        because the stop cancels timers. Messages that are still waiting when the block ends are dropped and counted.
+        When the app stops, the loop ends after the messages that have already arrived. In a timer, the loop ends at
+        once, because a stop cancels timers. Messages that are still waiting when the block ends are dropped and
+        counted.
 
         Args:
             pattern: The topics to receive.
             schema: The type of the message bodies, or `Envelope` for whole messages with their topics.
             codec: The codec of the bodies. Default: the app's codec.
-            queue: The number of messages that may wait (default 100). At this number, the app stops reading until the
-                loop has taken half of the waiting messages.
+            queue: The maximum number of waiting messages (default 100). When the queue is full, the app stops reading
+                until the loop has taken half of the messages.
 
         Raises:
             PatternError: The pattern is invalid.
@@ -628,8 +632,8 @@ class App(Routes):
 
         Args:
             function: The function to call.
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
+            args: The positional arguments of the call.
+            kwargs: The keyword arguments of the call.
 
         Returns:
             The result of the function.
@@ -657,9 +661,10 @@ class App(Routes):
     # -- running --------------------------------------------------------------------------------------
 
     def compile(self) -> Plan:
-        """Check all declarations, and freeze the app. Opens no socket.
+        """Check all declarations, freeze the app, and return its plan.
 
-        Later registrations raise AppFrozenError. Each of the errors below names the line of the declaration.
+        No socket is opened. Later registrations raise AppFrozenError. Each of the errors below names the line of the
+        declaration.
 
         Returns:
             The plan that runs the app.
@@ -706,8 +711,8 @@ class App(Routes):
     def addresses(self) -> ResolvedAddresses:
         """The addresses of the running app.
 
-        ``addresses.sub``, ``addresses.pub`` and so on are tuples of texts, in the order of the endpoints. A port
-        ``*`` is resolved to the port that the system has chosen. For example:
+        ``addresses.sub``, ``addresses.pub`` and so on are tuples of strings, in the order of the endpoints. A port
+        ``*`` is replaced by the port that the system has chosen. For example:
 
             app = App(pub="tcp://127.0.0.1:*")
 
@@ -842,15 +847,15 @@ class App(Routes):
             asyncio.run(main())
 
         The block begins when the app has subscribed. At the end of the block, the app handles the remaining messages,
-        and closes. The drain is completed even if the task is cancelled. ``async`` handlers run as tasks of the loop.
-        zroute does not install a reactor or signal handlers, and does not set up logging.
+        and closes, even if the task is cancelled. ``async`` handlers run as tasks of the loop. zroute does not install
+        a reactor or signal handlers, and does not set up logging.
 
-        If the app stops by itself, with `stop` or a SystemExit in a handler, the block continues. `exit_code` is then
-        the code. To wait until the app stops, use `stopped`.
+        If the app stops by itself, with `stop` or a SystemExit in a handler, the block continues. `exit_code` then
+        contains the code. To wait until the app stops, use `stopped`.
 
         Args:
-            drain_timeout: The time in seconds that the end of the block waits for unfinished handlers (default 8).
-                Handlers that take longer are logged and abandoned.
+            drain_timeout: The maximum time in seconds that the end of the block waits for unfinished handlers
+                (default 8). Handlers that take longer are logged and abandoned.
 
         Yields:
             The app.
@@ -869,8 +874,8 @@ class App(Routes):
     async def stopped(self) -> int | None:
         """Wait until the app has stopped, and return its `exit_code`.
 
-        A program can use it to end together with the app. Do not await it in the app's own functions, because the stop
-        waits for these functions.
+        With this method, a program can end together with the app. Do not await it in the app's own functions, because
+        the stop waits for these functions.
 
         For example:
 
@@ -900,12 +905,12 @@ class App(Routes):
         return self._live.exit_code
 
     def stop(self, code: int = 0) -> None:
-        """Stop the app, and end its process with an exit code.
+        """Stop the app with an exit code.
 
         The app stops as after a signal: it handles the received messages, waits for unfinished handlers, and closes.
-        Under ``zroute run`` and `run`, all apps of the process stop, and the process ends with ``code``. If the drain
-        is incomplete, it ends with 75 instead of 0. If your own program runs the `service`, or uses `running`, it
-        continues, and `exit_code` contains the code.
+        Under ``zroute run`` and `run`, all apps of the process stop, and the process ends with ``code``. If handlers
+        are unfinished after the drain timeout, the process ends with 75 instead of 0. If your own program runs the
+        `service`, or uses `running`, the program continues, and `exit_code` contains the code.
 
         `stop` returns at once, and can be called on any thread. ``sys.exit(code)`` in a handler, timer or hook has the
         same effect.

@@ -64,8 +64,8 @@ def as_deferred(awaitable: Awaitable[T], *, asyncio_loop: bool) -> Deferred[T]:
 class _OfTask(Deferred[Any]):
     """The result of a task that runs ``awaitable``.
 
-    It does the same as `Deferred.fromFuture`, at a third of the cost: a cancelled task is awaited by not firing before
-    it ends.
+    It does the same as `Deferred.fromFuture` in a third of the time. After `cancel`, it fires only when the task has
+    ended.
     """
 
     def __init__(self, awaitable: Awaitable[Any]) -> None:
@@ -85,7 +85,7 @@ class _OfTask(Deferred[Any]):
             self._task.cancel()
 
     def _ended(self, task: asyncio.Future[Any]) -> None:
-        if inspect.iscoroutine(self._awaitable):  # one that never began would cause a warning
+        if inspect.iscoroutine(self._awaitable):  # a coroutine that never began would cause a warning
             self._awaitable.close()
         try:
             result = task.result()
@@ -111,11 +111,11 @@ def was_cancelled(error: BaseException | None) -> bool:
 
 
 def within(seconds: float, running: Deferred[T], clock: Clock, late: BaseException | None = None) -> Deferred[T]:
-    """Return a Deferred for the same result, but with a timeout.
+    """Return a Deferred for the result of ``running``, with a timeout.
 
-    Cancels ``running`` after ``seconds``. The result fails with ``late`` (default: Twisted's TimeoutError) if
-    ``running`` ends because of the cancellation, or does not end within another second. A Deferred that can't be
-    cancelled therefore does not block the caller. Cancelling the result cancels ``running``.
+    After ``seconds``, ``running`` is cancelled. The returned Deferred fails with ``late`` (default: Twisted's
+    TimeoutError) if ``running`` ends because of the cancellation, or does not end within another second. A Deferred
+    that can't be cancelled therefore does not block the caller. Cancelling the returned Deferred cancels ``running``.
     """
     if late is None:
         late = TimeoutError(seconds, "Deferred")
@@ -133,7 +133,7 @@ def within(seconds: float, running: Deferred[T], clock: Clock, late: BaseExcepti
     def ended(result: Any) -> None:
         if waiting.called:
             return
-        if timers[-1].active():  # the timeout, or the second after it
+        if timers[-1].active():  # the timer of the timeout, or of the second after it
             timers[-1].cancel()
         if len(timers) > 1 and isinstance(result, Failure) and was_cancelled(result.value):
             waiting.errback(late)
@@ -156,9 +156,9 @@ class _Either(Generic[T]):
 
 
 class Signal:
-    """Wakes a coroutine, of a Deferred or of asyncio, that awaits it.
+    """Wakes the coroutine that awaits it, under a Deferred or in an asyncio task.
 
-    One coroutine may await it at a time. `fire` does nothing while no coroutine does.
+    Only one coroutine at a time may await a signal. `fire` does nothing while no coroutine is waiting.
     """
 
     __slots__ = ("_wake",)
@@ -187,7 +187,7 @@ class Signal:
 
 
 def _set(future: asyncio.Future[None], _: None) -> None:
-    if not future.done():  # it may be cancelled, and its coroutine not resumed yet
+    if not future.done():  # the future may be cancelled before its coroutine is resumed
         future.set_result(None)
 
 
@@ -220,7 +220,7 @@ def in_task() -> bool:
 
 
 def way_to_the_reactor(call: str) -> str:
-    """Return the advice to a caller outside the reactor's thread, for errors.
+    """Return advice for a caller outside the reactor's thread, for an error text.
 
     In a task of another loop, a blocking ``call`` of `App.from_thread` would be wrong.
     """
@@ -233,10 +233,10 @@ def way_to_the_reactor(call: str) -> str:
 
 
 def check_loop(reactor: Any) -> None:
-    """Raise UsageError in an asyncio loop that holds up the reactor.
+    """Raise UsageError in an asyncio loop that blocks the reactor.
 
-    This is the case under ``asyncio.run`` in a plain handler: the reactor waits until the handler returns, so neither a
-    reply nor a timeout would ever arrive.
+    An example is the loop of ``asyncio.run`` in a plain handler. The reactor waits until the handler returns, so
+    neither a reply nor a timeout would ever arrive.
     """
     loop = asyncio._get_running_loop()
     if loop is None or loop is getattr(reactor, "_asyncioEventloop", None) or not getattr(reactor, "running", False):
@@ -270,10 +270,10 @@ _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ITERABLE
 
 
 def loop_hint(error: BaseException) -> str:
-    """Return the remedy for an error of a user's function, else an empty text.
+    """Return the remedy for an error of a user's function, or an empty text.
 
-    The usual errors mix asyncio and Deferreds: asyncio was awaited without its loop, or a Deferred was awaited in an
-    asyncio task. The others are a wrong way to refuse a message, or to read a stream of replies.
+    The usual errors mix asyncio and Deferreds: asyncio code was awaited without its loop, or a Deferred was awaited in
+    an asyncio task. The other errors are a wrong way to refuse a message, or to read a stream of replies.
     """
     if isinstance(error, BaseExceptionGroup):  # from a TaskGroup
         return next((hint for hint in map(loop_hint, error.exceptions) if hint), "")

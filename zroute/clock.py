@@ -16,7 +16,7 @@ __all__ = ["TICK", "Clock", "Deadline", "Deadlines", "Looping", "Ticking"]
 TICK = 0.25
 """The time in seconds between two calls of `Counters.beats` or `Tracker.check`.
 
-It is half of the shortest time that they measure.
+It is half of the shortest time that these methods measure.
 """
 
 
@@ -72,17 +72,17 @@ class Ticking:
 
 
 Deadline = list[Any]
-"""An entry of `Deadlines`: its time, a number, and the call with its argument; no call when it is cancelled."""
+"""An entry of `Deadlines`: its time, a number, the call, and its argument. A cancelled entry has no call."""
 
 _FEW = 100
-"""Cancelled deadlines that are kept without a look at the others."""
+"""The number of cancelled deadlines up to which all of them are kept."""
 
 
 class Deadlines:
     """Deadlines of many calls, which share one timer of the clock.
 
-    Most requests are answered long before their deadline. So a cancelled deadline only loses its call; it leaves the
-    heap when its time has come, or when more than half of the heap is cancelled.
+    Most requests are answered long before their deadline. `cancel` therefore only removes the call. The entry leaves
+    the heap when its time has passed, or when more than half of the entries are cancelled.
     """
 
     def __init__(self, clock: Clock) -> None:

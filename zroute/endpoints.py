@@ -32,7 +32,7 @@ LOOP = "inproc://zroute-"
 
 _TRANSPORTS = ("tcp", "ipc", "inproc")
 _TCP = re.compile(r"(?:[^;]+;)?(?P<host>\[[^\]]+\]|[^:\[\];]+):(?P<port>\d+|\*)")
-_LOOPBACK = re.compile(r"127(\.\d+){1,3}|\[::ffff:127(\.\d+){3}\]|\[::1\]|localhost|lo0?")  # lo, lo0: its interface
+_LOOPBACK = re.compile(r"127(\.\d+){1,3}|\[::ffff:127(\.\d+){3}\]|\[::1\]|localhost|lo0?")  # lo, lo0: interfaces
 _IPC_PATH_MAX = 107  # sun_path of unix(7) holds 108 bytes with the closing NUL
 
 
@@ -41,11 +41,11 @@ class Form(Protocol):
 
     @property
     def filters(self) -> bool:
-        """True if publishers can filter by topic: it is at the start of the first part."""
+        """True if publishers can filter by topic, which starts the first part."""
 
     @property
     def fixed_topic(self) -> bytes | None:
-        """The topic of all messages, or None if they have topics of their own."""
+        """The topic of all messages, or None if each message contains its topic."""
 
     def parser(self, max_message: int, place: str) -> Callable[[tuple[bytes, ...]], Any]:
         """Return the function that extracts topic and body from the parts of a message."""
@@ -96,7 +96,8 @@ class Side:
 
     Attributes:
         name: The name of the parameter.
-        binds: True if endpoints of this side bind by default, False if they connect by default.
+        binds: True if endpoints of this side bind unless they begin with ``connect:``; False if they connect unless
+            they begin with ``bind:``.
         verb: The action of the app at these endpoints, for log lines.
         action: The same action, for help texts.
     """
@@ -140,17 +141,17 @@ class EndpointOptions(TypedDict, total=False):
     """
 
     sub: tuple[Endpoint, ...] | None
-    """Endpoints that replace those from which the apps receive. Default: None, the apps' own."""
+    """Endpoints to receive from, instead of the apps' own. Default: None, which keeps the apps' endpoints."""
     pub: tuple[Endpoint, ...] | None
-    """Endpoints that replace those to which the apps publish. Default: None, the apps' own."""
+    """Endpoints to publish to, instead of the apps' own. Default: None, which keeps the apps' endpoints."""
     rep: tuple[Endpoint, ...] | None
-    """Endpoints that replace those at which the apps answer requests. Default: None, the apps' own."""
+    """Endpoints to answer requests at, instead of the apps' own. Default: None, which keeps the apps' endpoints."""
     req: tuple[Endpoint, ...] | None
-    """Endpoints that replace those to which the apps send requests. Default: None, the apps' own."""
+    """Endpoints to send requests to, instead of the apps' own. Default: None, which keeps the apps' endpoints."""
     jobs: tuple[Endpoint, ...] | None
-    """Endpoints that replace those at which the apps hand out jobs. Default: None, the apps' own."""
+    """Endpoints to hand out jobs at, instead of the apps' own. Default: None, which keeps the apps' endpoints."""
     work: tuple[Endpoint, ...] | None
-    """Endpoints that replace those from which the apps take jobs. Default: None, the apps' own."""
+    """Endpoints to take jobs from, instead of the apps' own. Default: None, which keeps the apps' endpoints."""
 
 
 @attrs.frozen
@@ -228,11 +229,11 @@ class ResolvedAddresses:
 
     Attributes:
         sub: The addresses from which the app receives, in the order of its endpoints.
-        pub: The addresses to which it publishes.
-        rep: The addresses at which it answers requests.
-        req: The addresses to which it sends requests.
-        jobs: The addresses at which it hands out jobs.
-        work: The addresses from which it takes jobs.
+        pub: The addresses to which the app publishes.
+        rep: The addresses at which the app answers requests.
+        req: The addresses to which the app sends requests.
+        jobs: The addresses at which the app hands out jobs.
+        work: The addresses from which the app takes jobs.
     """
 
     sub: tuple[str, ...] = ()
@@ -289,7 +290,7 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
     """Return one or several endpoints, in the order given.
 
     Raises:
-        EndpointError: An endpoint is invalid, or given twice, or the endpoints have forms.
+        EndpointError: An endpoint is invalid or given twice, or ``given`` is a mapping of endpoints to forms.
     """
     if isinstance(given, Mapping):
         raise EndpointError(
@@ -307,7 +308,7 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
 
 
 def parse_ends(given: Mapping[str, str | Iterable[str]]) -> Ends:
-    """Return the endpoints of all sides from their texts, by the name of the side.
+    """Parse the endpoints of all sides, given as texts by the name of the side.
 
     Raises:
         EndpointError: An endpoint is invalid, or given twice. The error names the side.
@@ -325,7 +326,7 @@ def parse_ends(given: Mapping[str, str | Iterable[str]]) -> Ends:
 def _clash(one: str, other: str) -> bool:
     """Return True if only one of two addresses can be bound.
 
-    An address with ``*`` or port 0 is a new one at each bind. All interfaces include each single interface.
+    An address with ``*`` or port 0 is different at each bind. The address of all interfaces includes each interface.
     """
     first, second = _TCP.fullmatch(one.removeprefix("tcp://")), _TCP.fullmatch(other.removeprefix("tcp://"))
     if first is None or second is None:

@@ -33,9 +33,9 @@
             ├── RequestTimeoutError  (TimeoutError)     no reply in time
             └── RequestLostError     (ConnectionError)  the server has disconnected
 
-User code receives a `PeerError` in two ways: as the first argument of an ``on_error`` function, and from an awaited
-request, which raises a `RequestError`, or a `DecodeError` for a reply of another type. The text of each error explains
-what was wrong, where, what was expected and what to do. Attributes contain the facts that a program may need.
+User code receives a `PeerError` as the first argument of an ``on_error`` function. An awaited request raises a
+`RequestError`, or a `DecodeError` if the reply has another type. The text of each error explains what was wrong, where,
+what was expected and what to do. Attributes contain the facts that a program may need.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ZrouteError(Exception):
 class SetupError(ZrouteError):
     """The app can't work as it is written.
 
-    It is raised at the declaration, or by ``app.compile()``. ``where`` is the line of the declaration, as
+    The error is raised at the declaration, or by ``app.compile()``. ``where`` is the line of the declaration, as
     ``"file.py:12"``, or None if the traceback shows the line.
     """
 
@@ -147,7 +147,7 @@ class AppFrozenError(SetupError):
 
 
 class UsageError(ZrouteError):
-    """A call that can't be carried out. It is raised before a message is sent."""
+    """A call that can't be carried out. It fails before a message is sent."""
 
 
 class TopicError(UsageError, ValueError):
@@ -190,7 +190,7 @@ class NotReadyError(UsageError, TimeoutError):
 class NotRunningError(UsageError):
     """A call before the app has started, or after it has stopped.
 
-    It is raised when a program publishes, attaches handlers, opens streams, or calls from other threads. All of these
+    Calls that publish, attach handlers, open streams, or come from other threads raise this error. All of these calls
     work from ``on_startup`` to ``on_shutdown``. Use decorators to register handlers that are known in advance.
     """
 
@@ -215,8 +215,8 @@ class ForkedContextError(UsageError):
 class Reject(ZrouteError):  # noqa: N818  # a handler says it: raise Reject("no such account")
     """Raised by a handler to refuse a message, without further attempts.
 
-    It is counted as a failure of the handler and logged as a warning without a traceback. The message is then published
-    to the route's ``dead`` topic, or passed to an ``on_error`` function.
+    The message is counted as a failure of the handler, and logged as a warning without a traceback. It is then
+    published to the route's ``dead`` topic, or passed to an ``on_error`` function.
 
     Example:
         ```python
@@ -231,7 +231,7 @@ class Reject(ZrouteError):  # noqa: N818  # a handler says it: raise Reject("no 
 class RequestRefused(ZrouteError):  # noqa: N818  # a handler says it: raise RequestRefused(409, "no such symbol")
     """Raised by a handler of requests: the caller gets a `RequestRefusedError`.
 
-    It is not counted as a failure of the handler, and not logged.
+    The refusal is not counted as a failure of the handler, and is not logged.
 
     Example:
         ```python
@@ -243,7 +243,7 @@ class RequestRefused(ZrouteError):  # noqa: N818  # a handler says it: raise Req
         ```
 
     Args:
-        code: A number from 100 to 999, without 400, 404, 500 and 503, which zroute uses itself.
+        code: A number from 100 to 999, except 400, 404, 500 and 503, which zroute uses itself.
         reason: A text for the caller.
 
     Raises:
@@ -253,7 +253,7 @@ class RequestRefused(ZrouteError):  # noqa: N818  # a handler says it: raise Req
     if not TYPE_CHECKING:  # type checkers report a missing argument
 
         def __new__(cls, *given: object, **named: object) -> RequestRefused:
-            """Explain the arguments if one is missing."""
+            """Raise UsageError that explains the arguments if one is missing."""
             if cls is RequestRefused and len(given) + len(named) != 2:
                 shown = ", ".join(map(repr, given))
                 raise UsageError(
@@ -331,7 +331,7 @@ class RequestError(PeerError):
 
 
 class NoServerError(RequestError, ConnectionError):
-    """No server was connected until the timeout. The request was not sent."""
+    """No server was connected before the timeout. The request was not sent."""
 
 
 class NoHandlerError(RequestError):
@@ -343,7 +343,7 @@ class NoHandlerError(RequestError):
 class BadRequestError(RequestError):
     """The server could not read the request (400).
 
-    ``reason`` names the field that has another type than the handler declares.
+    ``reason`` describes the fault, for example a field of another type than the handler declares.
     """
 
     code = 400
@@ -360,7 +360,7 @@ class RequestRefusedError(RequestError):
     if not TYPE_CHECKING:  # type checkers report the arguments
 
         def __new__(cls, *given: object, **named: object) -> RequestRefusedError:
-            """Explain which of the two similar errors a handler raises."""
+            """Raise UsageError if a handler confuses this error with `RequestRefused`."""
             if cls is RequestRefusedError and len(given) == 2:
                 code, reason = given
                 raise UsageError(
@@ -383,7 +383,7 @@ class ServerError(RequestError):
 class BusyError(RequestError):
     """The server has no room for the request, or is about to stop (503).
 
-    It has not handled the request.
+    The server has not handled the request.
     """
 
     code = 503
@@ -398,9 +398,10 @@ class RequestLostError(RequestError, ConnectionError):
 
 
 class JobFailedError(PeerError):
-    """A job that was given up: its last attempt failed, or a worker rejected it.
+    """A job that is not attempted again, for example after its last attempt.
 
-    ``topic`` is the topic of the job, and ``attempts`` the number of attempts. ``reason`` is the text of the worker.
+    The last attempt failed, a worker rejected the job, or too many workers ended or fell silent while they had it.
+    ``topic`` is the topic of the job, and ``attempts`` the number of attempts. ``reason`` describes the last failure.
     """
 
     def __init__(self, reason: str, *, topic: str, attempts: int) -> None:

@@ -78,7 +78,7 @@ def raised_at(error: BaseException) -> str:
 
 
 def short_path(filename: str) -> str:
-    """Return a path, relative to the working directory if it is inside."""
+    """Return a path; a path inside the working directory becomes relative to it."""
     try:
         return str(Path(filename).relative_to(os.getcwd()))
     except ValueError:
@@ -116,7 +116,7 @@ def _code(function: object) -> types.CodeType | None:
 def local_names(function: Callable[..., Any]) -> Mapping[str, Any] | None:
     """Return the local names that the annotations of ``function`` mention.
 
-    It must be called while ``function`` is registered. The result is None if ``function`` is not defined inside another
+    Call it while ``function`` is being registered. The result is None if ``function`` is not defined inside another
     function.
 
     A registered function lives as long as the app, so it must not keep the frame or other local variables alive. The
@@ -142,7 +142,7 @@ def local_names(function: Callable[..., Any]) -> Mapping[str, Any] | None:
 def annotated(function: Callable[..., Any]) -> Any:
     """Return the object with the annotations of ``function``.
 
-    This is the function itself, or ``__call__`` of its class.
+    The result is the function itself, or for a callable object, ``__call__`` of its class.
     """
     function = _innermost(function)
     if isinstance(function, types.FunctionType | types.MethodType | type) or hasattr(function, "__wrapped__"):

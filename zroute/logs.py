@@ -262,8 +262,8 @@ def printable(text: object, most: int | None = 1000) -> str:
     Args:
         text: A text, UTF-8 bytes, or an object such as an exception, whose ``str()`` is used. A byte that is not valid
             UTF-8 becomes ``\udc80`` to ``\udcff``, as in the `repr` of a topic.
-        most: The maximum number of characters of the result. A longer text is cut, and its length is added. With None,
-            the whole text is returned.
+        most: The maximum number of characters. A longer text is cut to this number, and the length of the original text
+            is appended. With None, the whole text is returned.
 
     Returns:
         The printable text.
@@ -279,7 +279,7 @@ def printable(text: object, most: int | None = 1000) -> str:
 def peer_name(identity: bytes) -> str:
     """Return the ZeroMQ identity of a peer as text.
 
-    libzmq's own identities are a zero byte and a number, which is shown in hexadecimal digits.
+    An identity that libzmq has chosen is a zero byte and a number. Such a number is returned in hexadecimal digits.
     """
     return identity[1:].hex() if identity[:1] == b"\0" else printable(identity)
 
@@ -294,7 +294,7 @@ def text_of(given: object) -> str:
         return given.decode("utf-8", "surrogateescape")
     try:
         return str(given)
-    except BaseException as error:  # whatever it is, the report of the exception must go on
+    except BaseException as error:  # any error: the exception must still be reported
         return f"<{type(given).__name__}, whose text can't be created: {type(error).__name__}>"
 
 

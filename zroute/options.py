@@ -87,341 +87,343 @@ __all__ = [
 ]
 
 MAX_TOPIC = 255
-"""Bytes of the longest pattern or numbered topic.
+"""The maximum length in bytes of a pattern or a numbered topic.
 
-On the wire a counter names its prefix by the length, in one byte.
+On the wire, a counter contains the length of its prefix in one byte.
 """
 
 MAX_PARTS = 16
-"""Parts of the largest received message: known publishers send up to seven.
+"""The maximum number of parts of a received message. Known publishers send up to seven.
 
 MAXMSGSIZE does not limit the number of parts.
 """
 
 MAX_MESSAGE = 1024 * 1024
-"""Bytes of the largest message body, by default.
+"""The default for the maximum size of a message body in bytes.
 
-Larger data belongs in a file or an object store; send its name in a message.
+Larger data belongs in a file or an object store; send the name of the file or object in a message.
 """
 
 HEADERS_MAX = 4096
-"""Bytes of the encoded headers of a message; bounds MAXMSGSIZE of subscribers."""
+"""The maximum size in bytes of the encoded headers of a message. MAXMSGSIZE of subscribers includes it."""
 
 CARRIED = 16
-"""Counters that one message carries: one for each live subscription to its topic.
+"""The maximum number of counters in one message: one for each live subscription to the topic.
 
 If more subscriptions cover the topic, those with the longest prefixes get no counter.
 """
 
 STATEMENT_MAX = 4096
-"""Bytes of one part of an answer to a marker.
+"""The maximum size in bytes of one part of an answer to a marker.
 
-It fits into the smallest MAXMSGSIZE of a subscriber.
+Such a part does not exceed the smallest MAXMSGSIZE of a subscriber.
 """
 
 COALESCED = 100
-"""Messages that one frame carries by default.
+"""The default for the maximum number of messages in one frame.
 
-At 50 nearly all of the gain is reached, and one turn of the reactor stays short.
+Nearly all of the gain is reached with 50 messages, and one turn of the reactor stays short.
 """
 
 COALESCED_MAX = 1_000
-"""Messages that one frame may carry.
+"""The upper limit for the maximum number of messages in one frame.
 
-They are decoded without a look at the clock, and are lost together.
+The messages of a frame are decoded without a check of the clock, and are lost together.
 """
 
 COALESCED_BYTES = 64_000
-"""Bytes of the messages in one frame, including separators.
+"""The maximum size in bytes of the messages in one frame, including separators.
 
-The end of each message is written in two bytes.
+The end of each message is stored in two bytes.
 """
 
 LARGE_FRAME = 8192
 """The size in bytes from which a body no longer takes the fast path.
 
-Its size and nesting are then checked before it is decoded. 8 KiB can't nest deeply enough to exhaust the C stack: that
-takes between 16,000 and 30,000 levels (measured with a stack of 8 MiB).
+The size and nesting of a larger body are checked before it is decoded. 8 KiB can't nest deeply enough to exhaust the C
+stack, which takes between 16,000 and 30,000 levels (measured with a stack of 8 MiB).
 """
 
 TOPIC_CACHE = 128 * 1024 * 1024
-"""Bytes of an app's cache of received topics, and of its cache of published ones.
+"""The maximum size in bytes of an app's cache of received topics, and of its cache of published topics.
 
-This is enough for about 50,000 topics. When a cache is full, a part of its topics is dropped; their entries are made
-again with their next message. Topics over `MAX_TOPIC` bytes are not cached.
+This is enough for about 50,000 topics. When a cache is full, some of its topics are dropped. The next message of a
+dropped topic creates its entry again. Topics of more than `MAX_TOPIC` bytes are not cached.
 """
 
 PUBLISHERS_KEPT = 1_024
-"""Publishers of one topic whose headers a subscriber caches.
+"""The maximum number of publishers of one topic whose headers a subscriber caches.
 
-It is also the number of publishers that a subscriber keeps counters of.
+It is also the maximum number of publishers whose counters a subscriber stores.
 """
 
 TOPICS_NOTED = 16_384
-"""Topics for which one fact is kept, for example the time of the latest message.
+"""The maximum number of topics for which one fact is stored, for example the time of the latest message.
 
-Each takes up to 500 bytes.
+Each topic takes up to 500 bytes.
 """
 
 MAX_SUBSCRIPTIONS = 100_000
-"""Live subscriptions at one publisher before it logs a warning about a flood.
+"""The number of live subscriptions above which a publisher logs a warning about a flood.
 
-Each takes about 1 KiB in libzmq.
+Each subscription takes about 1 KiB in libzmq.
 """
 
 MAX_SUBSCRIPTION_BYTES = 1024 * 1024
-"""The default for the maximum size of a connection's subscriptions, in bytes.
+"""The default for the maximum size in bytes of the subscriptions of one connection.
 
-libzmq needs about 50 times as much memory for them.
+libzmq needs about 50 times as much memory for these subscriptions.
 """
 
 MAX_SUBSCRIPTION_BYTES_LEAST = 4096
 """The smallest value of ``max_subscription_bytes``.
 
-It has room for the markers of one subscriber, several times over.
+It is several times the size of the markers of one subscriber.
 """
 
 SUBSCRIPTION_COST = 20
-"""The minimum bytes that a subscription is charged.
+"""The minimum size in bytes that is counted for a subscription.
 
-A shorter one takes no less memory here.
+A shorter subscription does not take less memory.
 """
 
 KEPT_MAX = 100_000
-"""Topics whose latest message one app retains.
+"""The maximum number of topics whose latest message one app retains.
 
-Beyond that it drops the topic that came first, and logs that.
+Beyond this number, the app drops the oldest topic, and logs a line the first time.
 """
 
 SUBSCRIPTIONS_SLICE = 400
-"""Subscriptions that are sent again at a time.
+"""The maximum number of subscriptions that are sent again at a time.
 
-A proxy drops them beyond 1,000 (SNDHWM of its XSUB).
+A proxy drops more than 1,000 subscriptions at a time (SNDHWM of its XSUB).
 """
 
 MAX_IN_FLIGHT = 100
-"""Unfinished calls of one handler at a time.
+"""The default for the maximum number of unfinished calls of one handler.
 
-Most connection pools can serve that number.
+Most connection pools can serve this number.
 """
 
 THREADS_IN_FLIGHT = 10
-"""Unfinished calls at a time of one handler that runs in threads.
+"""The default for the maximum number of unfinished calls of one handler that runs in threads.
 
 A thread needs more memory than a call of an ``async`` function. A larger number must therefore be the user's choice.
 """
 
 ROUTE_QUEUE = 1_000
-"""Messages that wait for one handler before reading pauses.
+"""The default for the number of messages that wait for one handler before reading pauses.
 
 ZeroMQ itself queues the same number (RCVHWM).
 """
 
 RETRIES_MAX = 20
-"""Further attempts of a handler with ``retry=``."""
+"""The maximum number of retries of a handler with ``retry=``."""
 
 DEAD_ERROR = 1024
-"""Bytes of the error in the headers of a dead letter, a quarter of `HEADERS_MAX`."""
+"""The maximum size in bytes of the error in the headers of a dead letter, a quarter of `HEADERS_MAX`."""
 
 WORK_IN_FLIGHT = 4
-"""Jobs of one handler that run at a time, by default.
+"""The default for the maximum number of jobs of one handler that run at the same time.
 
-Jobs are long more often than messages, and most run in threads.
+A job often takes longer than the handling of a message, and most jobs run in threads.
 """
 
 JOBS_WAITING = 10_000
-"""Jobs of a queue that wait for workers, by default.
+"""The default for the maximum number of jobs in a queue that wait for workers.
 
-The rest waits in its producers: ``put`` waits for room.
+While the queue is full, ``put`` waits for room.
 """
 
 SILENT_AFTER = 10.0
-"""Seconds without a sign of life after which an owner takes the jobs of a worker.
+"""The default for the time in seconds without a sign of life after which an owner takes back the jobs of a worker.
 
 A worker sends a sign of life each second; ten missing ones mean a frozen process or a dead connection.
 """
 
 CREDITS_MAX = 1_000
-"""Unfinished jobs that one handler of a worker may have.
+"""The maximum number of unfinished jobs that one handler of a worker may have.
 
-They are lost together if the worker ends, so each must be done again.
+If the worker ends, all of these jobs must be done again.
 """
 
 OFFER_PATTERNS = 100
-"""Patterns in the offer of one worker."""
+"""The maximum number of patterns in the offer of one worker."""
 
 OFFER_MAX = 8_192
-"""Bytes of the offer of one worker.
+"""The maximum size in bytes of the offer of one worker.
 
-It is the largest message that an owner receives.
+An offer is the largest message that an owner receives.
 """
 
 JOB_MESSAGES = CREDITS_MAX * OFFER_PATTERNS + 1_000
-"""Messages that wait for a peer that exchanges jobs, at either side.
+"""The maximum number of messages that an owner or a worker queues for its peer.
 
-All unfinished jobs of a worker fit, or all its reports, and some signs of life. A peer that reads nothing has a full
-queue in the end, and is dropped.
+This is enough for all unfinished jobs of a worker, or all their reports, and some signs of life. If a peer does not
+read, its queue becomes full, and the peer is dropped.
 """
 
 MAX_WORKERS = 10_000
-"""Workers of one owner.
+"""The maximum number of workers of one owner.
 
-Each takes about 2 KiB.
+Each worker takes about 2 KiB.
 """
 
 REGROUP_STEPS = 4_000
-"""Steps in which an owner compares the topics of waiting jobs with new patterns, in each `REGROUP_SECONDS`.
+"""The number of steps in one slice, in which an owner compares the topics of waiting jobs with new patterns.
 
-A topic without jobs takes one step. Another topic takes one more for each table of patterns that may contain it, and
-for each kind of worker that accepts it: usually three in all.
+A topic without jobs takes one step. A topic with jobs takes one more step for each table of patterns that may contain
+the topic, and for each kind of worker that accepts it: usually three steps in all.
 """
 
 REGROUP_SECONDS = 0.02
-"""Seconds between two slices of such comparisons.
+"""The time in seconds between two slices of `REGROUP_STEPS`.
 
 A slice takes about 5 ms, so new patterns use at most a quarter of the CPU time of an owner.
 """
 
 JOB_TEXT = 1_024
-"""Bytes of the text with which a worker reports a failed job."""
+"""The maximum size in bytes of the text with which a worker reports a failed job."""
 
 JOB_LOSSES = 20
-"""How often in total the worker of a job may end or fall silent before the job is given up.
+"""The maximum number of workers that may end or become silent while they have the same job.
 
-A job that ends the process of its worker would otherwise end all workers, one after the other.
+After one more such worker, the owner gives up on the job. Otherwise, a job that ends the process of its worker would
+end all workers, one after the other.
 """
 
 BATCH_MAX = 10_000
-"""Messages in the largest batch of a handler with ``batch=``.
+"""The maximum number of messages in a batch of a handler with ``batch=``.
 
-No database gains from larger ones.
+No database gains from larger batches.
 """
 
 BATCH_SECONDS = 0.01
-"""Seconds that a batch may grow while messages keep arriving.
+"""The maximum time in seconds for which a batch grows while messages keep arriving.
 
-So a flood of messages does not delay other handlers.
+Because of this limit, a flood of messages does not hold a batch back.
 """
 
 STREAM_QUEUE = 100
-"""Messages that wait in one stream.
+"""The default for the maximum number of messages that wait in one stream.
 
-A loop that takes them one by one is rarely far behind.
+A loop that takes the messages one by one is rarely far behind.
 """
 
 REQUEST_WINDOW = 64
-"""Requests sent to one server and not answered.
+"""The maximum number of unanswered requests to one server.
 
-Enough to keep it busy, and few enough to work off after a pause.
+This is enough to keep the server busy, and few enough to be handled soon after a pause.
 """
 
 APP_WINDOW = 1_024
-"""Requests of an app sent to one server and not answered.
+"""The maximum number of unanswered requests from an app to one server.
 
-A server refuses what it has no room for, so the limit only keeps libzmq from queueing without bound.
+A server refuses requests for which it has no room, so this limit only bounds the queue of libzmq.
 """
 
 REQUEST_TIMEOUT = 10.0
-"""Seconds that an app waits for a reply, by default."""
+"""The default for the time in seconds that an app waits for a reply."""
 
 REFUSAL_TEXT = 1024
-"""Bytes of the text of a failure."""
+"""The maximum size in bytes of the text with which a server refuses a request."""
 
 ENVELOPE_MAX = 1_024
-"""Bytes of the envelope of a request, which the server keeps until the answer.
+"""The maximum size in bytes of the envelope of a request, which the server stores until the answer.
 
-Enough for the identities of three ROUTERs and an id.
+This is enough for the identities of three ROUTERs and an id.
 """
 
 REQUESTS_WAITING_BYTES = 128 * 1024 * 1024
-"""Bytes of the requests that wait for the handlers of one app.
+"""The maximum size in bytes of the requests that wait for the handlers of one app.
 
-The same as `REPLIES_HELD_TOTAL`. One request waits at any size.
+It is equal to `REPLIES_HELD_TOTAL`. A single request may be larger.
 """
 
 REPLIES_SENT = 64
-"""Replies that libzmq queues for each client of an app.
+"""The maximum number of replies that libzmq queues for each client of an app.
 
-libzmq limits only their number, so further replies wait in the app, which limits their bytes. With fewer than 64, a
-stream of small items would take a third more CPU time.
+libzmq limits only the number of replies, so further replies wait in the app, which also limits their size. With fewer
+than 64 replies, a stream of small items would take a third more CPU time.
 """
 
 REPLIES_HELD = 1_000
-"""Replies that a server holds for a client whose queue in libzmq is full.
+"""The maximum number of replies that a server holds for a client whose queue in libzmq is full.
 
-With the queue in libzmq, there is room for all replies to the `APP_WINDOW` of a client.
+Together with the queue in libzmq, this is enough for the replies to all `APP_WINDOW` requests of a client.
 """
 
 REPLIES_HELD_BYTES = 32 * 1024 * 1024
-"""Bytes of the replies that a server holds for one client.
+"""The maximum size in bytes of the replies that a server holds for one client.
 
-Enough for `REPLIES_HELD` replies of 32 KiB, or for 32 of the largest size by default. One reply is held at any size.
+This is enough for `REPLIES_HELD` replies of 32 KiB, or for 32 replies of `MAX_MESSAGE` bytes. A single reply may be
+larger.
 """
 
 REPLIES_HELD_TOTAL = 128 * 1024 * 1024
-"""Bytes of the replies that a server holds for all clients: what four clients that do not read may use.
+"""The maximum size in bytes of the replies that a server holds for all clients.
 
-One reply is held at any size.
+It is four times `REPLIES_HELD_BYTES`. A single reply may be larger.
 """
 
 REPLY_AGAIN = 0.01
-"""Seconds until a server tries again to send the replies that it holds.
+"""The time in seconds between two attempts of a server to send the replies that it holds.
 
-libzmq does not tell which peer of a ROUTER socket has room again.
+libzmq does not report which peer of a ROUTER socket has room again.
 """
 
 STREAM_WINDOW = 128
-"""Items of a stream that were sent and not consumed."""
+"""The maximum number of items of a stream that were sent but not consumed."""
 
 MAX_CREDIT = 0xFFFF
-"""The highest number of items that a client can allow."""
+"""The maximum number of items that a client can allow a server to send."""
 
 STREAM_SILENCE = 20.0
-"""Seconds after which a server ends a stream whose client gives no sign of life."""
+"""The time in seconds after which a server ends a stream whose client gives no sign of life."""
 
 REQUEST_FORGOTTEN = 60.0
-"""Seconds after which a request whose caller gave up no longer counts.
+"""The time in seconds after which a request whose caller gave up no longer counts as unanswered.
 
-Its reply was lost, or never sent.
+Its reply was then lost, or never sent.
 """
 
 READ_BUDGET = 256
-"""Messages read in one turn of the reactor.
+"""The maximum number of messages that are read in one turn of the reactor.
 
 The limit costs no throughput, and lets timers run during a flood.
 """
 
 READ_SECONDS = 0.005
-"""Seconds of one turn of the reactor that reading may take."""
+"""The maximum time in seconds that reading takes in one turn of the reactor."""
 
 READ_SLICE = 16
-"""Messages between two looks at the clock.
+"""The number of messages between two checks of the clock.
 
-A look costs about a tenth of a message.
+A check takes about a tenth of the time of a message.
 """
 
 SUBSCRIPTIONS_SEEN = 0.001
-"""Seconds until a publisher that has sent a message looks for subscriptions."""
+"""The time in seconds until a publisher that has sent a message checks for new subscriptions."""
 
 DRAIN_TIMEOUT = 8.0
-"""Seconds that a stop waits for received messages to be handled.
+"""The default for the maximum time in seconds that a stop waits for unfinished handlers.
 
 It is less than the 10 s that container runtimes wait before SIGKILL.
 """
 
 RECEIVED_MAX = 1_000
-"""Messages of each publisher that wait in a subscriber's socket, by default.
+"""The default for the maximum number of messages of each publisher that wait in a subscriber's socket.
 
-Few enough to bound memory and to resume the sender soon.
+The number is low, to bound the memory and to let the sender resume soon.
 """
 
 SENT_MAX = 10_000
-"""Frames that wait for each subscriber in a publisher's socket, by default."""
+"""The default for the maximum number of frames that wait for each subscriber in a publisher's socket."""
 
 SEND_QUEUE = 1_000
-"""Messages that wait for subscribers with ``overflow="wait"``.
+"""The maximum number of messages that wait for subscribers with ``overflow="wait"``.
 
-ZeroMQ itself queues a similar number for a subscriber.
+ZeroMQ's own default for the queue of a subscriber is the same number (SNDHWM).
 """
 
 SEND_QUEUE_SECONDS = 30.0
@@ -431,13 +433,13 @@ It is longer than a short pause of a subscriber.
 """
 
 LINGER_DRAIN = 3000
-"""Milliseconds that a closed socket may continue to send.
+"""The maximum time in milliseconds for which a closed socket continues to send.
 
-Never -1: with an unreachable peer, `term` would not return.
+The value must not be -1, because `term` would not return while a peer is unreachable.
 """
 
 LINGER_ABORT = 0
-"""Milliseconds that a discarded socket may continue to send."""
+"""The maximum time in milliseconds for which a discarded socket continues to send."""
 
 
 @attrs.frozen
@@ -464,8 +466,8 @@ _EVERY_SOCKET = (
 def frame_limit(max_message: int = MAX_MESSAGE) -> int:
     """Return MAXMSGSIZE for message bodies of up to ``max_message`` bytes.
 
-    It also allows frames of coalesced messages. A frame holds these parts before the body: a marker and a topic, each
-    with a NUL; the tracked header with its length field; fifteen more counters of 9 bytes; the headers. Each coalesced
+    The limit also allows frames of coalesced messages. Before the body, a frame holds a marker and a topic, each with a
+    NUL, the tracked header with its length field, fifteen more counters of 9 bytes, and the headers. Each coalesced
     message takes three more bytes: two for its length, and a separator.
     """
     body = max(max_message, COALESCED_BYTES + 3 * (COALESCED_MAX + 1))
@@ -523,7 +525,7 @@ def socket_options(kind: str) -> tuple[Option, ...]:
 
 
 class NetworkOptions(TypedDict, total=False):
-    """The options of the network, as they may be set for an app.
+    """The network options that an app can set for its sockets.
 
     Names are libzmq's in lower case, and units are libzmq's (zmq_setsockopt(3)). The documentation has a table of the
     defaults. Values are whole numbers.
@@ -564,7 +566,7 @@ class NetworkOptions(TypedDict, total=False):
 
 
 class SocketOptions(NetworkOptions, total=False):
-    """The options of a connection, as keywords.
+    """The options of a connection, as keyword arguments.
 
     Names are libzmq's in lower case, and units are libzmq's (zmq_setsockopt(3)). The documentation has a table of the
     defaults.
@@ -596,8 +598,8 @@ class SocketOptions(NetworkOptions, total=False):
     immediate: int
     """With 1, messages are queued only for completed connections; with 0, also while connecting.
 
-    This option is only for PUSH and PUB. On sockets that receive, with the value 1, libzmq 4.3.5 ends the process
-    (``Assertion failed: !_more``, fq.cpp) if a connection is lost while a message of several parts is read from it.
+    This option is only for PUSH and PUB. On a socket that receives, the value 1 is dangerous: libzmq 4.3.5 ends the
+    process (``Assertion failed: !_more``, fq.cpp) if a connection is lost in the middle of a message of several parts.
     """
     identity: bytes
     """The identity of this socket at a ROUTER: 1 to 255 bytes, the first not 0.

@@ -1,8 +1,8 @@
 """Recordings: files of received messages and their times.
 
-This module reads and writes files of frames, without sockets and clocks. A recording is a stream of msgpack objects: a
-header, then an array ``[at, [frame, …]]`` for each message. A writer only appends to the file, so if it is killed, at
-most the last record is incomplete. docs/reference/wire.md specifies the format.
+This module reads and writes files of frames. It uses neither sockets nor clocks. A recording is a stream of msgpack
+objects: a header, then an array ``[at, [frame, …]]`` for each message. A writer only appends to the file. If the writer
+is killed, at most the last record is incomplete. docs/reference/wire.md specifies the format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMAT = "zroute recording"
 VERSION = 1
 
 _RECORD_MAX = 64 * 1024 * 1024
-"""The maximum size of a record in bytes: more than 16 parts with the default maximum body.
+"""The maximum size of a record in bytes, enough for 16 parts of the default maximum size.
 
 It also limits the memory for a record with a broken length.
 """
@@ -66,8 +66,9 @@ class Recording:
 
     Each iteration reads the file from the start, in small portions. ``began_at`` is in seconds since the Unix epoch;
     ``source`` is the endpoint that was recorded. ``torn`` is the number of bytes after the last complete record, which
-    are skipped. It is known when an iteration has reached the end; it is not 0 if the writer was killed during a write.
-    ``frames`` is the form of the messages as in ``zroute record --frames``, or None for zroute's wires.
+    are skipped. An iteration sets ``torn`` when it reaches the end of the file. The number is not 0 if the writer was
+    killed during a write. ``frames`` is the form of the messages as in ``zroute record --frames``, or None for zroute's
+    wires.
 
     Raises:
         RecordingError: An iteration has reached a damaged record. All complete records before it were yielded.
@@ -103,9 +104,9 @@ class Recording:
 
 
 def read(path: str | os.PathLike[str]) -> Recording:
-    """Open a recording; iterate over the result for its messages.
+    """Open a recording, and return it for iteration over its messages.
 
-    It can be iterated over several times. For example:
+    The result can be iterated over several times. For example:
 
         for message in read("feed.zroute"):
             print(message.at, message.topic)
@@ -180,8 +181,8 @@ class Writer:
 
     Raises:
         FileExistsError: The file exists, and ``overwrite`` is False.
-        OSError: The file can't be written, for example because the disk is full. All methods raise it; `close` still
-            closes the file.
+        OSError: The file can't be written, for example because the disk is full. All methods raise this error; `close`
+            closes the file nevertheless.
     """
 
     def __init__(
@@ -243,7 +244,7 @@ class Writer:
             return False
 
     def _begin(self) -> None:
-        # Only now: without a message, a file that was to be overwritten stays unchanged.
+        # Called at the first message: without a message, a file to overwrite must stay unchanged.
         if S_ISREG(os.fstat(self._file.fileno()).st_mode):  # a pipe or a device can't be truncated
             self._file.truncate(0)
         self._append(self._packed(self._header))

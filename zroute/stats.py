@@ -24,20 +24,19 @@ class RouteStats:
     - ``handled``: the handler returned without an error.
     - ``handler_error``: the handler raised an error, or its awaitable failed.
     - ``decode_error``: the body could not be decoded, so the handler was not called.
-    - ``stale``: the message was too old for the route when it would have been handled.
+    - ``stale``: the message was too old for the route, so the handler was not called.
     - ``skipped``: middleware did not call the handler.
     - ``queued``: the message is waiting, alone or in a batch.
     - ``in_flight``: the handler is still handling the message.
     - ``dropped_at_shutdown``: the message was queued or in flight when the app or its stream was closed.
+    - ``cancelled``: the caller of a request stopped waiting before the handler had ended.
 
-    The sum of these counters is the number of messages delivered to the route: a full queue pauses reading, but drops
+    The sum of these counters is the number of messages delivered to the route. A full queue pauses reading, but drops
     no messages.
-
-    - ``cancelled``: the caller of a request no longer waited, before or while the handler ran.
 
     Further counters are not part of the sum:
 
-    - ``retried``: further attempts; a list counts once for each of its messages.
+    - ``retried``: further attempts; a further attempt with a batch counts once for each message.
     - ``timed_out``: attempts that took longer than the route's ``timeout``.
     - ``dead``: messages published to the route's ``dead`` topic. These messages also count as ``handler_error`` or
       ``decode_error``.
@@ -63,20 +62,20 @@ class RouteStats:
 class JobStats:
     """The counters of one job queue.
 
-    Each job in the queue, or that was in it, is counted under exactly one of these:
+    Each job that was ever put into the queue is counted under exactly one of these:
 
     - ``waiting``: it waits for a worker, or for its next attempt.
     - ``in_flight``: a worker has it.
     - ``done``: a worker reported it as done.
-    - ``failed``: it was given up, after its last attempt or because a worker rejected it.
+    - ``failed``: it is not attempted again, for example after its last attempt or because a worker rejected it.
     - ``dropped_at_shutdown``: it was not done when the app stopped.
 
-    So ``put``, the number of jobs that were put, is their sum. Further counters:
+    Their sum is ``put``, the number of all jobs that were put into the queue. Further counters:
 
     - ``retried``: further attempts after a failure.
-    - ``redelivered``: jobs that were taken from a worker that had ended or was silent. Each is given to another one.
+    - ``redelivered``: jobs that were taken from a worker that had ended or was silent, to give them to another worker.
     - ``given_back``: jobs that a stopping worker gave back.
-    - ``done_twice``: reports of a worker that had lost the job, which another worker had done or given up by then.
+    - ``done_twice``: reports about jobs that had been taken from the reporting worker, and were already done or failed.
     - ``dead``: failed jobs that were published as dead letters.
     """
 
@@ -95,7 +94,7 @@ class JobStats:
 
 @attrs.define(init=False)
 class Stats:
-    """The counters of one run. They are zero when the app starts.
+    """The counters of one run. All counters are zero when the app starts.
 
     Received messages:
 
@@ -110,7 +109,7 @@ class Stats:
 
     Losses and publishers:
 
-    - ``lost``: messages that were sent but not received. ``gaps``: the number of gaps in which they were lost.
+    - ``lost``: messages that were sent but not received. ``gaps``: the number of gaps that these losses form.
     - ``unknown_losses``: losses of an unknown number of messages.
     - ``epochs``: runs of publishers from which messages arrived.
     - ``joins``: answers of publishers to a join. ``join_retries``: joins that were sent again.
@@ -129,12 +128,12 @@ class Stats:
 
     - ``requests``: requests that arrived.
     - ``bad_requests``: requests that were refused with 400 before their body was decoded: malformed requests, and
-      requests for one reply of a handler that answers with a stream.
+      requests for a single reply to a handler that answers with a stream.
     - ``no_handler``: requests for topics without a handler.
-    - ``busy``: requests that were refused because a handler had no room, or the app stops.
+    - ``busy``: requests that were refused because a handler had no room or the app was stopping.
 
-    Each other request counts once in the `RouteStats` of its route. A body that does not fit the handler's type is also
-    refused with 400, and counts there as ``decode_error``, and so in ``failed``.
+    Each other request counts once in the `RouteStats` of its route. A request whose body does not fit the handler's
+    type is also refused with 400. It counts there as ``decode_error``, and therefore in ``failed``.
 
     - ``replies_undelivered``: replies to clients that had disconnected, or whose queue was full.
 

@@ -17,7 +17,7 @@ from zroute.clock import Clock
 __all__ = ["BURST", "WINDOW", "ThrottledLog"]
 
 BURST = 5
-"""The number of lines of one kind that are logged in full per window. They are enough to see a pattern."""
+"""The number of lines of one kind that are logged in full per window. This is enough to see a pattern."""
 
 WINDOW = 10.0
 """The length of a window in seconds. It is short enough to follow the count in the log."""

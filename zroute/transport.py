@@ -3,14 +3,14 @@
 **Calls.** A run of an app creates its transport first, from a `TransportRequest`; see `zroute.transports.choosing`. It
 then calls these methods in the reactor's thread, in this order:
 
-1. `open`. ``accounts.moved`` is set before.
+1. `open`. The run sets ``accounts.moved`` before this call.
 2. `sender` and `try_sender`, also for an app that publishes nothing; they return None then. If they return a function,
    `announce` follows.
 3. `listen`, and again after each change of the app's patterns.
 4. At the stop: `finish`, ``accounts.close``, `leave` and `close`. They are called even if `open` failed or was never
    called, so they must not raise in that state. `sender` is still used between `leave` and `close`.
 
-`ready` may be called at any time after `open`, also before the first `listen`: it then waits for that too. `pause` and
+`ready` may be called at any time after `open`. Before the first `listen`, it also waits for that call. `pause` and
 `resume` may be called at any time, also twice. `add` and `remove` may be called between `open` and `finish`.
 
 **Receiving.** `open` and later `use` provide a `Receive`. The transport calls it whenever messages can be read:
@@ -19,7 +19,7 @@ then calls these methods in the reactor's thread, in this order:
 
 It reads up to ``budget`` messages (at most 256) and returns.
 
-- ``recv(1)`` returns the next frame. It raises if there is none; that exception leaves ``receive`` and returns to the
+- ``recv(1)`` returns the next frame. If there is none, it raises an exception, which ``receive`` passes to the
   transport. ``recv(1, False)`` may return an object that does not copy the bytes: it has a length and slices, and
   ``bytes(frame[a:b])`` works.
 - ``more()`` returns True if another frame of the same message follows. Pass the same function, or the same bound
@@ -28,7 +28,7 @@ It reads up to ``budget`` messages (at most 256) and returns.
 Both are called in the reactor's thread, inside ``receive``, and must not block. A transport that reads in a thread of
 its own puts its messages into a queue, and calls ``receive`` by ``reactor.callFromThread``.
 
-Values that a handler sets in context variables must not outlive the read. So a transport stores ``base =
+Values that a handler sets in context variables must not outlive the read. A transport therefore stores ``base =
 copy_context()`` when it is created, and calls ``base.copy().run(receive, recv, more, budget)``.
 
 A frame is ``topic NUL body``; the header of the tracked wire is the start of the body (``docs/reference/wire.md``). A
@@ -49,8 +49,8 @@ any. If ``form.filters`` is False, the transport subscribes to everything.
 **The reactor's turn.** ``receive`` may return early. Only an exception of ``recv`` means that all messages have been
 read. After one or a few budgets (ZeroMQ's transport: 256 messages or 5 ms) the transport returns to the reactor and
 continues in the next turn. Otherwise a flood of messages would stop all timers and other connections. After a `resume`
-or a `use`, it calls ``receive`` at least once, even if no message has arrived, because a frame that was already read
-may contain undelivered messages.
+or a `use`, it calls ``receive`` at least once, even if no message has arrived. A frame that was already read may
+contain undelivered messages.
 
 **Calls from inside ``receive``.** Handlers run inside ``receive``. Handlers may therefore call `pause`, `resume`,
 `use`, `listen`, `ready` and the functions of `sender` and `try_sender` there. None of these may call ``receive``;
@@ -161,7 +161,7 @@ class TransportRequest:
         app: The options of the app.
         reactor: The reactor of the run.
         ends: The endpoints by side: those to receive from are ``ends.sub``, and those to publish at are ``ends.pub``.
-            The transport must bind or connect each, as its ``bind`` says.
+            The transport must bind or connect each endpoint, as the endpoint's ``bind`` says.
         stats: The counters of the run. A transport with accounts adds to ``lost``, ``gaps``, ``unknown_losses``,
             ``epochs``, ``joins``, ``join_retries`` and ``peers``; the run counts everything else.
         found: A function that the accounts call with each `Gap`, `UnknownLoss` and `LostKept`; see
@@ -195,7 +195,7 @@ class Accounts(Protocol):
     """The bookkeeping of received numbers; see `zroute.receiving.session`."""
 
     moved: Callable[[], None]
-    """Called when returned accounts may belong to former subscriptions; the caller then asks for them again."""
+    """Called when accounts may belong to former subscriptions; their users then call `account` again."""
 
     def account(self, epoch: int, topic: bytes, subscription: bytes) -> Account | None:
         """Return the account of a message, or None if the message has no account.
@@ -247,7 +247,7 @@ class NoAccounts:
         return True
 
     def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
-        """Return False, because no kept message is for this app: it never joins."""
+        """Return False: this app never joins, so no kept message is for it."""
         return False
 
     def untracked(self, topic: bytes) -> None:
@@ -274,26 +274,23 @@ class JobOwner(Protocol):
         """
 
     def probe(self) -> None:
-        """Send to all workers, to find those whose connections have ended."""
+        """Send a message to all workers, to find workers whose connections have ended."""
 
 
 class JobWorker(Protocol):
     """The worker of one owner, as the transport sees it; see `zroute.jobs.worker`."""
 
     def connected(self) -> None:
-        """Make an offer: a connection was made."""
+        """Send an offer to the owner over the new connection."""
 
     def disconnected(self) -> None:
-        """Forget the jobs that have not begun."""
+        """Drop the jobs that have not begun."""
 
     def received(self, parts: Sequence[bytes]) -> None:
         """Process a message of the owner. Raises EnvelopeError if it is malformed."""
 
     def stop(self) -> Deferred[None]:
-        """Accept no more jobs.
-
-        Return a Deferred that fires when those that run have ended.
-        """
+        """Accept no more jobs; return a Deferred for the end of the running jobs."""
 
     def close(self) -> None:
         """Stop all timers."""
@@ -312,8 +309,8 @@ class OwnerLink:
 
     Attributes:
         address: The address of the owner.
-        tell: Sends the parts of a message. Returns False if that is impossible.
-        reconnect: Ends the connection, and makes another one.
+        tell: Sends the parts of a message. Returns False if they can't be sent.
+        reconnect: Ends the connection, and connects again.
     """
 
     address: str
@@ -389,9 +386,9 @@ class Transport(Protocol):
     def remove(self, addresses: ResolvedAddresses) -> Deferred[None]:
         """Close some endpoints of an open transport, named by their `addresses`.
 
-        Messages that have already arrived from their publishers are read first. Later messages do not count as lost.
-        The run has checked that the transport has these endpoints. The Deferred fires when they are closed. The default
-        is for a transport that can't change its endpoints.
+        Messages that have already arrived from these endpoints are read first. Later messages do not count as lost.
+        The run has checked that the transport has these endpoints. The Deferred fires when the endpoints are closed.
+        The default is for a transport that can't change its endpoints.
 
         Raises:
             EndpointError: The transport can't close an endpoint.
@@ -405,13 +402,13 @@ class Transport(Protocol):
     def open_requests(self, client: Client | None, on_request: Callable[[Asked], object] | None) -> None:
         """Open the endpoints for requests, after `open`.
 
-        A transport sends the requests of ``client`` through lanes; see `zroute.requests.lanes`. It makes an `Asked` of
-        each request that arrives, once `answer` was called, and gives it to ``on_request``. It does so until `close`.
-        The default is for a transport without requests.
+        A transport sends the requests of ``client`` through lanes; see `zroute.requests.lanes`. From `answer` to
+        `close`, it passes each request that arrives to ``on_request`` as an `Asked`. The default is for a transport
+        without requests.
 
         Args:
-            client: The requests of the app; None if it sends none.
-            on_request: Takes a request of a client; None if the app answers none.
+            client: The requests of the app; None if the app sends no requests.
+            on_request: Called with each request of a client; None if the app answers no requests.
 
         Raises:
             EndpointError: An endpoint can't be opened.
@@ -429,8 +426,8 @@ class Transport(Protocol):
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
         """Return a Deferred that fires when publishers know the patterns.
 
-        See `App.ready`. The run cancels the Deferred at a timeout and at a stop; it must then end, and later calls of
-        `ready` must still work. If `listen` was not called yet, the Deferred also waits for the first call.
+        See `App.ready`. The run cancels the Deferred at a timeout and at a stop. The Deferred must then end, and later
+        calls of `ready` must still work. If `listen` was not called yet, the Deferred also waits for the first call.
 
         Args:
             publishers: the number of publishers to wait for; None waits for all connected publishers.
@@ -503,8 +500,8 @@ class Transport(Protocol):
 
         The result is False, which is the default, if the transport does not know the subscriptions. All messages are
         then numbered in one sequence. A publisher with ``keep``, and a call of ``wait_for_subscribers``, then raise
-        EndpointError, unless the transport itself sends kept messages to new subscribers (`kept`); in that case, the
-        call returns at once.
+        EndpointError. There is one exception: if the transport itself sends kept messages to new subscribers (`kept`),
+        neither raises an error, and the call returns at once.
         """
         return False
 
@@ -521,8 +518,8 @@ class Transport(Protocol):
     def hand_out(self, owner: JobOwner) -> SendJob:
         """Open the endpoints of ``ends.jobs`` for the owner of the app's jobs.
 
-        It follows `open`, and is called once, only if the app has jobs. Return the function that sends to a worker. The
-        default is for a transport without jobs.
+        This method is called once, after `open`, if the app has job queues. It returns the function that sends messages
+        to workers. The default is for a transport without jobs.
 
         Raises:
             EndpointError: An endpoint can't be opened.
@@ -532,8 +529,8 @@ class Transport(Protocol):
     def take_jobs(self, make: MakeWorker) -> None:
         """Connect to the endpoints of ``ends.work``, and take jobs there.
 
-        It follows `open`, and is called once, only if the app has handlers of jobs. ``make`` is called for each
-        endpoint. The default is for a transport without jobs.
+        This method is called once, after `open`, if the app has handlers of jobs. ``make`` is called for each owner.
+        The default is for a transport without jobs.
 
         Raises:
             EndpointError: An endpoint can't be opened.

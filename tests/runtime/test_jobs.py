@@ -395,10 +395,12 @@ def test_queues_and_handlers_of_a_group_have_its_prefix() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"retry": (1,)}, "only the owner of the jobs retries a job, with app.job_queue"), ({"dead": "dead"}, "only the
-        owner of the jobs publishes dead letters"), ({"ordered": True}, "jobs have no order"), ({"stale_after": 1.0}, "a
-        job is done however long it has waited"), ({"queue": 5}, "jobs wait at their owner"), ({"copy": True}, "one
-        handler does each job"),
+        ({"retry": (1,)}, "only the owner of the jobs retries a job, with app.job_queue"),
+        ({"dead": "dead"}, "only the owner of the jobs publishes dead letters"),
+        ({"ordered": True}, "jobs have no order"),
+        ({"stale_after": 1.0}, "a job is done however long it has waited"),
+        ({"queue": 5}, "jobs wait at their owner"),
+        ({"copy": True}, "one handler does each job"),
     ],
 )
 def test_work_refuses_options_that_do_not_fit_jobs(options: Mapping[str, Any], reason: str) -> None:

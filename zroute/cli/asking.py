@@ -34,10 +34,10 @@ from zroute.stats import Stats
 __all__ = ["Question", "ask"]
 
 _MAX_REPLY = 16 * MAX_MESSAGE
-"""The maximum size of a reply in bytes. It is larger than the default of apps, which may raise their limit."""
+"""The maximum size of a reply in bytes: more than the default `max_message`, because apps may raise that limit."""
 
 _LINGER = 1000
-"""The time in milliseconds to send a cancellation to the server."""
+"""The maximum time in milliseconds to send a cancellation to the server."""
 
 
 @attrs.frozen
@@ -46,7 +46,7 @@ class Question:
 
     Attributes:
         topic: The topic.
-        codec: The name of the codec of the body.
+        codec: The name of the body's codec.
         body: The encoded body.
         headers: The headers.
         timeout: The seconds to wait for the reply, or for each reply of a stream.
@@ -66,7 +66,7 @@ class Question:
 def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None]) -> int:
     """Send a request, and show the replies.
 
-    A signal (with the number n) cancels the request on the server. A second signal ends the process at once.
+    The first signal, with the number n, cancels the request on the server. A second signal ends the process at once.
 
     Args:
         endpoint: The endpoint to connect or bind.
@@ -180,6 +180,6 @@ def _decode(number: int, body: bytes) -> Body:
 
 
 def _describe(connection: DealerConnection) -> None:
-    """Make the log lines of the socket name the command and its argument."""
+    """Let the socket's log lines refer to the command and its argument."""
     connection.log.name = click.get_current_context().command_path
     connection.endpoint_option, connection.size_option = "ENDPOINT", None

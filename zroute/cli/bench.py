@@ -1,8 +1,8 @@
 """``zroute bench``: measure message rate, CPU time and latency.
 
-The publisher and the subscriber, the two ends, each run in their own process (`zroute.cli.measuring`), even if this
-command starts only one of them. The main process draws the progress bar and waits for signals, so that this work does
-not affect the figures.
+A measurement has two ends: a publisher and a subscriber. Each end runs in its own process (`zroute.cli.measuring`),
+even if this command starts only one end. The main process draws the progress bar and waits for signals, so that this
+work does not affect the figures.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _ANYWHERE = Endpoint("tcp://127.0.0.1:*", bind=True)
 _SECONDS = 5.0
 _SIZE = 128  # bytes: a small record
 _QUEUE_MAX = 1_000_000_000
-"""The maximum memory of full queues in bytes. Without ``--rate``, the queues become full."""
+"""The maximum memory of full queues in bytes. Without ``--rate``, the queues fill up."""
 _QUEUED = SENT_MAX
-_BEHIND = 0.05  # seconds that a publisher may be behind its rate without a remark
-_SMALLEST = 64  # bytes of a body: number, time and their names take most of them
+_BEHIND = 0.05  # seconds: a larger delay behind the requested rate causes a note
+_SMALLEST = 64  # minimum bytes of a body: the number, the time and their field names take most of them
 
 _NAMES = {"pub": "publisher", "sub": "subscriber"}
 
 _OPEN_HOSTS = {"//0.0.0.0:": "//127.0.0.1:", "//[::]:": "//[::1]:", "//*:": "//127.0.0.1:"}
-"""The addresses that bind all interfaces, and the local addresses to connect to them."""
+"""Maps each host that binds all interfaces to the local host to connect to."""
 
 
 @click.command("bench")
@@ -139,7 +139,7 @@ def _check_load(rate: float | None, size: int, seconds: float | None) -> None:
 
 
 def _orders(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None, wait: float) -> dict[str, Any]:
-    """Return the known fields of `zroute.cli.measuring.Order`, by role.
+    """Return the known fields of each `zroute.cli.measuring.Order`, by role.
 
     A subscriber without an address gets the publisher's address as soon as the publisher has bound it.
     """
@@ -162,7 +162,7 @@ Show = Callable[[dict[str, Any]], None]
 class _Child:
     """A process that runs one end.
 
-    Closing its standard input stops the process. The system also closes it if the main process dies.
+    The process stops when its standard input is closed. The system closes this input if the main process dies.
     """
 
     def __init__(self, order: dict[str, Any]) -> None:
@@ -170,12 +170,12 @@ class _Child:
             [sys.executable, "-m", "zroute.cli.measuring", json.dumps(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C must reach only this process, which stops one end after the other
+            start_new_session=True,  # Ctrl-C must reach only the main process, which stops one end after the other
         )
         self._rest = b""
 
     def told(self) -> list[dict[str, Any]] | None:
-        """Return the new reports of the process, or None if it has ended.
+        """Return the new reports of the process, or None if the process has ended.
 
         Call this only when the output of the process is readable.
         """
@@ -216,7 +216,8 @@ class _Bench:
     def run(self) -> tuple[int, dict[str, Any] | None]:
         """Run the measurement, and return the exit code and the result.
 
-        The code is the first exit code of an end that is not 0. The result is None if no message was measured.
+        The exit code is the first code of an end that is not 0, or 1 if the subscriber ended without a result. The
+        result is None if no message was measured.
         """
         woken = waking_descriptor()
         self._selector.register(woken, selectors.EVENT_READ)
@@ -283,7 +284,7 @@ class _Bench:
             self._start("sub")
 
     def _ended(self, role: str, child: _Child) -> None:
-        """Record the exit code of one end, and stop the other if it has no more work."""
+        """Record the exit code of one end, and stop the other end if it has no more work."""
         self._selector.unregister(child.process.stdout)  # type: ignore[arg-type]
         del self._children[role]
         child.stop()
@@ -347,7 +348,7 @@ def _progress() -> Iterator[Show]:
 def _verdict(result: dict[str, Any]) -> int:
     """Return 0 if every message is accounted for, else 1.
 
-    The sum must hold: every message is received or counted as lost. It must also be complete: the publisher has
+    The counts must add up: every message is received or counted as lost. They must also be complete: the publisher has
     reported the number of messages. An interrupted measurement may be incomplete.
     """
     if "received" not in result:
@@ -358,7 +359,7 @@ def _verdict(result: dict[str, Any]) -> int:
 def _document(result: dict[str, Any]) -> dict[str, Any]:
     """Return the document of ``--json``.
 
-    It contains the measured figures, and the rates and times per message calculated from them.
+    The document contains the measured figures, and the rates and CPU times per message.
     """
     publisher, here = result["publisher"], "received" in result
     workload: dict[str, Any] = publisher["workload"] if publisher else {"rate": None, "size": 0}
@@ -397,7 +398,7 @@ def _quotients(number: int, size: int, measured: dict[str, Any]) -> dict[str, An
 
 
 def _table(result: dict[str, Any]) -> str:
-    """Return the result as text for people."""
+    """Return the result as text: a table, notes and the sum of the messages."""
     document = _document(result)
     ends = {name: document[name] for name in ("publisher", "subscriber") if document.get(name)}
     rows = [("", *ends)]
@@ -444,9 +445,9 @@ def _remarks(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _behind(rate: float, publisher: dict[str, Any]) -> Iterator[str]:
-    """Yield a line if the publisher was slower than its rate.
+    """Yield a line if the publisher was slower than the requested rate.
 
-    The latency is measured from the time of publishing, so it does not include this delay.
+    The latency is measured from the time of publishing, so the latency does not include this delay.
     """
     reached, behind = publisher["messages_per_second"], publisher["behind"]
     if reached is not None and reached < 0.95 * rate:

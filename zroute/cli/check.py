@@ -57,10 +57,10 @@ def _load(target: str, app_dir: str, factory: bool) -> tuple[App, ModuleType] | 
     """Return the app and its module, or the exit code if the app can't be loaded.
 
     Raises:
-        SystemExit: With 130, if Ctrl-C interrupted the import.
+        SystemExit: Ctrl-C interrupted the import. The exit code is 130.
     """
     try:
-        with redirect_stdout(sys.stderr):  # prints of the module must not mix with the result
+        with redirect_stdout(sys.stderr):  # the module's own output must not mix with the result
             return find(target, app_dir=app_dir, factory=factory)
     except SystemExit as ended:  # `find` has printed the reason
         if ended.code == EXIT_INTERRUPTED:

@@ -1,6 +1,6 @@
 """The input of commands that send messages.
 
-Bodies come from arguments and standard input, headers from arguments.
+Bodies come from arguments or standard input, and headers come from arguments.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ CODECS = ("json", "msgpack", "text", "raw")
 STDIN = 0
 """The descriptor of standard input.
 
-A thread that reads Python's own stream would block the end of the process.
+A thread that reads `sys.stdin` would prevent the process from ending.
 """
 
 INPUT_MAX = 16 * 1024 * 1024
-"""The maximum input for one message in bytes. JSON text may be longer than the encoded body, but must be limited."""
+"""The maximum size of the input for one message, in bytes. JSON text may be longer than the encoded body."""
 
 Encode = Callable[[bytes, str], bytes]
-"""A function that encodes input to the body of a message. Its second parameter is the name of the input for errors."""
+"""A function that encodes input to the body of a message. Its second parameter is the name of the input in errors."""
 
 
 def read_body(body: str | None) -> bytes:
-    """Return BODY as bytes, or all of standard input.
+    """Return BODY as bytes, or standard input if BODY is omitted or ``-``.
 
     Raises UsageError if standard input can't be read or is too long.
     """
@@ -73,7 +73,7 @@ def encoder(codec: str) -> Encode:
     """Return a function that encodes input to a body.
 
     The function raises UsageError if the input is not the JSON or text that the codec needs, or if the body is too
-    large. The error names the position in the input.
+    large. If the input can't be parsed, the error shows the position.
     """
     from zroute.messages.codecs import BUILTIN
     from zroute.options import MAX_MESSAGE
@@ -85,7 +85,7 @@ def encoder(codec: str) -> Encode:
             body = write(_value(given, where, codec))
         except json.JSONDecodeError as error:
             raise click.UsageError(f"{where} is not JSON: {_place(error)}") from error
-        except (EncodeError, RecursionError, ValueError) as error:  # a number or a depth that readers refuse
+        except (EncodeError, RecursionError, ValueError) as error:  # a number or a level of nesting that readers refuse
             raise click.UsageError(f"{where} can't be sent: {error}") from error
         if len(body) > MAX_MESSAGE:
             raise click.UsageError(f"{where} is encoded to {len(body)} bytes, but apps accept at most {MAX_MESSAGE}")
@@ -109,10 +109,10 @@ def _value(given: bytes, where: str, codec: str) -> object:
 
 
 def _place(error: json.JSONDecodeError) -> str:
-    """Return a text that shows the position of a JSON error, and the remedy.
+    """Return a text with the position of a JSON error and the remedy.
 
-    A mark below the line points to the position. Only the part of the line around it is shown, so that it fits on a
-    terminal.
+    A mark below the line points to the position. Only the part of the line around the error is shown, so that this part
+    fits on a terminal.
     """
     line = error.doc.split("\n")[error.lineno - 1]
     first = max(error.colno - 40, 0)

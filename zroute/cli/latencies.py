@@ -46,8 +46,8 @@ class Latencies:
     def at(self, part: float) -> float:
         """Return a percentile in nanoseconds.
 
-        The fraction ``part`` (0 to 1) of all latencies is at most the result, which is accurate to 1.1 %. The result is
-        0 if no latency was added.
+        ``part`` is the percentile as a fraction, from 0 to 1: this fraction of all latencies does not exceed the
+        result. The result is accurate to 1.1 %, and is 0 if no latency was added.
         """
         rank = max(math.ceil(part * len(self)), 1)
         for step, number in enumerate(accumulate(self._counts, initial=self.early)):

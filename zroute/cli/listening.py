@@ -39,7 +39,7 @@ __all__ = ["Listening", "say", "while_read"]
 _MAX_BODY = 16 * MAX_MESSAGE
 """The maximum size of a received message in bytes.
 
-It is larger than the default of apps, because apps may raise their limit.
+This size exceeds the default `max_message` of apps, because apps may raise that limit.
 """
 
 _LAST = 2.0
@@ -56,17 +56,17 @@ class Listening:
     Args:
         endpoints: The endpoints to subscribe to.
         patterns: The topics to receive; all topics if empty.
-        take: Called with the envelope of each message; `Envelope.frames` contains the raw frames. It may call `stop`.
-            If it raises an error, the subscriber stops, and `run` raises the error again.
+        take: Called with the envelope of each message; `Envelope.frames` contains the raw frames. ``take`` may call
+            `stop`. If ``take`` raises an error, the subscriber stops, and `run` raises this error.
         ignore: Topics to omit, even if they match ``patterns``.
 
     Every received message is counted once:
     ``received = taken + ignored + unmatched + control + malformed + duplicate``.
 
-    - ``unmatched`` messages match a subscription, but no pattern, because subscriptions are prefixes and match more
-      topics than the patterns.
-    - ``control`` frames carry no data, or a kept message that was sent before this subscriber joined.
-    - ``malformed`` frames are not messages.
+    - ``unmatched`` messages match a subscription, but no pattern. Subscriptions are prefixes, so they match more topics
+      than the patterns.
+    - ``control`` frames either carry no message, or carry a kept message that was sent before this subscriber joined.
+    - ``malformed`` frames can't be read as messages.
 
     ``stats`` contains the counters of the app. After a stop, the counters no longer change.
     """
@@ -96,7 +96,7 @@ class Listening:
         self._timers: list[tuple[float, Callable[[], object]]] = []
         self._signals = StopSignals(
             lambda: self.reactor.callFromThread(self.finish),
-            lambda number: os._exit(128 + number),  # the output blocks, otherwise the process would have ended
+            lambda number: os._exit(128 + number),  # the output is blocked: otherwise the process would have ended
         )
         self._stopped = False
         self._code = 0
@@ -135,14 +135,14 @@ class Listening:
     def stop(self, code: int = 0) -> None:
         """Stop without taking more messages; `run` then returns ``code``.
 
-        Further calls have no effect. The app stops normally, but without draining. Its log still writes the summaries
-        of repeated lines.
+        Further calls have no effect. The app stops normally, but without draining. The app still logs the summaries of
+        repeated lines.
         """
         if self._stopped:
             return
         self._stopped, self._code = True, code
         self.stats = copy(self.stats)  # the app still counts while it stops
-        self.stats.received = self.received  # the app's count is behind while it delivers
+        self.stats.received = self.received  # while the app delivers messages, its counter is too low
         if self._service is None:
             self._end()
         else:
@@ -152,7 +152,7 @@ class Listening:
     def finish(self) -> None:
         """Take the messages that were sent before this call, then stop.
 
-        Messages among them that were lost are counted. The stop takes at most ``_LAST`` seconds.
+        Lost messages among them are counted. The stop takes at most ``_LAST`` seconds.
         """
         if self._service is not None and not self._stopped:
             self._service.stopService().addErrback(self._stop_failed).addCallback(lambda _: self.stop())
@@ -165,7 +165,7 @@ class Listening:
 
     @property
     def _control(self) -> int:
-        """The number of control frames, and of kept messages."""
+        """The number of control frames and kept messages."""
         return self.stats.control + self._kept
 
     def told(self) -> dict[str, object]:
@@ -220,7 +220,7 @@ class Listening:
             self.stop(EXIT_TIMED_OUT)
 
     def guarded(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call ``function``. If it raises an error, stop, and let `run` raise that error."""
+        """Call ``function``; if it raises an error, stop and let `run` raise it."""
         try:
             if not self._stopped:
                 function(*arguments)
@@ -253,7 +253,7 @@ def _say_opened(endpoint: Endpoint, resolved: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line on standard error. A progress line stays below it."""
+    """Print a line on standard error. A progress line stays below the new line."""
     print(f"zroute: {text}", file=sys.stderr, flush=True)
 
 

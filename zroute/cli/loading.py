@@ -37,7 +37,7 @@ _NOT_THE_USERS = (
     str(Path(importlib.__file__).parent) + os.sep,
     PACKAGE,
 )
-"""The beginnings of the file names of frames that do not belong to user code: zroute and Python's import system."""
+"""The path prefixes of frames that do not belong to user code: zroute and Python's import system."""
 
 
 def load(target: str, *, app_dir: str, factory: bool) -> App:
@@ -54,7 +54,7 @@ def find(target: str, *, app_dir: str, factory: bool) -> tuple[App, ModuleType]:
     Args:
         target: ``module:name``, or a ``module`` that contains ``app`` or ``create_app``. The module may also be given
             by the path of its file or package folder, relative to ``app_dir``.
-        app_dir: The folder in which modules are searched first. It is added to `sys.path`.
+        app_dir: The folder in which Python looks for modules first. The function adds this folder to `sys.path`.
         factory: True if the name is a function that returns the App.
 
     Raises:
@@ -149,7 +149,7 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
     value = getattr(module, name)
     if factory or (not attribute and name == "create_app"):
         value = _called(value, name, module)
-    from zroute.app import App  # late: a target that can't be imported is reported without loading zroute.app
+    from zroute.app import App  # imported late: errors of the target's import don't need it
 
     if value is None:
         fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory must return its App")
@@ -165,13 +165,13 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
 def _place(module: ModuleType) -> str:
     """Return the path of a module, for an error text.
 
-    A folder without ``__init__.py`` has only a ``__path__``; a built-in module has neither.
+    A package folder without ``__init__.py`` has only a ``__path__``. A built-in module has no path.
     """
     return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "built into Python")
 
 
 def _called(value: object, name: str, module: ModuleType) -> object:
-    """Return the result of the factory ``value``. End the program if it fails."""
+    """Return the result of the factory ``value``, or end the program if it fails."""
     if not callable(value):
         fail(
             EXIT_CANT_LOAD,
@@ -195,7 +195,7 @@ def _apps_in(module: ModuleType) -> str:
 
 
 def fail_of_setup(error: SetupError) -> NoReturn:
-    """Print ``error``, and end with exit code 5 for an EndpointError, else with 4."""
+    """Print ``error``, and end with exit code 5 for an EndpointError, otherwise 4."""
     fail(EXIT_ENDPOINT if isinstance(error, EndpointError) else EXIT_INVALID, str(error))
 
 

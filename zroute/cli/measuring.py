@@ -1,8 +1,8 @@
 """One end of ``zroute bench``, a publisher or a subscriber.
 
 Each end runs in its own process. It is an ordinary App with typed messages, the tracked wire and the platform's default
-reactor. It only measures, and reports to the command on standard output, with one JSON object per line. It stops when
-its standard input is closed, so it also stops when the command dies.
+reactor. The process only measures, and reports to the command on standard output, with one JSON object per line. The
+process stops when its standard input is closed, and therefore also when the command dies.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from zroute.runtime.service import AppService
 __all__ = ["Load", "Order", "Report", "Workload", "main", "padding"]
 
 _PERIOD = 0.25
-"""The time in seconds between two progress reports: short enough for a progress bar, and too long to affect latencies.
+"""The time in seconds between two progress reports: short enough for a progress bar, but too long to affect latencies.
 """
 
 _FAREWELL = 10.0
@@ -46,9 +46,9 @@ _FAREWELL = 10.0
 _AGAIN = 0.1  # seconds between two of these reports: a full queue may drop one, like any message
 
 _TAIL = 5.0
-"""The time in seconds for which a subscriber waits for messages or their loss after the publisher's last report.
+"""The maximum time in seconds that a subscriber waits for missing messages after the publisher's last report.
 
-Ten beats take this time. After that, messages that were neither received nor counted as lost are missing.
+The publisher sends ten beats in this time, so every loss should then be counted.
 """
 
 _TOPIC = "zroute.bench.load"
@@ -125,9 +125,9 @@ class Report:
         done: True in the last report.
         seconds: The time from the first message to the last.
         cpu: The CPU time from the first message to the last, in seconds.
-        workload: The ordered load, with the real size of the bodies.
+        workload: The requested load, with the real size of the bodies.
         host: The name of the publisher's machine.
-        behind: The maximum delay in seconds of a message, compared with the requested rate.
+        behind: The maximum delay of a message in seconds, compared with the requested rate.
     """
 
     sent: int
@@ -151,7 +151,7 @@ def padding(app: App, size: int) -> tuple[bytes, int]:
         return len(encode(Load(_FIRST, time.time_ns(), bytes(fill))))
 
     fill = max(size - length(0), 0)
-    while fill and length(fill) > size:  # the length field of a longer filling has more bytes
+    while fill and length(fill) > size:  # the length field of a longer padding has more bytes
         fill -= 1
     return bytes(fill), length(fill)
 
@@ -199,7 +199,7 @@ class _End:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Stop early. The end still reports its measurements."""
+        """Stop early. This end still reports its measurements."""
         self.stopped = True
 
     def fail(self, code: int, why: str) -> None:
@@ -409,7 +409,7 @@ class _Subscriber(_End):
         now = time.time_ns()
         if self._first is None:
             self._first, self._first_at, self._began_cpu = load, time.monotonic(), time.process_time()
-            if not self.order.alone:  # otherwise all missing messages are losses
+            if not self.order.alone:  # with a single subscriber, all missing messages are losses
                 self._before = max(load.number - _FIRST - self._lost, 0)
         self._latencies.add(now - load.sent_ns)
         self._last, self._last_at = load, time.monotonic()
@@ -511,7 +511,7 @@ def main() -> None:
     end: _End = _Publisher(order, reactor) if order.role == "pub" else _Subscriber(order, reactor)
 
     def watch() -> None:
-        os.read(0, 1)  # nothing is written: it returns when the command closes its side, or is gone
+        os.read(0, 1)  # returns when the command, which writes nothing, closes the pipe or dies
         reactor.callFromThread(end.stop)
 
     def start() -> None:

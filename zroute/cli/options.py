@@ -45,7 +45,7 @@ _STARTSWITH = re.compile(r"""startswith\((["'])(.*)\1\)""")
 
 
 class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
-    """A length of time, converted to seconds."""
+    """A duration, converted to seconds."""
 
     name = "duration"
 
@@ -164,7 +164,7 @@ def option(flag: str, *names: str, **attributes: Any) -> Callable[[F], F]:
 def separator_option(*, what: str = "patterns", expose_value: bool = False) -> Callable[[F], F]:
     """Return the option ``--separator``, for commands with patterns or topics.
 
-    Pattern arguments (`PATTERN`) use its value, even if the command has no parameter for it.
+    Pattern arguments (`PATTERN`) use the value of the option, even if the command function has no parameter for it.
     """
 
     def remember(ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -203,7 +203,7 @@ def app_options(command: F) -> F:
 def endpoint_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--sub``, ``--pub`` and so on, which replace the endpoints of an app.
 
-    The command takes them as one argument ``ends``, an `EndpointOptions`.
+    The command function receives the endpoints as one argument ``ends``, an `EndpointOptions`.
     """
 
     @wraps(command)

@@ -33,7 +33,7 @@ _log = logging.getLogger("zroute")
     default=MAX_MESSAGE,
     show_default=True,
     metavar="BYTES",
-    help="Cut publishers that send larger bodies; as Limits(max_message=…) of the apps.",
+    help="Disconnect publishers that send larger bodies, like Limits(max_message=…) in apps.",
 )
 @click.option(
     "--send-queue",
@@ -41,7 +41,7 @@ _log = logging.getLogger("zroute")
     default=SENT_MAX,
     show_default=True,
     metavar="N",
-    help="Messages that wait for each subscriber; the proxy drops further ones.",
+    help="Maximum number of waiting messages per subscriber; the proxy drops further ones.",
 )
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @click.option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
@@ -51,8 +51,8 @@ def command(
     """Forward messages from many publishers to many subscribers, until a signal.
 
     Publishers connect to FRONT, with App(pub="connect:tcp://…"). Subscribers connect to BACK, with
-    App(sub="tcp://…"). The proxy binds both, and connects to an endpoint that begins with connect:, for
-    example to the BACK of another proxy.
+    App(sub="tcp://…"). The proxy binds both endpoints. It connects to an endpoint that begins with connect:, for
+    example the BACK of another proxy.
 
     zroute proxy tcp://127.0.0.1:5559 tcp://127.0.0.1:5560
     """

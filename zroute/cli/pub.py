@@ -177,8 +177,8 @@ async def _lines(reactor: Any, encode: Encode) -> AsyncIterator[bytes]:
 async def _chunk(reactor: Any) -> bytes:
     """Return the next bytes of standard input, or b"" at its end.
 
-    A thread reads them, so that a signal can cancel the wait. It is a daemon thread, because it may still be blocked
-    when the process ends. Raises UsageError if standard input can't be read.
+    A daemon thread reads the bytes, so that a signal can cancel the wait, and the process can end during the read.
+    Raises UsageError if standard input can't be read.
     """
     from twisted.internet.defer import Deferred
 

@@ -69,7 +69,7 @@ def command(
     began = time.monotonic()
 
     def take(envelope: Envelope) -> None:
-        if not pending:  # flush once per turn of the reactor: a kill loses one turn at most
+        if not pending:  # flush once per turn of the reactor: a kill loses the messages of one turn at most
             pending.append(listening.reactor.callLater(0, flush))
         writer.write(time.monotonic() - began, envelope.frames)
         if writer.messages == count:

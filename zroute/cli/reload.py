@@ -1,8 +1,8 @@
 """``zroute run --reload``: run apps, and restart them when a file changes.
 
 The apps run in a child process. The parent only watches files and restarts the child, so each start uses a new process.
-A pipe connects the two: the parent has the writing end, and the child waits until it is closed. The parent closes the
-pipe to stop the child, and the system closes it if the parent dies.
+A pipe connects the two processes: the parent has the writing end, and the child waits until this end is closed. The
+parent closes the pipe to stop the child, and the system closes it if the parent dies.
 
 Signals would not work for this purpose: Ctrl-C and timeout(1) signal both processes, and a second signal would end the
 child without a drain.
@@ -29,7 +29,7 @@ __all__ = ["Snapshot", "difference", "end_with_parent", "snapshot", "supervise"]
 _VARIABLE = "ZROUTE_PARENT_PIPE"
 _PERIOD = 0.5  # seconds between two checks of all files, without watchfiles
 _GRACE = 5.0  # seconds after the drain timeout, to handle received messages and flush sockets; 1 s is a reserve
-_HURRY = 1.0  # seconds that a child has after a second signal: a terminal sends it to the child too
+_HURRY = 1.0  # seconds that a child has after a second signal: a terminal sends the signal to the child too
 _IGNORED = {"__pycache__", "node_modules", "venv"}
 
 _log = logging.getLogger("zroute")
@@ -42,7 +42,7 @@ def supervise(arguments: Sequence[str], folders: Iterable[Path], seconds: float 
     """Run ``zroute run`` with ``arguments`` until a signal, and return the exit code.
 
     A change of a Python file in ``folders`` restarts the child. If the child has ended by itself, the next change
-    starts it again. The command ends after ``seconds``; the first child has the same limit and ends by itself.
+    starts it again. The command ends after ``seconds`` seconds. The first child has the same limit, and ends by itself.
 
     Returns:
         The exit code of the last child, or 128 + n after a second signal with the number n.
@@ -51,7 +51,7 @@ def supervise(arguments: Sequence[str], folders: Iterable[Path], seconds: float 
 
 
 def end_with_parent(drain_timeout: float) -> None:
-    """Make this child process stop when its parent requests it or has ended.
+    """Make this child process stop when its parent requests a stop or has ended.
 
     If the stop takes longer than ``drain_timeout`` and a few more seconds, the process ends with exit code 75.
     Does nothing in a process that is not a child of ``zroute run --reload``.
@@ -71,7 +71,7 @@ def _end(descriptor: int, patience: float) -> None:
     from zroute.runtime.exit_codes import EXIT_DRAIN
     from zroute.runtime.runner import end_now, stop
 
-    os.read(descriptor, 1)  # nothing is written: it returns when the other end is closed
+    os.read(descriptor, 1)  # returns when the parent, which writes nothing, closes the pipe or dies
     if not stop("--reload"):
         os.kill(os.getpid(), signal.SIGTERM)  # no app runs yet, so there is nothing to drain
     time.sleep(patience)
@@ -198,7 +198,10 @@ class _Supervisor:
             self._child.stop()
 
     def _ended(self, code: int, signalled: int | None) -> None:
-        """Keep the exit code of the child, and restart it if a change has stopped it."""
+        """Keep the exit code of the child.
+
+        Start a new child if a change has stopped this one.
+        """
         assert self._child is not None
         stopped = self._child.stopping
         self._child.stop()  # close the pipe if the child ended by itself
@@ -244,7 +247,7 @@ def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: t
         )
         _poll(folders, changed, ending)
         return
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs each change, like zroute
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it would also log each change
     for changes in watch(*folders, watch_filter=lambda _, path: _is_source(Path(path), folders), stop_event=ending):
         changed(Path(sorted(path for _, path in changes)[0]))
 

@@ -188,6 +188,6 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         (task,) = bar.tasks
 
         def show(sent: int) -> None:
-            task.completed = sent  # the bar reads it ten times a second; update() would take longer than a send
+            task.completed = sent  # the bar reads this ten times a second; update() is slower than a send
 
         yield show

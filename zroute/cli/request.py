@@ -52,7 +52,7 @@ def command(
     """Send a request with BODY to TOPIC, and print the reply.
 
     Connects to ENDPOINT, or binds it if it begins with bind:. BODY is JSON text; with --codec text or raw it is sent
-    unchanged. If it is -, the body is read from standard input. Without BODY, the request has an empty body.
+    unchanged. If BODY is -, the body is read from standard input. Without BODY, the request has an empty body.
 
     The exit code is 1 if the server refused the request, failed or disconnected, and 124 if no reply arrived in time.
     """

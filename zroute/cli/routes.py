@@ -40,7 +40,7 @@ def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool)
     Also shows the specified forms of foreign messages. Opens no socket.
     """
     try:
-        with redirect_stdout(sys.stderr):  # prints of the module must not mix with the result
+        with redirect_stdout(sys.stderr):  # the module's own output must not mix with the result
             loaded = load(app, app_dir=app_dir, factory=factory)
             compiled = loaded.compile().parts
     except SetupError as error:
@@ -97,7 +97,7 @@ def _routes(compiled: Parts) -> list[dict[str, Any]]:
 def _publications(compiled: Parts, bridged: list[tuple[Publication[Any], str]]) -> list[dict[str, Any]]:
     """Return a row for each publication and for each timer that publishes nothing.
 
-    The handler of a publication is the list of functions whose return values it sends. Without any function, the
+    The handler of a publication is the list of functions whose return values are published. Without any function, the
     handler is ``publish()``. If only other apps call these functions (see ``bridged``), the kind is "bridge".
     Requesters and job queues have no handler.
     """
@@ -140,9 +140,9 @@ def _row(
 ) -> dict[str, Any]:
     """Return the fields of one row, as ``--json`` prints them.
 
-    The type is ``none`` without a body, and ``any`` without a declared type. A raw or text body always has that codec,
-    regardless of the app's codec. ``engine`` is the engine that decodes the type, and ``reasons`` explain why the
-    engine is not msgspec. For a user's own codec, the engine is ``codec``.
+    The type is ``none`` without a body, and ``any`` without a declared type. For bytes and text, the codec is always
+    raw or text, regardless of the app's codec. ``engine`` is the engine that decodes the type, and ``reasons`` explain
+    why the engine is not msgspec. For a user's own codec, the engine is ``codec``.
     """
     name = codec.name if codec else ""
     row: dict[str, Any] = {"pattern": pattern, "kind": kind, "handler": handler, "where": where, "codec": name}
@@ -151,7 +151,7 @@ def _row(
         return row
     try:
         found = inspect(schema, extras) if codec is None or not is_own(codec) else None
-    except SchemaError:  # a bridge to an app whose own codec carries the type
+    except SchemaError:  # a bridge to an app whose user-defined codec supports the type
         found = None
     if found is None:
         row.update(type=describe(schema), engine="codec", reasons=[])

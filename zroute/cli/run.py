@@ -81,8 +81,8 @@ def command(
 
     end_with_parent(drain_timeout)  # before the imports, which may take a long time or never end
     try:
-        if reactor is not None or uvloop:  # else `run` installs what the apps need, when they are loaded
-            install_reactor(reactor, uvloop=uvloop)  # before a user's module imports, and so installs, another
+        if reactor is not None or uvloop:  # otherwise `run` installs the reactor of the apps
+            install_reactor(reactor, uvloop=uvloop)  # before a user's module installs another by import
         set_up_logging(log_level, log_format)  # before the modules log
         loaded = [load(target, app_dir=app_dir, factory=factory) for target in apps]
         code = run(
@@ -137,7 +137,7 @@ def _folder(name: str, app_dir: Path) -> Path:
 def _refuse_repeated(ends: EndpointOptions) -> None:
     """Raise a usage error if an endpoint is given twice.
 
-    Otherwise its messages would arrive twice.
+    Otherwise, messages of this endpoint would arrive twice.
     """
     try:
         parse_ends({side.name: map(str, ends.get(side.name) or ()) for side in SIDES})

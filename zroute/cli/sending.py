@@ -38,13 +38,13 @@ from zroute.sockets.lossless import LosslessPubConnection
 __all__ = ["Job", "Sender", "covers", "send"]
 
 _FLUSH = 30.0
-"""The time in seconds in which subscribers must read the remaining messages at the end.
+"""The maximum time in seconds for subscribers to read the remaining messages at the end.
 
 A slow subscriber needs less time, and a dead subscriber must not keep the command waiting forever.
 """
 
 _SETTLE = 0.05
-"""The time in seconds without a new subscription after which all subscriptions of a subscriber have arrived.
+"""The seconds without a new subscription after which all subscriptions of a subscriber are assumed to have arrived.
 
 Subscriptions arrive one by one.
 """
@@ -56,7 +56,7 @@ libzmq makes room for thousands of messages at once, so these pauses do not redu
 """
 
 _PATIENCE = 1.0
-"""The time in seconds for which a queue is full, or a flush takes, until a line is printed."""
+"""The time in seconds after which a full queue, or a flush that has not finished, causes a line of output."""
 
 _log = logging.getLogger("zroute")
 
@@ -192,7 +192,7 @@ def send(
     Args:
         endpoint: The endpoint to bind or connect.
         job: A coroutine function that sends all messages through the `Sender`.
-        wait: The time in seconds to wait for a subscriber. With 0, the job begins at once.
+        wait: The maximum time in seconds to wait for a subscriber. With 0, the job begins at once.
         wanted: Called with the active subscriptions. Returns True if the job can begin.
         whom: A description of the expected subscriber, for messages to the user.
         tracked: True if the job uses `Sender.publish`. Subscribers can then join.
@@ -203,7 +203,7 @@ def send(
             if no subscriber arrived in time, so that nothing was sent.
 
     Raises:
-        Exception: The error that the job has raised. It is raised again after the flush.
+        Exception: The error of the job. `send` raises this error after the flush.
     """
     set_up_logging("warning", "auto")
     reactor = install_reactor(None)
@@ -283,7 +283,7 @@ class _Sending:
         """
         sender, until = self._sender, self._reactor.seconds() + _FLUSH
         if not self._began:
-            await sender.goodbye(_PATIENCE)  # to subscribers of other topics, which may have joined
+            await sender.goodbye(_PATIENCE)  # for joined subscribers of other topics
             await self._connection.finish(0)
             return
         said = self._reactor.callLater(_PATIENCE, _say, "waiting for subscribers to read the remaining messages")

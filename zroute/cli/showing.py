@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Body", "as_json", "as_line", "as_text", "clock_time", "coloured", "decoded", "one_line", "template"]
 
 _CODECS = {codec.number: codec for codec in BUILTIN.values()}
-_MAX_DEPTH = 100  # levels of nesting in a body: people can't read more in one line, and Python limits recursion
+_MAX_DEPTH = 100  # maximum levels of nesting: people can't read more in one line, and Python limits recursion
 
 _BINARY = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]")
 """The control characters that do not occur in text. A body that contains one of them is shown as bytes.
@@ -43,8 +43,8 @@ class Body:
 
     Attributes:
         value: A value that can be written as JSON, or bytes if the body can't be decoded.
-        codec: The name of the codec that the publisher states or that was guessed from the body, or the number of a
-            stated codec that is not built in.
+        codec: The name of the codec that the publisher states, or that was guessed from the body. For a stated codec
+            that is not built in, its number.
         fault: The reason why the body can't be decoded with that codec, or "".
     """
 
@@ -56,8 +56,8 @@ class Body:
 def decoded(body: bytes, number: int) -> Body:
     """Decode a body in the codec ``number``.
 
-    If the number is 0, the codec is guessed: from the first byte, then text, then bytes. The function raises no error;
-    `Body.fault` describes a body that does not match its codec.
+    If the number is 0, the function guesses the codec from the first byte, and otherwise tries text, then bytes. The
+    function raises no error; `Body.fault` describes a body that does not match its codec.
     """
     if number:
         codec = _CODECS.get(number)
@@ -93,7 +93,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     """Return ``value`` in types that JSON supports.
 
     Bytes become ``{"base64": …}``, and values of any other type become text. ``depth`` is the level of nesting. Raises
-    ValueError if it exceeds ``_MAX_DEPTH``.
+    ValueError if ``depth`` exceeds ``_MAX_DEPTH``.
     """
     if depth > _MAX_DEPTH:
         raise ValueError(f"the body nests deeper than {_MAX_DEPTH} levels")
@@ -151,7 +151,7 @@ def clock_time(seconds: float) -> str:
 
 
 def as_line(envelope: Envelope, body: Body) -> tuple[str, str, str, str]:
-    """Return the parts of a line: time, topic, body, and its fault in brackets."""
+    """Return the parts of a line: time, topic, body, and any fault in brackets."""
     fault = f" ({one_line(body.fault)})" if body.fault else ""
     return clock_time(envelope.received_at), one_line(envelope.topic), as_text(body.value), fault
 

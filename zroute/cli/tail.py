@@ -102,7 +102,7 @@ Show = Callable[["Envelope", Body], None]
 def _printed(line: Callable[[Envelope, Body], str]) -> Show:
     """Return a function that prints a message as one line, formatted by ``line``.
 
-    Each line is flushed, so that a program that reads the output gets it immediately.
+    Each line is flushed, so that a program that reads the output gets the line immediately.
     """
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # JSON is UTF-8
     return lambda envelope, body: print(line(envelope, body), flush=True)

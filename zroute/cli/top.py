@@ -33,7 +33,7 @@ People do not read more lines, and the limit bounds the memory if a publisher se
 """
 
 _SHORTEST = 0.1
-"""The shortest interval in seconds. In a shorter interval, rates would be mostly noise."""
+"""The minimum interval in seconds. In a shorter interval, rates would be mostly noise."""
 
 _COLUMNS = ("topic", "messages/s", "bytes/s", "messages", "bytes", "last seen")
 _TOPIC = 16
@@ -66,7 +66,7 @@ def command(
     from zroute.cli.listening import Listening, say, while_read
 
     listening = Listening((in_form(endpoint, frames),), patterns, lambda envelope: traffic.take(envelope))
-    traffic = Traffic()  # after the line above, whose time must not count
+    traffic = Traffic()  # created last, because the first interval begins here
 
     def measure() -> None:
         lost = losses(listening.stats)["lost"]
@@ -111,7 +111,7 @@ class Measured:
         time: The end of the interval, in seconds since the Unix epoch.
         interval: The length of the interval in seconds.
         topics: The rates by topic, the highest rate first.
-        others: The sum of the topics without their own line, or None.
+        others: The sum of the rates of topics without their own line, or None.
         lost: The number of messages lost since the start; None if no publisher numbers its messages.
     """
 
@@ -150,7 +150,7 @@ class Traffic:
     """Counters of messages and bytes by topic, for a limited number of topics.
 
     After each interval, only the ``kept`` topics with the highest rates keep their counters. The counters of all other
-    topics are added up. Within an interval, up to twice as many topics are counted, so that a new topic can become one
+    topics are added up. Within an interval, up to ``2 * kept`` topics have counters, so that a new topic can become one
     of the fastest. A topic of more than `MAX_TOPIC` characters always belongs to the other topics. ``clock`` returns
     the time in seconds.
     """

@@ -1,7 +1,7 @@
 """The plugin of twist and twistd: ``twist zroute module:app``.
 
-Twisted's program sets the reactor, the log, the pid file and the user. The plugin loads the apps like ``zroute run``,
-and runs one service for each app.
+Twisted's program sets up the reactor, the log, the pid file and the user. The plugin loads the apps like ``zroute
+run``, and runs one service for each app.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Options(usage.Options):
 
 
 def _endpoint_option(side: Side) -> Callable[[Options, str], None]:
-    """Return the method of an option that replaces the endpoints of a side."""
+    """Return the method of an option that adds endpoints of one side."""
 
     def add(options: Options, endpoint: str) -> None:
         ends: EndpointOptions = options["ends"]
@@ -115,7 +115,7 @@ def makeService(options: Options) -> Apps:  # noqa: N802  # Twisted's name
     how = {"app_dir": options["app-dir"], "factory": bool(options["factory"])}
     try:
         plans = [load(target, **how).compile() for target in options["apps"]]
-        reactor = install_reactor(None)  # Twisted's program has installed one
+        reactor = install_reactor(None)  # Twisted's program has already installed a reactor
         _check_reactor(plans, reactor, options["apps"])
         return Apps(plans, reactor, options["ends"], options["drain-timeout"])
     except SetupError as error:
@@ -126,9 +126,9 @@ def makeService(options: Options) -> Apps:  # noqa: N802  # Twisted's name
 
 
 def _check_reactor(plans: list[Plan], reactor: Any, apps: tuple[str, ...]) -> None:
-    """Raise UsageError if the apps need another kind of reactor.
+    """Raise UsageError if the apps need a reactor of another kind than ``reactor``.
 
-    The error names the option of Twisted's programs.
+    The error names the option of Twisted's programs that selects the reactor.
     """
     command = f"twist {{}}zroute {' '.join(apps)}"
     if reactor_kind(plans) == "asyncio":
@@ -140,7 +140,7 @@ def _check_reactor(plans: list[Plan], reactor: Any, apps: tuple[str, ...]) -> No
 
 
 class Apps(MultiService):
-    """Runs apps, and ends the process if an app requests it or fails to start.
+    """Runs apps, and ends the process if an app requests an exit or fails to start.
 
     The process then ends with the same exit code as under ``zroute run``.
     """

@@ -1,4 +1,4 @@
 """Decorators, their options, and the analysis of the decorated functions.
 
-All of it runs before the app starts, without sockets and without a reactor.
+This code runs before the app starts, and needs neither sockets nor a reactor.
 """

@@ -27,7 +27,7 @@ _LISTS = (list, Sequence, Collection, Iterable)
 
 @attrs.frozen
 class Lists:
-    """The settings with which a route collects messages into lists.
+    """The settings for a route that collects messages into lists.
 
     Attributes:
         most: The maximum number of messages in a list.
@@ -46,8 +46,8 @@ def plan_lists(
     """Return ``call`` with the schema of one message, and the plan for the lists.
 
     The plan is None for a route without ``batch``. All messages of a list have the same topic if the function has a
-    parameter for the topic or for a capture, or if its results or dead letters are published to a topic with one of the
-    ``captures`` of the route and its group.
+    parameter for the topic or for a capture. This also holds if its results or dead letters are published to a topic
+    with one of the ``captures`` of the route and its group.
 
     Raises:
         SignatureError: The function cannot receive lists.

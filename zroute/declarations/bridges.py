@@ -6,9 +6,9 @@ The app that subscribes calls the function, and the other app publishes the resu
     @inside.subscribe("private.{name}")
     def bridge(value: int) -> int: ...
 
-Neither app knows the other one. zroute recognises a bridge because all its decorators are on the same function, so they
-run directly one after the other. If a program registers a function at two different places, the function is not a
-bridge. This happens, for example, if the program creates several apps in succession.
+Neither app refers to the other one. zroute recognises a bridge because its decorators run directly one after the other,
+with the same function. If a program registers a function at two different places, the function is not a bridge. This
+happens, for example, if the program creates several apps in succession.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Stack", "end_stack", "stacked"]
 class Stack:
     """The decorators of one function, in the order of their calls.
 
-    It does not keep the function or the groups of routes alive. The cost of `add` does not depend on the number of
+    A stack does not keep the function or the groups of routes alive. The cost of `add` does not depend on the number of
     entries and groups, because a program may register the same function thousands of times.
     """
 
@@ -58,7 +58,7 @@ class Stack:
     def publishers(self) -> list[tuple[Any, Producer]]:
         """Return the producers that publish results of another app, with their groups.
 
-        The result omits timers, and producers of an app that calls the function itself.
+        The result omits timers, and also omits producers of an app that calls the function itself.
         """
         callers = self.callers()
         return [
@@ -77,7 +77,7 @@ _latest: Stack | None = None
 def stacked(group: Any, record: Route | Producer) -> None:
     """Record a decorator; groups of several apps get a common `Stack`.
 
-    A stack is no longer used when all its groups are deleted. Its function may then be deleted too, and another
+    A stack is no longer used when all its groups have been deleted. Its function may then be deleted too, and another
     function may get the same key.
     """
     global _latest
@@ -88,7 +88,7 @@ def stacked(group: Any, record: Route | Producer) -> None:
 
 
 def end_stack(group: Any) -> None:
-    """End the latest stack if it contains ``group``, because its app is compiled."""
+    """End the latest stack if it contains ``group``, whose app is being compiled."""
     global _latest
     if _latest is not None and group in _latest.groups:
         _latest = None

@@ -17,11 +17,11 @@ from zroute.messages.schema import describe, limits, resolved
 __all__ = ["Converter", "converter_of", "hashable"]
 
 Converter = Callable[[bytes], Any]
-"""A function that converts a segment to an argument. It raises ValueError if that is not possible."""
+"""A function that converts a segment to an argument. It raises ValueError for a segment that can't be converted."""
 
 # Stricter than int() and float(), which also accept "1_000", " 1" and "nan".
 _INTEGER = re.compile(r"-?[0-9]+")
-_NUMBER = re.compile(r"-?[0-9]+([.][0-9]+)?([eE][-+]?[0-9]+)?")  # a point only if another character separates segments
+_NUMBER = re.compile(r"-?[0-9]+([.][0-9]+)?([eE][-+]?[0-9]+)?")  # a decimal point, unless the dot is the separator
 
 
 def _text(segment: bytes) -> str:
@@ -46,10 +46,10 @@ def _number(segment: bytes) -> float:
 
 
 def _canonical(read: Callable[[str], Any], write: Callable[[Any], str]) -> Converter:
-    """Return a converter that accepts segments only in the form of publishers.
+    """Return a converter that accepts only the form that publishers write.
 
-    The readers of Python accept many other forms: braces around a UUID, a date without hyphens, any character between
-    date and time.
+    Python's parsers accept many other forms: braces around a UUID, a date without hyphens, any character between date
+    and time.
     """
 
     def convert(segment: bytes) -> Any:
@@ -89,8 +89,8 @@ def converter_of(hint: Any, name: str, where: str) -> Converter:
 
     An enum and a Literal are looked up by the text of their values. A bool is ``true`` or ``false``. A float is finite.
     A UUID, date or datetime has the form that publishers write: ``str()`` of a UUID, ``isoformat()`` of the others. If
-    a dot separates segments, no time has fractions of a second, and no float a decimal point. A value that does not
-    meet a constraint of the type, such as ``Annotated[int, Meta(gt=0)]``, is not a value of the type.
+    a dot separates segments, no time has fractions of a second, and no float a decimal point. If the type has a
+    constraint, such as ``Annotated[int, Meta(gt=0)]``, the converter refuses values that do not meet the constraint.
 
     Raises:
         SignatureError: ``hint`` is not str, int, float, bool, UUID, date, datetime, a Literal, an enum or Any.

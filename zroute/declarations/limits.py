@@ -20,16 +20,17 @@ from zroute.options import (
 __all__ = ["DEFAULT_LIMITS", "Limits", "check_limits", "check_options"]
 
 _NUMBER_MAX = 2**31 - 1
-"""The largest value of a socket option or a size, because libzmq stores these values as a C int."""
+"""The largest value of a socket option or a size, because libzmq stores such a value as a C int."""
 
 _QUEUE_MAX = 1_000_000
 
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Limits on sizes and numbers, set as `App(limits=Limits(…))`.
+    """Limits on message sizes, queues and subscriptions of an `App`.
 
-    The limits bound the memory of an app. The app checks the values and raises SignatureError for a value out of range.
+    The limits bound the memory of an app. `App(limits=…)` checks the values, and raises SignatureError for a value out
+    of range.
 
     Example:
         ```python
@@ -40,23 +41,23 @@ class Limits:
         max_message: The maximum size of a message body in bytes, sent or received (1 to 2,000,000,000; default 1 MiB).
             Publishing a larger body raises EncodeError. A received message with a larger body is malformed. If its
             frame also exceeds the limit of the socket, which is at least 71 KB, libzmq closes the connection.
-        send_queue: The number of frames that wait in a publisher's socket for each subscriber (1 to 1,000,000; default
-            10,000), libzmq's ZMQ_SNDHWM. When the queue is full, ``overflow`` decides what happens to the next message.
-            Answers to subscribers and retained messages also use this queue. A frame can contain several coalesced
-            messages.
-        receive_queue: The number of messages that wait in a subscriber's socket for each publisher (1 to 1,000,000;
-            default 1,000), libzmq's ZMQ_RCVHWM. When the queue is full, further messages fill the network buffers and
-            then the publisher's ``send_queue``. The value 0, which means an unlimited queue in libzmq, is refused for
-            both queues.
+        send_queue: The maximum number of frames that wait in a publisher's socket for each subscriber (1 to 1,000,000;
+            default 10,000), libzmq's ZMQ_SNDHWM. When the queue is full, ``overflow`` decides what happens to the next
+            message. Answers to subscribers and retained messages also use this queue. A frame can contain several
+            coalesced messages.
+        receive_queue: The maximum number of messages that wait in a subscriber's socket for each publisher (1 to
+            1,000,000; default 1,000), libzmq's ZMQ_RCVHWM. When the queue is full, further messages fill the network
+            buffers and then the publisher's ``send_queue``. The value 0, which means an unlimited queue in libzmq, is
+            refused for both queues.
         max_subscription_bytes: The maximum size in bytes of the active subscriptions on one connection to a publisher
             (4,096 or more; default 1 MiB, enough for 50,000 subscriptions of 20 bytes). Each subscription counts as
-            at least 20 bytes. Beyond the limit the publisher closes the connection and logs a warning. The subscriber
-            logs a warning too and reconnects with growing delays of up to 30 seconds. All subscribers behind a proxy
-            share one connection.
+            at least 20 bytes. If the subscriptions exceed the limit, the publisher closes the connection and logs a
+            warning. The subscriber also logs a warning, and reconnects with growing delays of up to 30 seconds. All
+            subscribers behind a proxy share one connection.
         allow_nan: True to allow NaN and infinity in floats and Decimals, in messages that the app publishes and
             receives. Default False: such a number raises EncodeError in the publisher, and DecodeError on receipt. In
             JSON, floats are written as Python's ``json`` writes them: ``NaN``, ``Infinity`` and ``-Infinity``. Other
-            JSON readers may refuse these. A Decimal is always text.
+            JSON readers may refuse these texts. A Decimal is always text.
     """
 
     max_message: int = MAX_MESSAGE
@@ -119,7 +120,7 @@ _VALUES: Final[Mapping[str, tuple[int, int]]] = {
     "backlog": (1, _NUMBER_MAX),
     "connect_timeout": (0, _NUMBER_MAX),
     "handshake_ivl": (1, _NUMBER_MAX),  # 0 would wait forever for a peer that sends nothing
-    "reconnect_ivl": (100, _NUMBER_MAX),  # zroute cuts a silent connection, and needs this time to redial it itself
+    "reconnect_ivl": (100, _NUMBER_MAX),  # zroute cuts a silent connection, and needs this time to reconnect by itself
     "reconnect_ivl_max": (0, _NUMBER_MAX),
 }
 
@@ -155,7 +156,7 @@ _OWNED: Final[Mapping[str, str]] = {
     "rcvtimeo": "the sockets of an app never block",
     "sndtimeo": "the sockets of an app never block",
 }
-"""The reason why each option is reserved for zroute, and the alternative to it."""
+"""The reason why each option is reserved for zroute, and the alternative to the option."""
 
 
 def check_options(options: Any, where: str) -> NetworkOptions:

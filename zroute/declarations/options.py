@@ -46,12 +46,13 @@ class RouteOptions(TypedDict, total=False):
     codec: str | Codec | None
     """The codec for bodies whose publisher does not name a codec. Default: the app's codec."""
     copy: bool
-    """Decode a separate object for this handler, which may then modify it. Default: False, handlers share the object.
+    """Decode a separate object for this handler, which may then modify it. Default: False, which means that handlers
+    share the object.
     """
     thread: bool
     """Run a plain, blocking function in the reactor's thread pool. Default: False."""
     max_in_flight: int | None
-    """The maximum number of unfinished calls at the same time. Default: 100, or 10 with ``thread=True``."""
+    """The maximum number of unfinished calls at a time. Default: 100, or 10 with ``thread=True``."""
     ordered: bool
     """Handle the messages of one topic one after the other. Default: True."""
     queue: int | None
@@ -130,7 +131,7 @@ class PublisherOptions(TypedDict, total=False):
     codec: str | Codec | None
     """The codec of the messages. Default: the app's codec."""
     jitter: float
-    """The random variation of each period as a fraction of it, 0 to 1; requires ``every``. Default: 0."""
+    """The random variation of each period as a fraction of the period, 0 to 1; requires ``every``. Default: 0."""
     initial_delay: float
     """The delay in seconds before the first call; requires ``every``. Default: 0."""
     keep: Keep
@@ -173,7 +174,7 @@ WORK_DEFAULTS: WorkOptions = {
 }
 
 NOT_FOR_WORK = {
-    "retry": "only the owner of the jobs tries a job again, with app.job_queue(…, retry=…)",
+    "retry": "only the owner of the jobs retries a job, with app.job_queue(…, retry=…)",
     "dead": "only the owner of the jobs publishes dead letters, with app.job_queue(…, dead=…)",
     "ordered": "jobs have no order, since they are shared among workers",
     "stale_after": "a job is done however long it has waited",
@@ -208,7 +209,7 @@ JOB_QUEUE_DEFAULTS: JobQueueOptions = {
 
 
 NEEDS = {"jitter": "every", "initial_delay": "every"}
-"""The options that require another option, and the option that each of them requires."""
+"""Maps each option that has no effect alone to the option that it requires."""
 
 
 def takes(kind: type[Any], defaults: Any) -> Callable[[F], F]:

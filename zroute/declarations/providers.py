@@ -2,8 +2,8 @@
 
 A parameter annotated with the type of a resource receives the resource. The annotation may also be ``Annotated[Db, …]``
 or ``Db | None``. A parameter annotated with a Protocol or a base class receives the resource that satisfies it, if
-there is only one. This looser rule applies only to types that a message can't have, so that it never captures the
-parameter of the body.
+there is only one. This looser rule applies only to types that a message can't have, so it never affects the parameter
+of the body.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def provided(name: str, hint: Any, given: Mapping[Any, Any], *, own_codec: bool,
         SignatureError: Several resources satisfy the annotation.
     """
     wanted = asked(hint)
-    # An annotation may be any object, so it is tested for hash() before the look-up in a dict.
+    # An annotation may be any object, and a dict can only look up hashable objects.
     for kind in (hint, wanted):
         if hashable(kind) and kind in given:
             return given[kind]
@@ -121,7 +121,7 @@ _REMEDIES = {
     "File": _IS_BODY,
 }
 _OF_PREFIX = {"message.headers.": "Header", "message.path.": "Path"}
-"""The markers that FastStream creates as a ``Context``, by its prefix."""
+"""Maps the prefix of FastStream's ``Context`` to the marker that creates a ``Context`` with this prefix."""
 
 
 def find_marker(name: str, hint: Any, default: Any) -> tuple[str, str] | None:
@@ -138,13 +138,13 @@ def find_marker(name: str, hint: Any, default: Any) -> tuple[str, str] | None:
 
 
 def _satisfies(kind: Any, wanted: Any) -> bool:
-    """Return True if every object of type ``kind`` is certainly a ``wanted``."""
+    """Return True if every object of type ``kind`` certainly has the type ``wanted``."""
     while isinstance(kind, typing.NewType):
         kind = kind.__supertype__
     kind = get_origin(asked(kind)) or asked(kind)
     if not isinstance(kind, type):
         return False
-    if get_origin(wanted) is not None:  # such as Repository[User], which only a base class can state
+    if get_origin(wanted) is not None:  # such as Repository[User], which only an explicit base class declares
         return any(wanted in getattr(base, "__orig_bases__", ()) for base in kind.__mro__)
     return wanted in kind.__mro__ or (_is_protocol(wanted) and _has_members(kind, wanted))
 

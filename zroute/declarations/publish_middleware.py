@@ -1,4 +1,4 @@
-"""Create the publish middleware: call the user's factories and check the results."""
+"""Create publish middleware: call the user's factories and check their results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def surround_publication(middleware: Middleware, factories: Sequence[Hook], info
 def _parameters(factory: Hook, around: Any, info: RouteInfo) -> tuple[tuple[str, ...], bool]:
     """Check the middleware ``around``, which ``factory`` has returned.
 
-    Return the names of its parameters for the topic, and True if it has a parameter for the headers.
+    Return the names of the middleware's parameters for the topic, and True if it has a parameter for the headers.
     """
     name = name_of(factory.function)
     if not callable(around):
@@ -73,11 +73,11 @@ def _parameters(factory: Hook, around: Any, info: RouteInfo) -> tuple[tuple[str,
 def _takes_headers(around: Callable[..., Any]) -> bool:
     """Return True if a parameter after the message is called ``headers``.
 
-    A parameter with a default does not count, because the factory uses it for its own value.
+    A parameter with a default does not count, because factories use such parameters for values of their own.
     """
     try:
         _, *more = inspect.signature(around).parameters.values()
-    except (TypeError, ValueError):  # no signature, or no parameter: refused for that
+    except (TypeError, ValueError):  # no signature or no parameter: another check refuses this
         return False
     return any(each.name == HEADERS and each.default is each.empty and each.kind in _BY_NAME for each in more)
 
@@ -85,7 +85,7 @@ def _takes_headers(around: Callable[..., Any]) -> bool:
 def make_around(factory: Hook, call: Callable[..., Any], info: RouteInfo, form: str, kind: str) -> Any:
     """Call a factory, and return its result.
 
-    Errors show ``form``, the signature of a correct factory, and ``kind``, the use of the factory.
+    Errors show ``form``, the signature of a correct factory, and ``kind``, the purpose of the factory.
 
     Raises:
         SignatureError: The factory can't be called, or raises an error.
@@ -111,7 +111,7 @@ def _check_call(
 ) -> None:
     """Raise SignatureError if a function can't be called with these arguments.
 
-    The error shows ``form``, the signature of a correct function, and ``kind``, the use of the function.
+    The error shows ``form``, the signature of a correct function, and ``kind``, the purpose of the function.
     """
     try:
         inspect.signature(function).bind(*given, **named)

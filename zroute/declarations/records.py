@@ -59,7 +59,7 @@ class HandlerOptions:
 
 
 RouteKind = Literal["subscribe", "reply", "work"]
-"""The kind of a handler: it receives messages, requests or jobs."""
+"""What a handler receives: messages, requests or jobs."""
 
 
 @attrs.frozen(eq=False)
@@ -143,7 +143,7 @@ class Hook:
 
 @attrs.frozen(eq=False)
 class ErrorHook(Hook):
-    """A function called with an error of one of ``kinds`` and the failed envelope."""
+    """A function called with an error of one of ``kinds`` and the failed message."""
 
     kinds: tuple[type[BaseException], ...]
 

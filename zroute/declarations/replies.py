@@ -75,7 +75,7 @@ def _check_generator(route: Route, hint: Any) -> None:
 
 
 def _is_none(hint: Any) -> bool:
-    """Return True if the annotation allows only None, now or later."""
+    """Return True if the annotation is None or an awaitable of None."""
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     return hint is NoneType or (hasattr(origin, "__await__") and arguments[-1:] == (NoneType,))
 
@@ -83,7 +83,7 @@ def _is_none(hint: Any) -> bool:
 def _is_iterator(hint: Any, *, later: bool | None = None) -> bool:
     """Return True if the annotation is an iterator.
 
-    ``later`` is False for plain iterators only, True for ``async`` ones only, and None for both.
+    ``later`` selects the kind of iterator: False for plain, True for ``async``, None for both.
     """
     kind = get_origin(hint) or hint
     plain = kind is Iterable or hasattr(kind, "__next__")

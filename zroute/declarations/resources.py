@@ -46,7 +46,7 @@ class CompiledResource:
         name: The name of the generator function, for logs and errors.
         where: The user's line, as ``file:line``.
         call: The plan for the call; ``call.needs`` contains the types of the resources that the function needs.
-        scope: The time for which the resource is open, "app" or "message".
+        scope: "app" if the resource is open while the app runs, "message" if it is open for one message.
         injected: True if a handler, timer, publisher or hook uses the resource; False if only other resources use it.
     """
 
@@ -68,7 +68,7 @@ class MessageResources:
     """The resources with ``scope="message"`` that one route needs.
 
     Attributes:
-        parameters: For each parameter of the handler, the type of the resource that it receives.
+        parameters: For each handler parameter that receives one of the resources, the type of this resource.
         resources: All needed resources in opening order, including those that other resources need.
         around_chain: True if a middleware needs one of the resources.
     """
@@ -94,7 +94,7 @@ class MessageResources:
 def take_message_resources(call: Call, resources: Sequence[CompiledResource]) -> tuple[Call, MessageResources | None]:
     """Separate the resources of a message from ``call``.
 
-    Return the plan without these resources, and the resources; None if the call needs none.
+    Return the plan without these resources, and the resources, or None if the call needs none of them.
     """
     of_messages = {resource.kind for resource in resources if resource.scope == "message"}
     given = call.constants.given
@@ -104,13 +104,13 @@ def take_message_resources(call: Call, resources: Sequence[CompiledResource]) ->
     if not parameters:
         return call, None
     left = {name: value for name, value in given.items() if name not in parameters}
-    by_name = call.by_name or call.body in call.order  # a resource may precede the body
+    by_name = call.by_name or call.body in call.order  # the parameter of a resource may precede the body
     call = attrs.evolve(call, constants=attrs.evolve(call.constants, given=left), by_name=by_name)
     return call, MessageResources(parameters, opened_for(parameters.values(), resources))
 
 
 def opened_for(kinds: Iterable[Any], resources: Sequence[CompiledResource]) -> tuple[CompiledResource, ...]:
-    """Return the resources of a message that are needed for ``kinds``, in order."""
+    """Return the message resources that ``kinds`` need, in opening order."""
     of_messages = {resource.kind for resource in resources if resource.scope == "message"}
     wanted = of_messages & set(kinds)
     for resource in reversed(resources):  # a resource comes before all resources that use it
@@ -125,8 +125,8 @@ def compile_resources(
     """Return the resources in opening order, and ``given`` with their types.
 
     Raises:
-        SignatureError: A resource yields no usable type, a type is yielded twice, a dependency is missing, or the
-            dependencies form a cycle.
+        SignatureError: A resource yields no usable type, two resources yield the same type, a dependency is missing, or
+            the dependencies form a cycle.
     """
     by_kind: dict[Any, Resource] = {}
     for resource in recorded:
@@ -140,7 +140,7 @@ def compile_resources(
                 where=resource.where,
             )
     given = {**given, **{kind: Needed(kind) for kind in by_kind}}
-    # A resource may wrap another resource, and ask for it by a base class of both. The class then means the other one.
+    # A resource may wrap another one, and request it by a common base class, which then selects the wrapped resource.
     compiled = {
         kind: _resource(kind, resource, {**given, kind: Needed(kind, exact=True)}) for kind, resource in by_kind.items()
     }

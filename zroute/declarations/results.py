@@ -1,7 +1,7 @@
 """Analysis of the return annotations of functions under a publisher.
 
 This module finds the type of the messages, and annotations that contradict the publisher's schema. Annotations are
-often vague or incomplete, so a check only reports certain contradictions.
+often vague or incomplete, so a check reports only contradictions that are certain.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def may_be_none(hint: Any) -> bool:
 
 
 def has_headers(hint: Any) -> bool:
-    """Return True if a return annotation has a `WithHeaders`."""
+    """Return True if a return annotation contains a `WithHeaders`."""
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     return origin is WithHeaders or ((origin in _UNIONS or _is_wrapper(origin)) and any(map(has_headers, arguments)))
 
@@ -93,7 +93,7 @@ def _inside(kind: Any, arguments: tuple[Any, ...]) -> Any:
 def misfit(hint: Any, schema: Any) -> Any:
     """Return the part of a return annotation that contradicts ``schema``.
 
-    Return None if every part may be compatible. A part None is always allowed, because a function that returns None
+    Return None if every part may be compatible. The part None is always allowed, because a function that returns None
     publishes nothing. ``schema`` must be a type that a codec supports.
     """
     if resolved(schema) in _UNTYPED:  # the values have no declared type, so no annotation contradicts them

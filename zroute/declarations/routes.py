@@ -90,7 +90,8 @@ class Routes:
         ```
 
     Args:
-        prefix: Segments that precede each pattern of the group, joined by a dot. It may contain captures.
+        prefix: Segments that precede each pattern of the group, joined by the separator. The prefix may contain
+            captures.
         separator: The character between the segments of topics (default "."), as in the app that includes the group.
 
     Raises:
@@ -167,11 +168,11 @@ class Routes:
         function is called when a list is full, when no further message is ready to be read, and after 10 ms of
         continuous reading. While a call is unfinished, the next list keeps growing.
 
-        All messages of a list have the same topic if the function has a parameter for the topic or a capture, or if its
-        results or dead letters are published to a topic with one of the captures. Otherwise, a list contains messages
-        of all topics in order of arrival, and only one list is handled at a time unless ``ordered=False``. Counters and
-        ``queue`` count messages; ``max_in_flight`` counts calls. An error counts for all messages of its list, and
-        ``on_error`` is called once with the envelope of the first message.
+        All messages of a list have the same topic if the function has a parameter for the topic or a capture. This also
+        holds if its results or dead letters are published to a topic with one of the captures. Otherwise, a list
+        contains messages of all topics in order of arrival, and only one list is handled at a time unless
+        ``ordered=False``. Counters and ``queue`` count messages; ``max_in_flight`` counts calls. An error counts for
+        all messages of its list, and ``on_error`` is called once with the envelope of the first message.
 
         Example:
             ```python
@@ -187,7 +188,7 @@ class Routes:
             copy: True to decode a separate object for this handler, which may then modify it. By default, handlers with
                 the same type share one object.
             thread: True to run a plain, blocking function in the reactor's thread pool. `App.from_thread` explains how
-                it can publish there.
+                such a function can publish.
             max_in_flight: The maximum number of unfinished calls at a time (default 100, or 10 with
                 ``thread=True``).
             ordered: False to handle messages of the same topic concurrently. By default they are handled one after the
@@ -196,16 +197,16 @@ class Routes:
                 least ``batch``). When the queue is full, the app logs the route and stops reading from its sockets
                 until half of the messages are handled.
             stale_after: The maximum age in seconds (default: no limit). An older message is skipped instead of handled,
-                and is counted as ``stale``. The age is the difference between the clocks of two hosts, so their error
-                must be much smaller than this limit. A message with a time in the future is handled and counted under
+                and is counted as ``stale``. The age is measured with the clocks of two hosts, so these clocks must
+                differ by much less than this limit. A message with a time in the future is handled and counted under
                 ``negative_ages``. Only messages of the tracked wire have a time.
             batch: The maximum number of messages in a list, 1 to 10,000 (default: single messages).
             retry: The delays in seconds before further attempts, at most 20 (default: one attempt). With ``retry=(1, 5,
                 30)`` a function that keeps failing is called four times. Between the attempts, later messages of the
                 same topic wait too, unless ``ordered=False``. A list is passed again as a whole. There are no further
                 attempts after `Reject`, or while the app stops.
-            dead: The topic that receives a message after its last attempt, or if its body can't be decoded: a pattern
-                such as ``"dead.{kind}"``, whose captures are those of ``patterns``. The prefixes of the group apply.
+            dead: The topic that receives a message if its last attempt fails, or if its body can't be decoded. Write a
+                pattern such as ``"dead.{kind}"``, with captures of ``patterns`` only. The prefixes of the group apply.
                 The body is unchanged; headers contain the topic, the error and the number of attempts. ``on_error``
                 functions are then not called. Requires the tracked wire, and an endpoint to publish to.
             timeout: The maximum duration of a call in seconds (default: no limit), for ``async`` functions and
@@ -241,9 +242,9 @@ class Routes:
         resources and an `Envelope`. The return value is the reply; None is a reply too. A generator, plain or
         ``async``, answers with a stream of its values, for `App.request_stream`.
 
-        If several patterns match, only the function with the most specific pattern answers. While the function has no
-        room for a request, the app refuses that request at once, and the caller gets BusyError. If the caller no longer
-        waits, the app drops a waiting request, and cancels an ``async`` call. Raise `RequestRefused` to refuse a
+        If several patterns match, only the function with the most specific pattern answers. If the queue of the
+        function is full, the app refuses further requests at once, and the caller gets BusyError. If the caller no
+        longer waits, the app drops a waiting request, and cancels an ``async`` call. Raise `RequestRefused` to refuse a
         request with your own code and text. Any other error reaches the caller as ServerError, with the type and the
         text of the error.
 
@@ -265,7 +266,7 @@ class Routes:
             queue: The maximum number of waiting requests (default 1,000).
             retry: The delays in seconds before further attempts, as for `subscribe`. The caller waits during these
                 attempts.
-            dead: The topic that receives a request after its last attempt, as for `subscribe`.
+            dead: The topic that receives a request if its last attempt fails, as for `subscribe`.
             timeout: The maximum duration of a call in seconds (default: only the caller's timeout).
 
         Raises:
@@ -336,7 +337,8 @@ class Routes:
             schema: The type of the messages. Without a schema, each message is encoded by its own type.
             reply: The type of the replies (default: any).
             codec: The codec of the messages (default: the app's codec).
-            timeout: The seconds to wait for a reply, including all attempts (default 10); None for no limit.
+            timeout: The maximum time in seconds to wait for a reply, including all attempts (default 10). None sets no
+                limit.
             retry: The delays in seconds before further attempts, at most 20 (default: one attempt). The app sends a
                 request again if the server was lost or busy. If the server was lost, the request may be handled twice.
                 If no server is connected, the request waits until its timeout, so no further attempt follows.
@@ -380,13 +382,13 @@ class Routes:
 
         - If the function returns, the job is done. The return value is ignored, unless the function has a publisher.
         - If the function raises an error, the owner retries the job after the delays in the queue's ``retry``.
-        - If the function raises `Reject`, or the body can't be decoded, the owner gives the job up at once.
+        - If the function raises `Reject`, or the body can't be decoded, the owner gives up on the job at once.
 
         A plain function runs in a thread, because jobs may take a long time, and the worker must continue to send signs
         of life.
 
         If this worker ends, or is silent for too long, the owner gives the job to another worker. A function may
-        therefore be called twice with the same job. Write the function so that a second call has no further effect.
+        therefore be called twice with the same job. Make sure that a second call has no further effect.
 
         Example:
             ```python
@@ -403,7 +405,7 @@ class Routes:
             thread: False to run a plain function in the reactor's thread. A call must then take less than half of the
                 owner's ``silent_after``. Default: True for a plain function.
             max_in_flight: The maximum number of unfinished calls at a time (default 4). The worker also requests the
-                same number of further jobs, but at most 16. So the next job can begin as soon as a job ends.
+                same number of further jobs, but at most 16, so that a new job can begin as soon as another ends.
             batch: The maximum number of jobs in a list, 1 to 10,000 (default: single jobs). The parameter is then a
                 ``list[T]``. If the call succeeds, all jobs of the list are done. If it fails, each of them fails, and
                 the owner retries each job separately.
@@ -439,8 +441,8 @@ class Routes:
 
         A worker is an app with a handler under `work`. Of all workers with room, the worker that was served least
         recently gets the next job. The app keeps each job until a worker has done it, or until its last attempt has
-        failed. If a worker ends, the app gives its jobs to other workers. If a job fails, the app retries the job after
-        the delays in ``retry``. If this process is killed, the waiting jobs are lost.
+        failed. If a worker ends, the app gives the worker's jobs to other workers. If a job fails, the app retries the
+        job after the delays in ``retry``. If the process of this app is killed, the waiting jobs are lost.
 
         Example:
             ```python
@@ -458,11 +460,11 @@ class Routes:
             retry: The delays in seconds before further attempts, at most 20 (default: one attempt). With
                 ``retry=(1, 5, 30)`` a job that keeps failing is tried four times. There are no further attempts after
                 `Reject`, or while the app stops.
-            dead: The topic that receives a job after its last attempt: a pattern such as ``"dead.{kind}"``, whose
-                captures are those of ``pattern``. The body is unchanged; headers contain the topic, the error and the
+            dead: The topic that receives a job if its last attempt fails. Write a pattern such as ``"dead.{kind}"``,
+                with captures of ``pattern`` only. The body is unchanged; headers contain the topic, the error and the
                 number of attempts. Requires the tracked wire, and an endpoint to publish to. Without ``dead``, an
                 ``on_error`` function gets a `JobFailedError`.
-            waiting: The maximum number of jobs that may wait (default 10,000). When it is reached, ``put`` waits for
+            waiting: The maximum number of jobs that may wait (default 10,000). If the queue is full, ``put`` waits for
                 room.
             silent_after: The seconds without a sign of life after which a worker loses its jobs (default 10). If an app
                 has several queues, the smallest value applies to all of them.
@@ -513,7 +515,7 @@ class Routes:
         The decorated generator function, plain or ``async``, opens an object, yields it once, and closes it after the
         ``yield``. It may also be decorated with ``contextlib.contextmanager`` or ``asynccontextmanager``. The return
         annotation declares the type. Handlers, timers, publishers, hooks and other resources receive the object in a
-        parameter of that type, or of a Protocol or base class that only this resource satisfies.
+        parameter of that type. The parameter may also have a Protocol or base class that only this resource satisfies.
 
         Resources open in dependency order, before the sockets. They close in reverse order after the last message is
         handled. If a resource fails to open, the app does not start, and the resources that are already open are
@@ -521,10 +523,10 @@ class Routes:
 
         With ``scope="message"`` a resource opens when a handler is called with a message, and closes when the handler
         has ended, before its result is published. If the handler raises an error, the error is raised at the ``yield``,
-        so the resource can roll back; it can't hide the error. Each attempt of ``retry`` and each list of ``batch`` has
-        its own object. Such a resource is opened around the handler, or also around the middleware if the middleware
-        takes the resource. Handlers, their middleware and other resources of a message can take it. An ``async``
-        resource makes a plain handler wait, like an ``async`` handler.
+        so the resource can roll back. The resource can't suppress the error. Each attempt of ``retry`` and each list of
+        ``batch`` has its own object. Such a resource is opened around the handler. If a middleware takes the resource,
+        it is opened around this middleware too. Handlers, their middleware and other resources of a message can take
+        it. A plain handler that takes an ``async`` resource of the message is handled like an ``async`` handler.
 
         Compiling the app raises SignatureError if the type is missing or too general, if two resources yield the same
         type, or if resources depend on each other in a cycle.
@@ -587,8 +589,9 @@ class Routes:
         - without ``every``: the values of a generator, as fast as the app can send them;
         - together with ``subscribe``: the result, or each yielded value, of the handler for each message.
 
-        None publishes nothing. A list is published as one message. Compiling the app raises SignatureError if the
-        return annotation contradicts ``schema``, and PatternError if nothing fills a capture of ``pattern``.
+        If the function returns None, nothing is published. A list is published as one message. Compiling the app raises
+        SignatureError if the return annotation contradicts ``schema``, and PatternError if nothing fills a capture of
+        ``pattern``.
 
         Example:
             ```python
@@ -608,14 +611,16 @@ class Routes:
         Keyword Args:
             every: The period in seconds between calls of the decorated function (default: no timer).
             codec: The codec of the messages. Default: the app's codec.
-            jitter: The random variation of each period as a fraction of it, 0 to 1 (default 0); requires ``every``.
+            jitter: The random variation of each period as a fraction of the period, 0 to 1 (default 0). Requires
+                ``every``.
             initial_delay: The delay in seconds before the first call (default 0); requires ``every``.
             keep: With ``"last"``, a new subscriber receives the latest message of each topic before newer messages of
-                that topic. This needs the tracked wire. Up to 100,000 topics are kept, in memory (default None).
+                that topic. Requires the tracked wire. Up to 100,000 topics are kept, in memory (default None).
             coalesce: True to send messages together in one frame if they have the same topic and are published in the
-                same turn of the reactor. This reduces the cost on both sides. `Coalesce` sets the number and the delay
-                (default: the app's ``coalesce``). Handlers still receive single messages. A message over 64,000 bytes,
-                a message with headers and a message on another wire than "tracked" is always sent separately.
+                same turn of the reactor. This reduces the cost on both sides. `Coalesce` sets the maximum number of
+                messages in a frame and the delay (default: the app's ``coalesce``). Handlers still receive single
+                messages. Some messages are always sent separately: messages of more than 64,000 bytes, messages with
+                headers, and messages on a wire other than "tracked".
 
         Raises:
             PatternError: ``pattern`` is invalid, or contains a wildcard.
@@ -664,9 +669,9 @@ class Routes:
     def every(self, period: float, *, jitter: float = 0.0, initial_delay: float = 0.0) -> Callable[[F], F]:
         """Call the decorated function every ``period`` seconds while the app runs.
 
-        Its results are ignored. Use this for a function that publishes to several topics, or that publishes nothing.
-        Calls never overlap: a period that passes during a call is skipped and counted. An exception is logged and
-        does not end the schedule.
+        The results of the function are ignored. Use `every` for a function that publishes to several topics, or that
+        publishes nothing. Calls never overlap: a period that passes during a call is skipped and counted. An exception
+        is logged and does not end the schedule.
 
         Example:
             ```python
@@ -677,7 +682,7 @@ class Routes:
 
         Args:
             period: The time in seconds between calls, more than 0.
-            jitter: The random variation of each period as a fraction of it, 0 to 1.
+            jitter: The random variation of each period as a fraction of the period, 0 to 1.
             initial_delay: The delay in seconds before the first call.
 
         Raises:
@@ -771,7 +776,7 @@ class Routes:
         ``publish`` raises the errors of ``around``. For the results of handlers, timers and generators, zroute logs
         these errors and counts them in ``stats.publish_errors``.
 
-        The middleware of an app is also around `App.publish` and the publications of the groups that it includes.
+        The middleware of an app also surrounds `App.publish` and the publications of the groups that the app includes.
         Middleware that is registered first is outermost. The middleware of an app surrounds the middleware of its
         groups.
 
@@ -800,14 +805,14 @@ class Routes:
     def on_error(self, *kinds: type[BaseException]) -> Callable[[F], F]:
         """Call the decorated function when a handler of this group fails.
 
-        The arguments are the error and the envelope of the message. Messages that cannot be read (dead letters) are
-        passed too, as `DecodeError` or `EnvelopeError`. zroute has already counted and logged the error. The function
-        may be ``async``.
+        The arguments are the error and the envelope of the message. Messages that cannot be read are passed too, with a
+        `DecodeError` or an `EnvelopeError`. zroute has already counted and logged the error. The function may be
+        ``async``.
 
         The function may have further parameters. A parameter annotated `RouteInfo` receives the route whose handler
         failed. With the annotation ``RouteInfo | None``, the function is also called for an `EnvelopeError`, which has
         no route; the parameter is then None. A parameter named ``attempts`` receives the number of calls of the handler
-        with the message: 0 for a message that cannot be read. Resources are filled by their types.
+        with the message: 0 for a message that cannot be read. Parameters for resources are filled by type.
 
         Only one function is called for an error. It is found in the innermost group that has a function for the
         error's class. Within a group, the function for the most specific class is called.
@@ -859,7 +864,7 @@ class Routes:
 
         Args:
             routes: The group to include.
-            prefix: Segments that precede each pattern of ``routes``, joined by a dot.
+            prefix: Segments that precede each pattern of ``routes``, joined by the separator.
 
         Raises:
             SignatureError: ``routes`` is not a group, contains this group, or has another separator.
@@ -939,13 +944,13 @@ def make_route(
 ) -> Route:
     """Check the complete ``options`` of a handler and return its record.
 
-    ``kind`` is also the name of the decorator, for errors. Raises the errors of `Routes.add_route`.
+    ``kind`` is also the name of the decorator in errors. Raises the errors of `Routes.add_route`.
     """
     _check_callable(function, kind, where)
     codec, queue, stale_after, batch = options["codec"], options["queue"], options["stale_after"], options["batch"]
     if batch is not None:
         _check_batch(batch, queue, where)
-    if queue is None:  # with room for two lists only, each list would wait for a half of the other one
+    if queue is None:  # with room for only two lists, one could not fill before half of the other is handled
         queue = max(ROUTE_QUEUE, 4 * (batch or 0))
     most = options["max_in_flight"]
     if most is None:
@@ -976,7 +981,7 @@ def make_route(
 
 
 def check_attached(pattern: Any, function: Any, where: str) -> None:
-    """Raise SignatureError for swapped arguments of `App.attach`, or no function."""
+    """Raise SignatureError if `App.attach` gets no function or swapped arguments."""
     if callable(function) and not inspect.isclass(function):
         return
     text = f"attach({pattern!r}, {function!r}): "
@@ -1033,7 +1038,7 @@ _WITHOUT_PATTERN = {
     "job_queue": ", and is no decorator: write jobs = app.job_queue('jobs.{kind}', Job), and @app.work('jobs.{kind}') "
     "above the function that does the jobs",
 }
-"""The advice if the first argument is a function, for those whose patterns have no wildcards."""
+"""The advice for a call with a function as its first argument, by the name of the method."""
 
 
 _SENDERS = {
@@ -1041,7 +1046,7 @@ _SENDERS = {
     "job_queue": "app.job_queue('resize.{kind}', Resize)",
     "publisher": "app.publisher('alerts.{level}', Alert)",
 }
-"""The functions that take a pattern without wildcards, and then a type."""
+"""Examples for the methods that take a pattern without wildcards, and then a type."""
 
 
 def _shown(given: object) -> str:
@@ -1135,7 +1140,7 @@ def _checked_retry(retry: Any, function: Callable[..., Any] | None, where: str) 
 
 
 def _checked_dead(dead: Any, patterns: tuple[Pattern, ...], where: str) -> Pattern | None:
-    """Return the pattern of the topics that get messages after their last attempt."""
+    """Return the pattern of the topics that get messages whose last attempt failed."""
     if dead is None:
         return None
     separator = patterns[0].separator.decode()

@@ -147,7 +147,7 @@ class Call:
 
         Constant arguments are the same for all messages of the topic. The caller passes the body by position or, if
         ``by_name`` is True, the body and the envelope by name. A `functools.partial` adds no Python frame to the call.
-        It is fastest when it binds leading parameters by position, so these are bound by position.
+        A partial is fastest when it binds leading parameters by position, so these are bound by position.
         """
         constants = self.constants.of(captured, topic)
         if not constants:
@@ -178,11 +178,11 @@ def plan(
     parameter without a default receives the body.
 
     If a ``handler`` has no such parameter and no `Envelope`, the body is passed to a leading ``*args``, as in
-    ``print``, or otherwise to the only remaining parameter with a default.
+    ``print``. Without ``*args``, the only remaining parameter with a default receives the body.
 
     Args:
         function: The function to call.
-        captures: The names of the captures of its patterns.
+        captures: The names of the captures in the patterns of the function.
         given: The object, or `Needed`, for each type that is filled by annotation.
         namespace: The local names at the registration, for annotations in nested functions.
         where: The user's line, as ``file:line``, for errors.
@@ -215,7 +215,7 @@ def plan(
     schema = _declared(hints.get(body, Any)) if body else NO_BODY
     order = [name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
     call = Call(function, schema, body, envelope, constants, by_name, tuple(order))
-    # A wrapper is planned like the function behind it. If the plans differ, the wrapper would pass wrong arguments.
+    # The function behind a wrapper is planned too. If the plans differ, the wrapper would pass wrong arguments.
     again = partial(
         plan,
         captures=captures,
@@ -234,7 +234,7 @@ def unfilled(
 ) -> list[str]:
     """Return the parameters of a middleware that would receive the message.
 
-    At most one parameter can receive it. Arguments and errors are the same as for `plan`.
+    At most one parameter can receive the message. Arguments and errors are the same as for `plan`.
     """
     parameters = _parameters(function, where)
     hints = hints_of(function, namespace, where)
@@ -327,7 +327,7 @@ def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, 
     """Return the annotations of ``function``, with strings evaluated to types.
 
     Raises:
-        SignatureError: An annotation uses a name that does not exist, or is not a type.
+        SignatureError: An annotation uses a name that does not exist, or an annotation is not a type.
     """
     target = annotated(function)
     try:
@@ -448,7 +448,7 @@ def _refuse_hidden(call: Call, plan: Callable[..., Call], namespace: Mapping[str
 
 
 def _same_call(inner: Call, outer: Call) -> bool:
-    """Return True if a call planned as ``outer`` passes what ``inner`` expects."""
+    """Return True if a call planned as ``outer`` passes the arguments of ``inner``."""
     if inner.constants or inner.by_name or (inner.body is None) != (outer.body is None):
         return False
     return inner.schema == outer.schema or _comes_as_it_is(inner.schema)

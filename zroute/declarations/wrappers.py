@@ -37,7 +37,7 @@ def forwarded(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     code, instance = getattr(function, "__code__", None), getattr(function, "__self__", None)
     if not isinstance(code, CodeType) or not code.co_flags & inspect.CO_VARARGS:
         return []
-    # Positional parameters of its own, besides self, consume arguments.
+    # Other positional parameters of the wrapper, besides self, consume arguments.
     if code.co_argcount > (instance is not None):
         return []
     inner = [found for found in _called(function, code, instance) if callable(found) and not inspect.isclass(found)]

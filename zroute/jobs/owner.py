@@ -1,4 +1,4 @@
-"""The owner of jobs: keeps them until a worker has done them.
+"""The owner of jobs: keeps each job until a worker has done it.
 
 A job is in one of four states:
 
@@ -92,11 +92,12 @@ class Job:
     Attributes:
         attempt: The number of the current attempt, from 1.
         losses: The number of workers that had the job and ended or fell silent.
-        was_lost: True if the owner has lost a worker that had the job. That worker may still report that it is done.
+        was_lost: True if the owner has lost a worker that had the job. That worker may still report that the job is
+            done.
         lane: The lane of the worker that has the job.
-        next: The next waiting job of the same topic. The scheduler uses it and ``order``.
+        next: The next waiting job of the same topic. The scheduler uses ``next`` and ``order``.
         reason: The text of the last failure.
-        timer: Set while the job waits for the next attempt.
+        timer: The timer of the next attempt; None unless the job waits for it.
     """
 
     __slots__ = (
@@ -122,7 +123,7 @@ class Job:
 
 
 GivenUp = Callable[[Job, str], object]
-"""A function that the owner calls with a job that failed for the last time, and the reason."""
+"""A function that the owner calls with a job whose last attempt has failed, and the reason."""
 
 
 @attrs.define(eq=False)
@@ -144,8 +145,8 @@ class OwnedQueue:
         """Add a job, now or when there is room.
 
         Returns:
-            An awaitable that is done when the job has been added. If the caller cancels the awaitable before, the job
-            is not added.
+            An awaitable that is done when the job has been added. If the caller cancels the awaitable before that, the
+            job is not added.
 
         Raises:
             EncodeError: The headers are invalid.
@@ -169,7 +170,7 @@ class OwnedQueue:
 
     @property
     def full(self) -> bool:
-        """True if a job has to wait for room."""
+        """True if a further job has to wait for room."""
         return self.stats.waiting >= self.settings.waiting or bool(self.putting)
 
     def _made(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> Job:
@@ -203,8 +204,9 @@ class JobOwner:
     Attributes:
         malformed: The number of malformed messages.
         unknown: The number of reports for jobs of other runs, or of jobs that the worker never had.
-        logs_workers: False if the only worker is in the same app: no line says that it joins or leaves.
-        admitted: A function that the owner calls with each added job, or None. Tests use it.
+        logs_workers: False if the only worker is in the same app, so that no line reports that a worker joins or
+            leaves.
+        admitted: A function that the owner calls with each added job, or None. Tests set it.
         workers_changed: A function that the owner calls with the number of workers when that number has changed.
     """
 
@@ -238,7 +240,7 @@ class JobOwner:
     def add(self, settings: Settings, given_up: GivenUp) -> OwnedQueue:
         """Add a queue.
 
-        The owner calls ``given_up`` with each job that failed for the last time.
+        The owner calls ``given_up`` with each job whose last attempt has failed.
         """
         number = len(self._queues) << _QUEUE_SHIFT
         queue = OwnedQueue(self, settings, given_up, count(number))
@@ -304,7 +306,7 @@ class JobOwner:
         return self._scheduler.unserved()
 
     def drop_unserved(self) -> None:
-        """Drop the waiting jobs that no worker accepts. Tests use this at their end."""
+        """Drop the waiting jobs that no worker accepts. Tests call this at their end."""
         for job in tuple(self._jobs.values()):
             if job.lane is None and job.timer is None and not self._scheduler.is_served(job.topic):
                 self._withdraw(job)
@@ -359,7 +361,7 @@ class JobOwner:
     def _stranger(self, id: bytes, parts: Sequence[bytes]) -> None:
         """Process a message from a worker that has made no offer, or has lost its jobs.
 
-        A worker that was frozen and continues sends many reports at once. One answer is enough until the worker makes
+        A worker that continues after a freeze sends many reports at once. One answer is enough until the worker makes
         an offer, or until the next tick.
         """
         if parts[0] == OFFER:
@@ -411,10 +413,10 @@ class JobOwner:
             self._settle()
 
     def _regroup(self) -> None:
-        """Look up waiting topics for new patterns, in limited slices.
+        """Match waiting topics with new patterns, in limited slices.
 
         A slice takes at most `REGROUP_STEPS` steps, and the next one begins `REGROUP_SECONDS` later. For this reason,
-        workers that offer new patterns all the time cannot stop the owner.
+        workers that offer new patterns all the time can't block the owner.
         """
         self._regroup_steps = self._scheduler.regroup(self._regroup_steps)
         if self._regrouping is None and self._regroup_steps < REGROUP_STEPS:
@@ -449,7 +451,7 @@ class JobOwner:
             self._admit_waiting(job.queue)
 
     def _late(self, id: bytes) -> None:
-        """Process the report of a finished job from a worker that has lost that job."""
+        """Process the DONE report of a worker that no longer has the job."""
         job = self._jobs.get(id)
         if job is None:
             run, number = _NUMBER.unpack(id)
@@ -470,7 +472,7 @@ class JobOwner:
     # -- the ends of jobs ------------------------------------------------------------------------------------
 
     def _leave(self, job: Job) -> None:
-        """Free the room of a job in its lane: the worker no longer has the job."""
+        """Free the room of a job in its lane, because the worker no longer has the job."""
         lane, job.lane = job.lane, None
         if lane is not None:
             lane.unfinished -= 1
@@ -513,7 +515,7 @@ class JobOwner:
         self._scheduler.put_back((job,))
 
     def _failed(self, job: Job, text: str, worker: str, *, rejected: bool = False) -> None:
-        """Schedule the next attempt of a failed job, or give the job up."""
+        """Schedule the next attempt of a failed job, or give up on the job."""
         retry = job.queue.settings.retry
         if rejected or job.attempt > len(retry) or self._stopping:
             self._give_up(job, text, logging.WARNING if rejected else logging.ERROR, worker)
@@ -565,9 +567,9 @@ class JobOwner:
     def _lose(self, worker: _Worker, reason: str, *, counts: bool = True) -> None:
         """Forget a worker, and let its unfinished jobs wait for other workers.
 
-        ``counts`` is False if the worker is still alive, so none of its jobs can have ended the process.
+        ``counts`` is False if the worker is still alive, so that none of its jobs can have crashed the worker.
         """
-        if self._workers.pop(worker.id, None) is None:  # already lost, in the call for a job that was given up
+        if self._workers.pop(worker.id, None) is None:  # already lost, during a call of ``given_up``
             return
         self.workers_changed(len(self._workers))
         self._scheduler.close(worker.lanes)
@@ -638,7 +640,7 @@ class JobOwner:
         Also look for jobs that no worker accepts.
         """
         period, now = self._period, self._clock.seconds()
-        # If this process was frozen, it has not yet read the workers' signs of life: count at most two periods.
+        # If this process was frozen, it has not yet read the workers' signs of life, so count at most two periods.
         passed, self._ticked = min(now - self._ticked, 2 * period), now
         self._timer = self._clock.callLater(period, self._tick)
         self._answered.clear()
@@ -655,7 +657,7 @@ class JobOwner:
         self._settle()
 
     def _try(self, id: bytes, parts: Sequence[bytes]) -> bool:
-        """Send a message other than a job. Return False if the worker can't receive it."""
+        """Send a message other than a job. Return False if the send fails."""
         try:
             self._send(id, parts)
         except (UnknownPeerError, HighWaterMarkError) as error:
@@ -683,7 +685,7 @@ class JobOwner:
     def drain(self) -> Deferred[None]:
         """Return a Deferred that fires when all jobs have ended.
 
-        Jobs that wait for their next attempt are given up.
+        The owner gives up on jobs that wait for their next attempt.
         """
         self._stopping = True
         for job in tuple(self._jobs.values()):
@@ -706,10 +708,10 @@ class JobOwner:
                 waiting.callback(None)
 
     def close(self) -> dict[str, int]:
-        """Drop all jobs, and tell the workers that the owner stops.
+        """Drop all jobs, and tell the workers that the owner is stopping.
 
         Returns:
-            The number of dropped jobs of each queue, by a description. Empty if no job was dropped.
+            The number of dropped jobs of each queue that dropped any; the keys describe the queues.
         """
         self._closed = True
         for timer in (self._timer, self._regrouping):

@@ -1,10 +1,11 @@
-"""Find the patterns of all workers that match a topic.
+"""Find the patterns that match a topic, among the patterns of all workers.
 
-The time of a look-up does not depend on the number of patterns, because a worker that lies may offer any patterns.
+The time of a look-up must not depend on the number of patterns, because a malicious worker may offer any patterns.
 Patterns with the same number of segments and wildcards at the same places share a table, and a look-up needs one hash
 for each table. A topic of n segments has at most 2ⁿ⁺¹ tables, and a topic of n bytes has n + 1 tables of prefixes.
 
-`zroute.receiving.trie` is built once. This index changes whenever a worker joins or leaves. This module does no I/O.
+`zroute.receiving.trie` is built once, but this index changes whenever a worker joins or leaves. This module does no
+I/O.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class PatternIndex(Generic[V]):
                 if size >= len(segments) if tail else size != len(segments):
                     continue
                 for places, table in tables.items():
-                    if segments[0] or not size or 0 in places:  # a wildcard matches no empty segment
+                    if segments[0] or not size or 0 in places:  # a wildcard does not match an empty segment
                         steps += 1 + _collect(table.get(tuple([segments[place] for place in places])), found)
         for length, prefixes in self._prefixes.items():
             if length <= len(topic):

@@ -1,7 +1,7 @@
 """`JobQueue`, the result of ``app.job_queue``, and its compiled form.
 
-A `JobQueue` is similar to a `zroute.publishing.publication.Publication`: both encode messages and fill captures in the
-same way.
+A `JobQueue` is similar to a `zroute.publishing.publication.Publication`: both classes encode messages and fill captures
+in the same way.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class JobQueue(Generic[T]):
         self._stats = JobStats()
 
     async def put(self, job: T, /, *, headers: Mapping[str, Any] | None = None, **captures: object) -> None:
-        """Add a job, and wait for room if too many jobs wait.
+        """Add a job; if the queue is full, wait for room.
 
         This method returns when the job has been added, not when the job is done. The app keeps the job until a worker
         has done it, or until the last attempt has failed. If this process ends before that, the job is lost.
@@ -86,7 +86,7 @@ class JobQueue(Generic[T]):
         The arguments are those of `put`.
 
         Raises:
-            HighWaterMarkError: Too many jobs wait (``waiting``). Other errors are those of `put`.
+            HighWaterMarkError: The queue is full (option ``waiting``). Other errors are those of `put`.
         """
         for outlet in self._running():
             outlet.owned.put_nowait(*outlet.encoded(job, captures), headers)
@@ -145,7 +145,7 @@ class CompiledJobQueue:
 
     @property
     def settings(self) -> Settings:
-        """The settings of the queue under its whole pattern."""
+        """The settings of the queue, with the whole pattern as the name."""
         return attrs.evolve(self.queue.settings, name=self.pattern.text)
 
     @property
@@ -155,7 +155,7 @@ class CompiledJobQueue:
         return self._owned
 
     def open(self, owned: OwnedQueue, max_message: int) -> None:
-        """Enable `JobQueue.put`. A job has at most ``max_message`` bytes."""
+        """Enable `JobQueue.put` for jobs of at most ``max_message`` bytes."""
         self._owned = owned
         self._most, self._thread = max_message, get_ident()
         self.queue._outlets, self.queue._stats = (*self.queue._outlets, self), owned.stats

@@ -8,14 +8,14 @@ have the same number, their *kind*. The topic of a job determines the slots that
 slots form a `_Group`, whose jobs are assigned in the order in which they were put. For this reason, a decision takes
 the same time with ten thousand topics or workers as with one.
 
-A worker may offer any patterns, and may change them with each message. Therefore no message causes work for all
+A worker may offer any patterns, and may change them with each message. Therefore no message may cause work for all
 waiting jobs:
 
 - An offer of a known kind only adds lanes.
 - An offer of a new kind adds its patterns to an index. Topics of new jobs are looked up in the index.
-- `regroup` looks up the topics that already wait, in the order of their last look-up. Its caller limits the steps of
+- `regroup` looks up the topics that already wait, in the order of their last look-up. The caller limits the steps of
   each call. One look-up considers all kinds, so any number of new kinds costs only one look-up per waiting topic.
-- A kind without workers stays in the index until other kinds are new. Its slots never have credit.
+- A kind without workers stays in the index until other kinds are added. The slots of such a kind never have credit.
 
 This module does no I/O.
 """
@@ -45,9 +45,9 @@ _FORGOTTEN = 2  # kinds without workers that are removed for each new kind
 class Assignable(Protocol):
     """The attributes of a job that the scheduler needs.
 
-    The scheduler sets all except the topic. ``order`` is the place of the job among the waiting jobs: a job with a
-    smaller number is assigned earlier. ``next`` is the next waiting job of the same topic. ``lane`` is the lane to
-    which the job is assigned.
+    The scheduler sets all attributes except the topic. ``order`` is the place of the job among the waiting jobs: a job
+    with a smaller number is assigned earlier. ``next`` is the next waiting job of the same topic. ``lane`` is the lane
+    to which the job is assigned.
     """
 
     topic: bytes
@@ -80,7 +80,7 @@ class _Slot:
         self.listed = False
 
     def next(self) -> tuple[int, Lane] | None:
-        """Return the last turn of the lane that has credit and was served least recently.
+        """Return the least recently served lane with credit, and its last turn.
 
         Returns:
             The turn and the lane; None if no lane has credit.
@@ -136,7 +136,7 @@ class Lane:
 class _Topic(Generic[J]):
     """The waiting jobs of one topic, a linked list of ``number`` jobs.
 
-    ``seen`` is the newest kind that is considered in the choice of ``group``.
+    ``seen`` is the newest kind that was considered in the choice of ``group``.
     """
 
     __slots__ = ("first", "group", "last", "name", "number", "seen")
@@ -169,7 +169,7 @@ class _Group(Generic[J]):
         self.topics = self.number = 0
 
     def slot(self) -> _Slot | None:
-        """Return the slot whose next lane was served least recently."""
+        """Return the slot whose next lane was served least recently, or None."""
         found = None
         best = 0
         for slot in self.slots:
@@ -187,7 +187,7 @@ class _Group(Generic[J]):
             heapify(self.heap)
 
     def first(self) -> _Topic[J]:
-        """Return the topic with the first job. The group has waiting jobs."""
+        """Return the topic with the first job. The group must have waiting jobs."""
         while True:
             order, topic = self.heap[0]
             if topic.group is self and (first := topic.first) is not None and first.order == order:
@@ -313,7 +313,7 @@ class Scheduler(Generic[J]):
         return job  # type: ignore[no-any-return]
 
     def _empty(self, topic: _Topic[J]) -> None:
-        """Count that the last job of a topic was removed."""
+        """Update the counters after the last job of a topic was removed."""
         self._leave(topic)
         topic.last, topic.number = None, 0
 
@@ -322,7 +322,7 @@ class Scheduler(Generic[J]):
     def open(self, owner: Any, offered: Sequence[Offered]) -> tuple[Lane, ...]:
         """Return a lane for each entry of an offer from the worker ``owner``.
 
-        If the patterns are new, call `regroup` until it returns True.
+        If the patterns are new, call `regroup` until steps remain.
         """
         if not offered:
             return ()
@@ -384,10 +384,10 @@ class Scheduler(Generic[J]):
     # -- topics and kinds ------------------------------------------------------------------------------------
 
     def regroup(self, steps: int) -> int:
-        """Look up waiting topics again for which there are new kinds.
+        """Look up the waiting topics again that were not matched with the newest kinds.
 
         Returns:
-            The remaining ``steps``. If no step remains, more topics may have to be looked up.
+            The number of remaining steps. If no step remains, some topics may still have to be looked up.
         """
         topics = self._topics
         while steps > 0 and topics and next(iter(topics.values())).seen != self._newest:
@@ -429,8 +429,8 @@ class Scheduler(Generic[J]):
         return topic
 
     def _join(self, topic: _Topic[J], number: int) -> None:
-        """Count a topic with waiting jobs in its group."""
-        if topic.seen != self._newest:  # it had no jobs until now, so `regroup` has not looked it up
+        """Add a topic with waiting jobs to the counters of its group."""
+        if topic.seen != self._newest:  # the topic had no jobs until now, so `regroup` has not looked it up
             self._topics.move_to_end(topic.name)
             topic.group, topic.seen = self._look_up(topic.name)[0], self._newest
         topic.number = number
@@ -446,7 +446,7 @@ class Scheduler(Generic[J]):
                     self._list(slot)
 
     def _leave(self, topic: _Topic[J]) -> None:
-        """Count a topic with waiting jobs no more in its group."""
+        """Subtract a topic with waiting jobs from the counters of its group."""
         group = topic.group
         group.topics -= 1
         group.number -= topic.number

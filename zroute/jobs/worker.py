@@ -53,8 +53,8 @@ _AHEAD_MAX = 16  # with a longer queue at one worker, other workers might be idl
 class WorkerJob:
     """A job that a worker has, with methods that report the handler's result.
 
-    ``frame`` is the job as it arrived. ``unended`` is a list with one number, which jobs that begin together share: how
-    many of them are unfinished. Only the first report counts.
+    ``frame`` is the job as it arrived. ``unended`` is a list that jobs share if they begin together. The only item of
+    the list is the number of these jobs that are unfinished. Only the first report counts.
     """
 
     __slots__ = ("_ended", "begun", "frame", "lane", "unended", "worker")
@@ -71,11 +71,11 @@ class WorkerJob:
         self._report(DONE)
 
     def failed(self, text: str) -> None:
-        """Report a failure. The owner retries the job, or gives the job up."""
+        """Report a failure. The owner retries the job, or gives up on the job."""
         self._report(FAILED, pack_text(text))
 
     def rejected(self, text: str) -> None:
-        """Report a failure, and that the owner must not retry the job."""
+        """Report a failure after which the owner must not retry the job."""
         self._report(REJECTED, pack_text(text))
 
     def give_back(self) -> None:
@@ -99,10 +99,11 @@ class WorkLane:
         name: The name of the handler, for logs.
         where: The line of the handler's declaration.
         patterns: The patterns of the jobs.
-        max_in_flight: The number of lists of jobs that may run at the same time.
-        begin: A function that begins a list of jobs. It reports each result by a method of the job, now or later.
-        lists: The maximum number of jobs in a list, and a function of a job. Only jobs for which the function returns
-            equal values may be in the same list. By default a list has one job.
+        max_in_flight: The maximum number of lists of jobs that run at the same time.
+        begin: A function that begins a list of jobs. The function reports each result by a method of the job, now or
+            later.
+        lists: The maximum number of jobs in a list, and a function that takes a job. Only jobs for which the function
+            returns equal values may be in the same list. By default a list has one job.
         running: The number of lists that run.
         waiting: The jobs that have not begun.
     """
@@ -228,7 +229,7 @@ class JobWorker:
         self._offer()
 
     def disconnected(self) -> None:
-        """Forget all jobs, because the owner gives them to others. Running jobs continue."""
+        """Forget all jobs, because the owner reassigns them. Running jobs continue."""
         self.is_connected = False
         self._forget()
         self._tell_if_stopped()
@@ -263,7 +264,7 @@ class JobWorker:
         """Return True if this worker has sent no sign of life for too long.
 
         The process was frozen, or a function blocked the reactor. The owner has given the jobs of this worker to
-        others, or will do it soon. For this reason the worker gives back the jobs that have not begun.
+        others, or will soon do so. For this reason the worker gives back the jobs that have not begun.
         """
         now = self._clock.seconds()
         if now - self._told_at <= self._silent_after:
@@ -315,8 +316,8 @@ class JobWorker:
     def _unknown(self) -> None:
         """Make a new offer, because the owner does not know this worker.
 
-        If the owner may still read the last offer, make no new one. An owner with too many workers refuses an offer
-        without an answer. For this reason the worker makes a new offer after ``silent_after`` seconds.
+        The worker makes no new offer while the owner may still read the last offer. An owner with too many workers does
+        not answer an offer, so the worker repeats the offer after ``silent_after`` seconds.
         """
         if self._offered_at is not None and self._clock.seconds() - self._offered_at < self._silent_after:
             return
@@ -398,7 +399,8 @@ class JobWorker:
     def report(self, job: WorkerJob, parts: Sequence[bytes]) -> None:
         """Send the result of a job.
 
-        If this worker has lost the job, it still reports that the job is done, but no other result.
+        If the owner has taken the job from this worker, the worker still reports that the job is done, but no other
+        result.
         """
         id = job.frame.id
         if self._running.get(id) is job:
@@ -415,7 +417,7 @@ class JobWorker:
         self._tell_if_stopped()
 
     def _forget(self) -> None:
-        """Forget all jobs: the owner has given them to others. Running jobs continue."""
+        """Forget all jobs, because the owner has reassigned them. Running jobs continue."""
         jobs, self._jobs = self._jobs, {}
         for lane in {job.lane for job in jobs.values() if not job.begun}:
             lane.waiting = deque(job for job in lane.waiting if job.worker is not self)
@@ -429,7 +431,7 @@ class JobWorker:
     def _tick(self) -> None:
         """Send a sign of life, and check that the owner sends signs of life."""
         now, period = self._clock.seconds(), self._period
-        # If this process was frozen, it has not yet read the owner's signs of life: count at most two periods.
+        # If this process was frozen, it has not yet read the owner's signs of life, so count at most two periods.
         passed, self._ticked = min(now - self._ticked, 2 * period), now
         self._timer = self._clock.callLater(period, self._tick)
         if not self.is_connected:

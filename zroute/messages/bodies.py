@@ -1,14 +1,14 @@
 """Choose the codec of a message body, and refuse bodies that nest too deeply.
 
-The header of a tracked message names the codec. A message without a header is decoded with the codec of the route or
-the app. If the type is undeclared, the first byte of the body shows the codec. If the type is declared and the app's
-codec is msgpack, `json_too` also accepts JSON.
+The header of a tracked message names the codec. A message without a header is decoded with the codec of the route, or
+else of the app. If the type of such a message is undeclared, the first byte of the body indicates the codec. If the
+type is declared and the app's codec is msgpack, `json_too` also accepts JSON.
 
-A user's own codec handles every declared type itself. This module then neither checks the type nor guesses the codec
+A user's own codec handles every type itself. For such a codec, this module neither checks types nor detects the codec
 from the body.
 
-A body that nests thousands of levels can exhaust the C stack of a decoder and end the process. `guarded` refuses such
-a body before a codec reads it.
+A body with thousands of nested levels can exhaust a decoder's C stack and crash the process. `guarded` refuses such a
+body before a codec reads it.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ def body_decoder(
 ) -> Decode:
     """Return the function that decodes bodies to values of type ``schema``.
 
-    If the subscriber's codec (``route``, else ``default``) is a user's own codec, every type is decoded with
-    ``stated``, or with that codec if ``stated`` is None. ``T | bytes`` gives the decoded T, or the raw body if decoding
-    fails.
+    The subscriber's codec is ``route``, else ``default``. If it is a user's own codec, and ``stated`` is not a built-in
+    codec, every type is decoded with ``stated``, else with the subscriber's codec. ``T | bytes`` gives the decoded T,
+    or the raw body if decoding fails.
 
-    With a built-in codec, the codec depends on the declared type:
+    Otherwise, the codec depends on the declared type:
 
     - bytes or memoryview: the unchanged body.
-    - str: UTF-8 text, unless ``stated`` or ``route`` is another codec.
+    - str: ``stated``, else ``route``, else UTF-8 text. The raw codec counts as text.
     - an undeclared type: ``stated``, else the codec that the first byte indicates, else ``route``, else ``default``.
     - ``T | bytes``: the decoded T, or the raw body if decoding fails.
-    - ``T | str``: UTF-8 text if ``stated`` is text.
+    - ``T | str``: UTF-8 text if ``stated`` is text; otherwise as any other type.
     - any other type: ``stated``, else ``route``, else ``default``.
 
     Args:
@@ -73,8 +73,8 @@ def body_decoder(
         extras: the additional values that the built-in codecs carry in this app.
 
     Raises:
-        SchemaError: ``stated`` is None, and no codec can carry the type. If ``stated`` can't carry the type, the
-            returned decoder raises DecodeError for each body instead.
+        SchemaError: ``stated`` is None, and the chosen codec can't carry the type. If ``stated`` can't carry the type,
+            the returned decoder raises DecodeError for each body instead.
     """
     subscribed = route or default
     if is_own(stated or subscribed) and (stated is None or is_own(subscribed)):
@@ -149,7 +149,7 @@ def _or_raw(decode: Decode, as_json: Decode | None) -> Decode:
     def decode_or_raw(body: bytes) -> Any:
         try:
             return decode(body)
-        except Exception:  # any error: the declared type allows a body in another form
+        except Exception:  # any error: the declared type allows a body in another format
             if as_json is None or detect(body) is not JSON:
                 return body
         try:
@@ -181,8 +181,9 @@ def may_be_json(
 ) -> bool:
     """Return True if bodies of ``schema`` may also be JSON.
 
-    JSON is possible if neither publisher nor route names a codec, and the app's codec is msgpack. A msgpack map or
-    array never begins with ``{`` or ``[``, so a body that does is JSON. The arguments are those of `body_decoder`.
+    JSON is possible if the type is declared, the app's codec is msgpack, and neither publisher nor route names a codec.
+    A msgpack map or array never begins with ``{`` or ``[``, so a body that begins with one of them is JSON. The
+    arguments are those of `body_decoder`.
     """
     if stated is not None or route is not None or default is not MSGPACK:
         return False
@@ -191,16 +192,17 @@ def may_be_json(
 
 
 def json_too(decode: Decode, read: Callable[[], Decode], found: Callable[[], None]) -> Decode:
-    """Return a decoder that tries ``decode`` first, and JSON if that fails.
+    """Return a decoder that tries ``decode`` first, and then JSON.
 
-    Bodies that ``decode`` accepts have no extra cost. Each JSON body costs an exception, so the caller should switch to
-    `json_first` after the first JSON body. If both decoders fail, the DecodeError quotes both errors.
+    Bodies that ``decode`` accepts have no extra cost. Each JSON body first raises an exception in ``decode``, which is
+    slow. The caller should therefore switch to `json_first` after the first JSON body. If both decoders fail, the
+    DecodeError quotes both errors.
 
     Args:
         decode: the msgpack decoder of a type.
-        read: returns the JSON decoder of the type. It is called only when a body looks like JSON, because most topics
-            never carry JSON.
-        found: called without arguments after each decoded JSON body.
+        read: a function that returns the JSON decoder of the type. The function is called only when a body looks like
+            JSON, because most topics never carry JSON.
+        found: a function that is called after each decoded JSON body.
     """
     inline: Inline = getattr(decode, "inline", PLAIN_READ)
 
@@ -226,8 +228,8 @@ def json_too(decode: Decode, read: Callable[[], Decode], found: Callable[[], Non
 def json_first(decode: Decode, read: Decode) -> Decode:
     """Return a decoder that tries JSON first, for bodies that look like JSON.
 
-    ``read`` decodes bodies that begin with ``{`` or ``[``. ``decode`` decodes all other bodies, and those that ``read``
-    refuses. If both fail, the DecodeError quotes both errors.
+    ``read`` decodes bodies that begin with ``{`` or ``[``. ``decode`` decodes all other bodies, and bodies that
+    ``read`` refuses. If both decoders fail, the DecodeError quotes both errors.
     """
 
     def decode_either(body: bytes) -> Any:
@@ -246,7 +248,10 @@ def json_first(decode: Decode, read: Decode) -> Decode:
 
 
 def _neither(body: bytes, error: Exception, in_json: Exception) -> DecodeError:
-    """Return the error for a body that neither codec decodes, JSON first for JSON."""
+    """Return the error for a body that both decoders refuse.
+
+    If the body is JSON, the text begins with the error of the JSON decoder.
+    """
     try:
         json.loads(bytes(body))
     except Exception:
@@ -268,11 +273,11 @@ def _refuse(reason: str) -> Decode:
 def body_encoder(
     schema: Any, *, codec: Codec | None, default: Codec, extras: Extras = NO_EXTRAS
 ) -> tuple[Codec, Encode]:
-    """Return the codec for messages of type ``schema``, and their encoder.
+    """Return the codec and the encoder for messages of type ``schema``.
 
     A user's own codec encodes every type. With the built-in codecs, bytes are sent raw, and str is sent as text unless
     ``codec`` is set. A publisher uses one codec for all its messages, so a publisher of ``T | bytes`` accepts only T
-    and raises EncodeError for bytes. Declare another publisher, of type bytes, for those.
+    and raises EncodeError for bytes. To send bytes, declare another publisher with the type bytes.
 
     Args:
         schema: the declared type of the message.
@@ -281,7 +286,7 @@ def body_encoder(
         extras: the additional values that the built-in codecs carry in this app.
 
     Raises:
-        SchemaError: ``codec`` is not raw for bytes, or no codec can carry the type.
+        SchemaError: the type is bytes and ``codec`` is neither None nor raw, or the chosen codec can't carry the type.
     """
     chosen = codec or default
     if is_own(chosen):
@@ -297,7 +302,7 @@ def body_encoder(
 
 
 def _own_encoder(schema: Any, codec: Codec, extras: Extras) -> Encode:
-    """Return the encoder of a user's own codec. It raises only EncodeError."""
+    """Return the encoder of a user's own codec; the encoder raises only EncodeError."""
     try:
         with extras.used():
             write = codec.encoder(schema)
@@ -323,8 +328,8 @@ def runtime_encoder(
 ) -> tuple[Codec, Encode]:
     """Return the codec and encoder for one message of a publisher without a schema.
 
-    The type of ``message`` is used as the schema of `body_encoder`; plain data, such as a list, has the schema Any.
-    Raises EncodeError if no codec can carry the type.
+    The schema passed to `body_encoder` is the type of ``message``, or Any for plain data such as a list. Raises
+    EncodeError if the codec can't carry the type.
     """
     kind = type(message)
     if is_own(codec or default):
@@ -343,9 +348,9 @@ def runtime_encoder(
 
 
 def guarded(decode: Decode, codec: Codec) -> Decode:
-    """Return ``decode`` with a check of the nesting depth, for large bodies.
+    """Return ``decode`` with a check of the nesting depth.
 
-    The check runs only if the program has raised the interpreter's recursion limit above 8192. With a lower limit, the
+    The check runs only if the program has raised the interpreter's recursion limit above 8192. Up to that limit, the
     decoders raise RecursionError themselves. Text and raw bytes do not nest, and a user's own codec may use any format,
     so their decoders are returned unchanged.
 

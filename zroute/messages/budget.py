@@ -32,15 +32,15 @@ def part(cache: Iterable[K]) -> list[K]:
 
 @attrs.define(eq=False)
 class Budget:
-    """A number of bytes that several caches share.
+    """A memory budget in bytes that several caches share.
 
     Each cache reports the bytes that it uses with `take`, and those that it frees with `give_back`.
 
     Attributes:
-        limit: the most bytes that the caches may use together.
-        stats: the counters; `miss` adds to ``cache_misses``.
-        full: called each time that caches must drop entries.
-        used: the bytes in use.
+        limit: the maximum number of bytes that the caches may use together.
+        stats: the counters of the run; `miss` increments ``cache_misses``.
+        full: a function that is called each time the caches must drop entries.
+        used: the number of bytes in use.
     """
 
     limit: int
@@ -52,7 +52,7 @@ class Budget:
     def share(self, drop: Callable[[], None]) -> None:
         """Register a cache that drops entries when the budget is exceeded.
 
-        ``drop`` deletes the keys that `part` selects, and calls `give_back` with their size.
+        ``drop`` deletes the keys that `part` selects, and calls `give_back` with the size of the deleted entries.
         """
         self._drops.append(drop)
 
@@ -61,7 +61,7 @@ class Budget:
         self.stats.cache_misses += 1
 
     def take(self, size: int) -> None:
-        """Count ``size`` more bytes as used, and drop entries if that exceeds the limit."""
+        """Count ``size`` more bytes as used, and drop entries above the limit."""
         self.used += size
         if self.used > self.limit:
             self.full()

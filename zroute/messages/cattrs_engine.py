@@ -57,7 +57,7 @@ def structurer(schema: Any, *, str_keys: bool, extras: Extras = NO_EXTRAS) -> St
 
     Args:
         schema: the declared type.
-        str_keys: True if the format allows only text as keys of maps (JSON). The keys are then converted to the
+        str_keys: True if the format allows only text as keys of maps (JSON). The keys are then converted to their
             declared type.
         extras: the types that the app registers.
 
@@ -73,7 +73,7 @@ def structurer(schema: Any, *, str_keys: bool, extras: Extras = NO_EXTRAS) -> St
 
     def convert(value: Any, hint: Any) -> Any:
         made = msgspec.convert(value, hint, strict=True, str_keys=str_keys, dec_hook=extras.decode)
-        if finite and not is_bounded(made):  # the numbers of the plain data are checked already: it is a Decimal
+        if finite and not is_bounded(made):  # plain data has only finite numbers, so it is a Decimal
             raise DecodeError("a Decimal that is not finite")
         return made
 
@@ -83,8 +83,8 @@ def structurer(schema: Any, *, str_keys: bool, extras: Extras = NO_EXTRAS) -> St
     def collection(hint: Any) -> Callable[[Any, Any], Any]:
         return _collection(hint, converter, convert)
 
-    # cattrs' own hooks for some of these convert values, which would hide a wrong type. `convert` receives the declared
-    # type, since cattrs uses these hooks for subclasses too, such as an IntEnum.
+    # For some of these types, cattrs' own hooks convert values, which would hide a wrong type. `convert` receives the
+    # declared type, because cattrs also uses these hooks for subclasses, such as an IntEnum.
     for leaf in (*LEAVES, *(kind for kind in extras.types if not is_built(kind))):
         converter.register_structure_hook(leaf, convert)
     converter.register_structure_hook_factory(_has_fields, lambda kind: _class_hook(kind, converter))
@@ -100,7 +100,7 @@ def structurer(schema: Any, *, str_keys: bool, extras: Extras = NO_EXTRAS) -> St
     converter.register_structure_hook_factory(
         lambda hint: _is_struct(hint) and not clean(hint), lambda hint: _refuse_struct(hint, extras)
     )
-    # Registered last, to be asked first.
+    # Registered last, because cattrs tries the newest hook first.
     converter.register_structure_hook_func(extras.types.__contains__, partial(_taught, extras))
     try:
         hook = converter.get_structure_hook(schema)
@@ -170,7 +170,7 @@ def _class_hook(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], 
             if missing:
                 raise _lacking(kind, missing[0]) from None
             raise  # of the user's converter or validator
-        except DecodeError:  # it names a field already
+        except DecodeError:  # the error already names a field
             raise
         except (msgspec.ValidationError, TypeError):
             for step, field in children(kind):
@@ -227,14 +227,14 @@ def _named_tuple(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any],
 def _taught(extras: Extras, value: Any, kind: type) -> Any:
     try:
         return extras.decode(kind, value)
-    except ValueError as error:  # as msgspec does around this hook
+    except ValueError as error:  # msgspec converts a ValueError of this hook in the same way
         raise msgspec.ValidationError(str(error)) from error
 
 
 def _structured(kind: Any, step: str, hook: Callable[[Any, Any], Any], value: Any, hint: Any) -> Any:
     """Return the value of a field.
 
-    An error of a value of the wrong type names the field. Errors of the user's classes are raised as they are.
+    If the value has the wrong type, the error names the field. Other errors are raised unchanged.
     """
     try:
         return hook(value, hint)
@@ -320,8 +320,8 @@ def _is_union(hint: Any) -> bool:
 def _union(hint: Any, converter: cattrs.Converter, convert: Convert) -> Callable[[Any, Any], Any]:
     """Return the function that structures a union.
 
-    A map is an instance of one of the classes; its fields show which class it is. msgspec distinguishes all other
-    members.
+    A map represents an object of one of the classes, which the fields of the map identify. msgspec distinguishes all
+    other members.
     """
     parts = [resolved(argument) for argument in get_args(hint)]
     classes = [part for part in parts if is_class(get_origin(part) or part)]
@@ -348,7 +348,7 @@ def _union(hint: Any, converter: cattrs.Converter, convert: Convert) -> Callable
 
 
 def _refuse_maps(hint: Any, parts: list[Any], classes: list[Any]) -> None:
-    """Raise TypeError if a map does not show which member of the union it is."""
+    """Raise TypeError if the union contains both classes and map types."""
     maps = [part for part in parts if (get_origin(part) or part) in MAPS]
     if classes and maps:
         raise TypeError(f"a map could be any of {describe(hint)}")
@@ -385,8 +385,8 @@ def _by_fields(classes: list[Any], converter: cattrs.Converter) -> Structure:
 def _by_tag(classes: list[Any]) -> Structure | None:
     """Return the function that finds a class by its tag, or None.
 
-    The tag is a field that all classes have. Its type is a Literal with different values in each class. cattrs supports
-    such tags too, but not as ``Annotated[Literal[…], …]``.
+    The tag is a field that all classes have, and whose type is a Literal with different values in each class. cattrs
+    supports such tags too, but not as ``Annotated[Literal[…], …]``.
     """
     for name, values in _tags(classes).items():
         pairs = [(value, one) for one in classes for value in get_args(resolved(dict(_on_the_wire(one))[name]))]
@@ -433,12 +433,12 @@ def unstructurer(
 ) -> Structure:
     """Return the function that converts objects to plain data.
 
-    Each class instance becomes a dict by field name.
+    Each class instance becomes a dict with the field names as keys.
 
     Args:
         mode: the mode in which pydantic models are converted, "json" or "python".
         extras: the types that the app registers.
-        encode: returns the plain data of a value of a registered type.
+        encode: a function that converts a value of a registered type to plain data.
     """
     converter = cattrs.Converter()
 

@@ -1,6 +1,6 @@
 """Coalesced frames: several messages of one topic in one tracked frame.
 
-The bodies form one list in the codec's own format, so a reader decodes all of them in one call. An index before the
+The bodies form one list in the codec's own format, so a reader can decode all of them in one call. An index before the
 list holds the end of each body. A reader can use the index to decode each body separately, so one invalid message does
 not affect the others.
 
@@ -51,10 +51,10 @@ class Coalesced:
 
     @property
     def bodies(self) -> list[bytes]:
-        """The encoded messages, one by one.
+        """The encoded messages, as separate bytes objects.
 
-        In a malformed frame, an end may be smaller than the previous end. Such an end is raised to the previous one, so
-        no byte belongs to two messages, and all messages together are never larger than the frame.
+        In a malformed frame, an end may be smaller than the previous end. Such an end is raised to the previous one. No
+        byte then belongs to two messages, so all messages together never exceed the frame.
         """
         before, between = _LAYOUT.get(self.codec, (0, 0))
         ends = list(accumulate(unpack(f">{self.many}H", self.ends), max))
@@ -64,9 +64,9 @@ class Coalesced:
 
 
 _LAYOUT = {JSON.number: (1, 1), MSGPACK.number: (_ARRAY.size, 0)}
-"""By codec number: the bytes before the first body, and the bytes after each body.
+"""By codec number: the number of bytes before the first body, and after each body.
 
-In other codecs, the bodies follow each other directly.
+With other codecs, the bodies follow each other directly.
 """
 
 
@@ -81,7 +81,7 @@ def coalesced_framer(
     Args:
         epoch: the 64-bit number of this run of the publisher.
         count: ``count(topic, many)`` counts ``many`` messages and returns the counters for the frame, with their values
-            after the last message. It is called last, after all steps that can fail.
+            after the last message. ``count`` is called last, after all steps that can fail.
         keeps: True if the publisher keeps the messages for new subscribers.
     """
     heads = Heads(Kind.COALESCED, epoch)

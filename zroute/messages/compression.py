@@ -1,4 +1,4 @@
-"""Compress bodies, and decompress received bodies without trusting their sizes.
+"""Compress bodies, and decompress received bodies without trusting stated sizes.
 
 A compressed body can claim any size, and 1 MB of compressed data can expand to 1 GB. Each decompressor therefore
 produces at most one byte more than the limit. A body must be exactly one compressed stream: a body that ends early, or
@@ -19,7 +19,7 @@ Compression: TypeAlias = Literal["zlib", "zstd", "lz4"]
 
 COMPRESSIONS: tuple[Compression, ...] = ("zlib", "zstd", "lz4")
 
-_EITHER = 47  # zlib's window bits: the largest window, and the header tells zlib from gzip
+_EITHER = 47  # zlib's window bits: the largest window; zlib and gzip are recognised by their headers
 _LAST_BLOCK, _RLE, _BLOCK_HEADER, _CHECKSUM = 1, 1, 3, 4  # RFC 8878, 3.1.1
 
 _NO_DATA = b"\1\0\0"  # a last block without data
@@ -35,7 +35,7 @@ _BEGINNINGS: tuple[tuple[Compression, tuple[bytes, ...]], ...] = (
 
 
 def compression_of(data: bytes) -> Compression | None:
-    """Return the compression that data shows by its first bytes, for hints."""
+    """Return the compression that the first bytes of ``data`` indicate, or None."""
     return next((name for name, beginnings in _BEGINNINGS if data.startswith(beginnings)), None)
 
 
@@ -62,10 +62,10 @@ def compressor(name: Compression) -> Callable[[bytes], bytes]:
 
 
 def decompressor(name: Compression, most: int) -> Callable[[bytes], bytes]:
-    """Return the function that decompresses a body of up to ``most`` bytes.
+    """Return the function that decompresses bodies to at most ``most`` bytes.
 
-    With "zlib", the function also accepts gzip. It raises EnvelopeError if the body is too large, incomplete, followed
-    by other data, or not in this format.
+    With "zlib", the function also accepts gzip. The function raises EnvelopeError if the body is too large, incomplete,
+    followed by other data, or not in this format.
 
     Raises:
         SetupError: The package of this compression is not installed.
@@ -118,10 +118,10 @@ def _zstd(most: int) -> Callable[[bytes], bytes]:
             start = zstandard.frame_header_size(body)
             end = _end_of_zstd(body, start, has_checksum=frame.has_checksum)
             if not frame.content_size and not body.startswith(_NO_DATA, start):
-                raise EnvelopeError("a zstd body that claims to be empty but has data")  # the library would believe it
+                raise EnvelopeError("a zstd body that claims to be empty but has data")  # the library would return b""
             if most < frame.content_size != unknown:
                 raise _too_large("zstd", most)  # the library would allocate the size that the frame claims
-            # A frame that does not state its size gets a buffer of `most` bytes, and an error beyond it.
+            # If the frame does not state its size, the buffer has `most` bytes, and a larger body is an error.
             found = decompress_frame(body[:end], max_output_size=most) if end <= len(body) else b""
         except (zstandard.ZstdError, MemoryError) as error:
             raise EnvelopeError(f"a body that is not zstd, or has more than {most} bytes: {error}") from error

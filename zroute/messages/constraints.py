@@ -3,9 +3,9 @@
 msgspec enforces its own `msgspec.Meta` while it decodes, and ignores all other metadata. This module checks the
 constraints of ``annotated_types`` and pydantic, in publishers and subscribers. A constraint that cannot be checked is
 an error, because a handler would otherwise receive values that the type forbids. Metadata of other packages only
-describes a type, and is ignored.
+describes a type, so zroute ignores it.
 
-This module imports neither package: a program with such metadata has already imported the package.
+This module imports neither package, because a program with such metadata has already imported the package.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def compile_constraint(kind: Any, parts: Iterable[Any]) -> Test:
         parts: the result of `constraints`.
 
     Raises:
-        ValueError: the constraint can't be checked for any value of the type. Either a bound can't be compared with the
-            type, or pydantic does not know the type; the text of the error gives the reason.
+        ValueError: a constraint does not fit the type, so no value can be checked. Either a bound can't be compared
+            with values of the type, or pydantic does not support the type. The text of the error gives the reason.
     """
     parts = tuple(parts)
     own = [part for part in parts if isinstance(part, msgspec.Meta)]
@@ -123,7 +123,7 @@ def compile_constraint(kind: Any, parts: Iterable[Any]) -> Test:
 def _by_msgspec(hint: Any, parts: Sequence[Any]) -> Test:
     try:
         msgspec.convert(None, hint)
-    except msgspec.ValidationError:  # the type does not take None, and the constraints fit it
+    except msgspec.ValidationError:  # None is not a value of the type, and the constraints fit the type
         pass
     except Exception as error:  # msgspec would raise this error for every value
         raise _misfit(hint.__origin__, parts, _META) from error
@@ -196,10 +196,10 @@ _FUNCTIONS = ("Predicate",)
 
 
 def _try(test: Test, kind: Any, parts: Sequence[Any]) -> None:
-    """Raise ValueError if a constraint can't be checked for values of a type.
+    """Raise ValueError if a constraint does not fit a type.
 
-    An example is ``Gt("a")`` for an int. This function does not call the user's functions, and does not try types
-    without a known value.
+    An example is ``Gt("a")`` for an int. This function does not call the user's functions, and accepts types without
+    sample values.
     """
     inner = [each for part in parts for each in (part.metadata if type(part).__name__ == "FieldInfo" else (part,))]
     names = [type(each).__name__ for each in inner]

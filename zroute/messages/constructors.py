@@ -1,7 +1,7 @@
 """Find the classes whose own code must run when an object is created.
 
-msgspec creates objects of attrs classes and dataclasses without calling the class: it allocates the object, sets the
-fields, and runs the hooks and validators that it supports. The result is the same as a call only if attrs or
+msgspec creates objects of attrs classes and dataclasses without calling the class. It allocates the object, sets the
+fields, and runs the hooks and validators that msgspec supports. The result equals that of a call only if attrs or
 dataclasses generated the constructor. For any other class, zroute calls the class, so that its own checks run.
 """
 

@@ -1,11 +1,11 @@
-"""The control frames of the tracked wire, from which losses are counted.
+"""The control frames of the tracked wire, which subscribers need to count losses.
 
 Subscribers and publishers exchange these frames, and `zroute.receiving.tracker` evaluates them:
 
-- A marker asks a publisher for its counters. A subscriber sends it as a subscription.
-- A statement lists a publisher's counters. The publisher sends it to answer a marker (JOIN) and when it stops
-  (GOODBYE).
-- A farewell confirms a GOODBYE. A subscriber sends it as a subscription.
+- A marker asks a publisher for its counters. A subscriber sends the marker as a subscription.
+- A statement lists a publisher's counters. The publisher sends one to answer a marker (JOIN), and one when the app
+  stops (GOODBYE).
+- A farewell confirms a GOODBYE. A subscriber sends the farewell as a subscription.
 - A ping is a marker that names no real subscription. The answer only shows that the publisher is alive.
 - A beat repeats the last number of a subscription that has no new messages.
 
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 MARKER = b"\xff\xffzr"
-"""The first bytes of a marker's topic. They are not UTF-8, so no segment pattern matches a marker."""
+"""The first bytes of a marker's topic. These bytes are not UTF-8, so no segment pattern matches a marker."""
 FAREWELL = b"\xff\xffzg"
 """The first bytes of a farewell."""
 
@@ -56,7 +56,7 @@ BEATS = (0.5, 2.0, 10.0)
 """
 
 GRACE = 2.0
-"""The time in seconds by which a beat may be late, and by which a subscriber may delay its marker."""
+"""The maximum delay in seconds of a beat, and of a subscriber's marker."""
 
 WITHDRAWN_SECONDS = 120.0
 """The time in seconds for which a publisher keeps counting for a withdrawn subscription.
@@ -65,7 +65,7 @@ TCP keep-alive needs this time to detect a lost peer, and until then the peer ma
 """
 
 COUNT_BITS = 40
-"""The bits of a number that count messages. The upper 24 bits are the counter's generation.
+"""The number of low bits that count messages. The upper 24 bits are the counter's generation.
 
 A new counter gets a new generation, so it never repeats the numbers of a counter that the publisher has dropped.
 """
@@ -75,7 +75,7 @@ _STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
 _NUMBER = Struct(">Q")
 _ID_SIZE = 16  # 64 bits as hexadecimal digits: a marker is a topic, so it must not contain NUL
 _WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE  # bytes for the list of subscriptions in a marker
-_SUMMARY = b"\xff"  # greater than the length of any listed prefix, so it can't be taken for one
+_SUMMARY = b"\xff"  # greater than the length of any listed prefix, so it can't be confused with one
 _ALL = (b"",)
 
 
@@ -99,8 +99,7 @@ class Marker:
         topic: the complete marker as bytes.
         id: a 64-bit number that is used only once.
         wanted: the subscriptions that the answer must list. If empty, the answer lists the subscription to everything.
-        summary: True if ``wanted`` contains at most one prefix, which all subscriptions share, instead of the
-            subscriptions.
+        summary: True if ``wanted`` does not list the subscriptions, but at most one prefix that all of them share.
     """
 
     topic: bytes
@@ -117,8 +116,8 @@ class Marker:
     def is_ping(self) -> bool:
         """True if the marker only asks whether the publisher is alive.
 
-        A ping has `MARKER` as its wanted subscription. It matches no counted subscription, because those never begin
-        with `MARKER`.
+        The only wanted subscription of a ping is `MARKER`. No counted subscription begins with `MARKER`, so none is
+        listed.
         """
         return self.wanted == (MARKER,)
 
@@ -161,10 +160,10 @@ class Statement:
 
 
 def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
-    """Return the topic of a marker for these subscriptions.
+    """Return the topic of a marker for ``subscriptions``.
 
     The marker lists the subscriptions if the list fits into a topic. Otherwise the marker is a summary with their
-    common prefix. The empty prefix can't be listed: if it is the only subscription, the marker has no list; if there
+    common prefix. The empty prefix can't be listed. If it is the only subscription, the marker has no list. If there
     are others, the marker is a summary with an empty prefix.
 
     Args:
@@ -218,11 +217,11 @@ def pack_statements(
         marker: the topic of the marker.
         numbers: each subscription with the number of its last message.
         epoch: the 64-bit number of this run of the publisher.
-        name: the publisher's name. At most `MAX_TOPIC` bytes of it are sent.
+        name: the publisher's name, which is cut to `MAX_TOPIC` bytes.
         partial: True if the publisher has subscriptions that it does not count.
         sent_at: nanoseconds since the Unix epoch.
     """
-    # Cut in bytes, but never inside a character: a reader refuses a name that is not UTF-8.
+    # Cut in bytes, but never inside a character, because a reader refuses a name that is not UTF-8.
     encoded_name = name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
     bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(encoded_name)))
     start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
@@ -235,7 +234,7 @@ def pack_statements(
 def _packed(numbers: Iterable[tuple[bytes, int]], size: int) -> Iterator[bytes]:
     """Yield the entries of a statement in pieces of at most ``size`` bytes.
 
-    If there are no entries, it yields one empty piece.
+    Without entries, yield one empty piece.
     """
     piece = b""
     for prefix, number in numbers:
@@ -262,7 +261,7 @@ def pack_beat(prefix: bytes, number: int, *, epoch: int, next_ms: int, sent_at: 
 
     Args:
         prefix: the subscription.
-        number: the number of its last message.
+        number: the number of the subscription's last message.
         epoch: the 64-bit number of this run of the publisher.
         next_ms: milliseconds until the next beat, or 0 if none will follow.
         sent_at: nanoseconds since the Unix epoch.

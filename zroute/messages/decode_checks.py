@@ -2,9 +2,10 @@
 
 Three kinds of numbers must not reach a handler:
 
-- integers over 64 bits: msgspec's JSON decoder accepts them for ``int``, but msgpack can't carry them;
+- integers of more than 64 bits: msgspec's JSON decoder accepts them for ``int``, but msgpack can't carry them;
 - floats that are not finite: msgpack carries them, but JSON can't;
-- Decimals that are not finite: both carry them as text, but a program that allows no such float expects none of them.
+- Decimals that are not finite: both formats carry them as text, but a program that forbids such floats does not expect
+  such Decimals.
 
 A compiled check inspects only the parts of a message whose type can contain such a number.
 """
@@ -45,7 +46,9 @@ HIGHEST = 2**64 - 1
 """The smallest and largest integer that msgpack can represent: 64 bits, signed or unsigned."""
 
 SMALL = 2**30 - 1
-"""The limit for integers that CPython stores in one digit. Comparing with it first saves 40 of 60 ns for most integers.
+"""The limit for integers that CPython stores in one digit.
+
+A first comparison with this limit saves 40 of 60 ns for most integers.
 """
 
 
@@ -62,7 +65,7 @@ def compile_check(
         ints: True to check that integers have at most 64 bits.
         floats: True to check that floats are finite.
         decimals: True to check that Decimals are finite.
-        extras: the types that the app teaches. Their values are not checked.
+        extras: the types that the app registers. Their values are not checked.
     """
     holds = inspect(hint, extras).holds
     wanted = {name for name, on in (("int", ints), ("float", floats), ("decimal", decimals)) if on}
@@ -83,14 +86,14 @@ def compile_reader(
 ) -> Decode:
     """Return a function that decodes a body and checks the result.
 
-    Decoding and checks share one call because most messages pass through this function. If the type needs no checks,
-    ``decode`` itself is returned. The function raises DecodeError if a check fails.
+    The returned function does both in one call, because it runs for most messages. A failed check raises DecodeError.
+    If the type needs no checks, ``decode`` itself is returned.
 
     Args:
         decode: the engine's decoder.
         hint: the type of the message.
         utf8: True to check that the whole body is UTF-8, as RFC 8259 (8.1) requires of JSON. msgspec does not check
-            fields that the class does not have.
+            fields that the class lacks.
         ints: as in `compile_check`.
         floats: as in `compile_check`.
         decimals: as in `compile_check`.
@@ -117,7 +120,7 @@ def compile_reader(
 class Inline:
     """The source lines of a reader, for use inside a larger generated function.
 
-    The lines decode ``body`` and assign the result to ``m``. A function that contains them does not have to call the
+    The lines decode ``body`` and assign the result to ``m``. A function that contains these lines saves a call of the
     reader.
 
     Attributes:
@@ -136,7 +139,7 @@ PLAIN_READ = Inline(("m = decode(body)",), {})
 def make_reader(lines: Sequence[str], names: Mapping[str, Any]) -> Decode:
     """Return a function made of lines that decode ``body`` into ``m``.
 
-    Its attribute ``inline`` holds the lines for use in larger functions.
+    The function's attribute ``inline`` holds the lines for use in larger functions.
     """
     read: Any = define("\n    ".join(["def read(body):", *lines, "return m"]), "read", names)
     read.inline = Inline(tuple(lines), names)
@@ -186,7 +189,7 @@ are_64_bits = _visitor(floats=False)
 def _loop(expression: str, names: dict[str, Any]) -> Check:
     """Return a check that evaluates ``expression`` for each item ``m`` of a value.
 
-    Inlining the expression takes a third of the time that a call per item would take.
+    The inlined expression takes a third of the time of one call per item.
     """
     source = f"def check(value):\n    for m in value:\n        if not ({expression}): return False\n    return True"
     check: Check = define(source, "check", names)
@@ -196,8 +199,7 @@ def _loop(expression: str, names: dict[str, Any]) -> Check:
 class _Compiler:
     """A compiler that combines the checks of a class into one expression.
 
-    A class without nested classes is checked in one call. In recursive types, each part is checked by a call of its
-    own.
+    A class without nested classes is checked in one call. In recursive types, each part is checked by a separate call.
     """
 
     def __init__(self, ints: bool, floats: bool, decimals: bool) -> None:
@@ -227,7 +229,7 @@ class _Compiler:
         if len(rest) == 1:
             check = self.check(rest[0])
             return check and (lambda value: value is None or check(value))
-        # The member is unknown until run time, so look at every number in the value.
+        # The member of the union is unknown until run time, so check every number in the value.
         return self._visit if self._ints or self._floats or self._decimals else None
 
     def _class(self, kind: Any, hint: Any) -> Check | None:

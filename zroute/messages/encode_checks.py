@@ -36,12 +36,12 @@ _READ_AS: Mapping[Any, type] = {
 
 
 def conforms(hint: Any, *, allow_nan: bool = False) -> Test:
-    """Return a function that checks if a value would arrive unchanged.
+    """Return a function that checks whether a value would arrive unchanged.
 
-    The function returns True if a subscriber that decodes the message as ``hint`` receives a value of the same types,
-    and all numbers are in the range of their type. For any other value, it returns False or raises an exception. PEP
-    484 allows an int where a float is declared; such an int passes if it is exactly representable as a float. Values of
-    undeclared types, and of types that the app registers, always pass.
+    The function returns True if a subscriber that decodes the message as ``hint`` receives a value of the same types.
+    All numbers must also be in the range of their type. For any other value, the function returns False or raises an
+    exception. PEP 484 allows an int where a float is declared; such an int passes if it is exactly representable as a
+    float. Values of undeclared types, and of types that the app registers, always pass.
 
     Args:
         hint: the type.
@@ -51,7 +51,7 @@ def conforms(hint: Any, *, allow_nan: bool = False) -> Test:
 
 
 def misfit(hint: Any, value: Any, path: str = "", *, allow_nan: bool = False) -> tuple[str, Any, Any]:
-    """Return the path, expected type and value of the first part that is refused.
+    """Return the path, expected type and value of the first part that does not fit.
 
     Args:
         hint: the type of the whole value.
@@ -69,7 +69,7 @@ def misfit(hint: Any, value: Any, path: str = "", *, allow_nan: bool = False) ->
 def _parts(bare: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
     """Yield the parts of a class instance, list or map: path step, type and value.
 
-    It yields nothing if ``value`` is not an instance of ``bare``.
+    Yield nothing if ``value`` is not an instance of ``bare``.
     """
     origin, kinds = get_origin(bare) or bare, list(children(bare))
     if is_class(origin) and type(value) is origin:
@@ -103,7 +103,7 @@ def _in_minutes(value: Any) -> bool:
     return not offset or not offset % datetime.timedelta(minutes=1)
 
 
-# {v} is the source of the value, {n} the name of a variable that holds it.
+# {v} is the source of the value, {n} the name of a variable for the value.
 _LEAF_TESTS: Mapping[Any, str] = {
     int: f"({{n}} := {{v}}).__class__ is int and ({-SMALL} < {{n}} < {SMALL} or {LOWEST} <= {{n}} <= {HIGHEST})",
     float: "(({n} := {v}).__class__ is float and {n} - {n} == 0.0 or is_whole({n}))",
@@ -121,8 +121,8 @@ _WITH_NAN: Mapping[Any, str] = {
 class _Tests:
     """A compiler of checks, with one check per type.
 
-    The check of a class is a single expression, which runs before each message is sent. It takes half the time of a
-    loop over the fields.
+    The check of a class is a single expression, which runs before each message is sent. The expression takes half the
+    time of a loop over the fields.
     """
 
     def __init__(self, allow_nan: bool) -> None:
@@ -187,7 +187,7 @@ class _Tests:
     def _compiled(terms: list[str], names: dict[str, Any]) -> Test:
         expression = " and ".join(terms)
         test: Any = make_lambda(expression, names)
-        test.expression = (expression, names)  # a larger generated function contains it and saves the call
+        test.expression = (expression, names)  # a larger generated function can inline it, which saves a call
         return cast("Test", test)
 
     def _typed_dict(self, hint: Any, origin: Any) -> Test:

@@ -1,8 +1,8 @@
 """The values that an app carries in addition to those that the codecs support.
 
-`App(types=…)` teaches types that no codec knows, and `Limits(allow_nan=True)` allows floats and Decimals that are not
-finite. Both apply to msgpack and JSON, also inside a codec of the user: its methods run while the extras of the app
-are `current`.
+`App(types=…)` registers types that no built-in codec supports, and `Limits(allow_nan=True)` allows floats and Decimals
+that are not finite. Both apply to msgpack and JSON. The additional values also work if a user's own codec calls a
+built-in codec, because its ``encoder`` and ``decoder`` methods run while the app's extras are `current`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Taught(NamedTuple):
     """The two functions that convert values of a registered type.
 
     Attributes:
-        encode: Converts a value of the type to plain data, which an untyped message may contain.
-        decode: Converts plain data back to a value. It raises any exception if the data is invalid.
+        encode: A function that converts a value of the type to plain data, which an untyped message may contain.
+        decode: A function that converts plain data back to a value. It may raise any exception if the data is invalid.
     """
 
     encode: Callable[[Any], Any]
@@ -38,7 +38,7 @@ class Extras:
     Attributes:
         types: The registered types.
         allow_nan: True to allow NaN and infinity.
-        known: The cached results of `inspect`, by type. ``NO_EXTRAS.known`` has the results for types that need no
+        known: The cached results of `inspect`, by type. ``NO_EXTRAS.known`` holds the results for types that need no
             extras.
         formats: The built-in codecs with these extras, by name.
     """
@@ -75,7 +75,7 @@ class Extras:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Make these the `current` extras of a ``with`` block."""
+        """Make these extras `current` inside a ``with`` block."""
         token = _current.set(self)
         try:
             yield
@@ -90,9 +90,9 @@ _current: ContextVar[Extras] = ContextVar("zroute.extras", default=NO_EXTRAS)
 
 
 def current() -> Extras:
-    """Return the extras of the app that binds a codec of the user now.
+    """Return the extras of the app that is calling a method of a user's codec.
 
-    Outside such a call they are `NO_EXTRAS`.
+    Outside such a call, return `NO_EXTRAS`.
     """
     return _current.get()
 

@@ -1,4 +1,4 @@
-"""Forms of foreign messages: which parts contain the topic and the body.
+"""The forms of other programs' messages: which parts contain topic and body.
 
 zroute recognises its own wires by their bytes. Other formats are ambiguous, so an app specifies the form for each
 endpoint with `Frames`. The parser of a form creates a `StatedMessage` from the parts of a received message, and its
@@ -48,14 +48,14 @@ Parse: TypeAlias = Callable[[tuple[bytes, ...]], StatedMessage]
 """A function that takes the parts of a message and returns its topic and body.
 
 The function raises EnvelopeError for a message in another form. The ``frames`` of that error are a `StatedMessage`.
-It contains the topic and the body as far as the parser has found them. If a user's function raises SystemExit, the
-parser raises SystemExit too.
+This StatedMessage contains the topic and the body that the parser found before the error. If a user's function raises
+SystemExit, the parser raises SystemExit too.
 """
 
 
 @attrs.frozen(init=False, repr=False)
 class Frames:
-    """The form of messages from a publisher that does not use zroute.
+    """The message form of a program that does not use zroute.
 
     Pass a form for an endpoint to subscribe to, or as the ``wire`` of an app that publishes:
 
@@ -84,8 +84,8 @@ class Frames:
             limits both the compressed and the decompressed body. "zstd" needs ``zroute[zstd]``, and "lz4" needs
             ``zroute[lz4]``.
 
-    A message is malformed if one of the functions raises an exception, a part is missing, or the body can't be
-    decompressed. zroute counts and logs the message, and passes it to the app's ``on_error`` function for
+    A message is malformed if the function for the topic or body raises an exception, a part is missing, or the body
+    can't be decompressed. zroute counts and logs the message, and passes it to the app's ``on_error`` function for
     `EnvelopeError`.
 
     Raises:
@@ -196,7 +196,7 @@ class Frames:
         """Return the function that creates a message from a topic and a body.
 
         Parts that are neither topic nor body are empty. The function returns a tuple if `sends_parts` is True, and
-        otherwise bytes. It raises TopicError for a topic that a reader could not recover from the message.
+        otherwise bytes. The function raises TopicError for a topic that a reader could not recover from the message.
         """
         assert self.problem_of_sending() is None
         check = self.check_topic
@@ -321,7 +321,7 @@ class Frames:
 
 
 def _told(error: BaseException) -> str:
-    """Return the description of an exception from a user's function, with its place."""
+    """Return the text for an exception from a user's function, with the user's line."""
     where = raised_at(error)
     return f"{type(error).__name__}: {printable(error)}" + (f" at {where}" if where else "")
 

@@ -157,7 +157,7 @@ def pack_terms(silent_after: float) -> bytes:
     """Return the second part of the answer to an offer.
 
     ``silent_after`` is a time in seconds. If a worker sends no sign of life for this time, the owner gives the worker's
-    jobs to others.
+    jobs to other workers.
     """
     return _TERMS.pack(VERSION, min(int(silent_after * 1000), 0xFFFFFFFF))
 
@@ -175,7 +175,7 @@ def pack_job_meta(codec: int, attempt: int, headers: Mapping[str, Any] | None = 
 
 
 def with_attempt(meta: bytes, attempt: int) -> bytes:
-    """Return ``meta``, the last part of a job, with the number of another attempt."""
+    """Return ``meta``, the last part of a job, with another attempt number."""
     version, codec, _ = _META.unpack_from(meta)
     return _META.pack(version, codec, min(attempt, 0xFFFF)) + meta[_META.size :]
 

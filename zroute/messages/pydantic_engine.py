@@ -95,7 +95,7 @@ def plain_reader(schema: Any, fits: Check = is_bounded) -> Callable[[Any], Any]:
                 body = to_json(value)
             except Exception:  # bytes that are not text
                 raise _refused(schema, error) from error
-        return _checked(adapter.validate_json, body, schema, fits)  # the first errors, maybe many, are released
+        return _checked(adapter.validate_json, body, schema, fits)  # after `except`, so the first errors are freed
 
     return read
 
@@ -103,7 +103,8 @@ def plain_reader(schema: Any, fits: Check = is_bounded) -> Callable[[Any], Any]:
 def writer(schema: Any, mode: Mode) -> Callable[[Any], Any]:
     """Return the function that encodes an object of a type.
 
-    With mode "json", the function returns JSON as bytes. With mode "python", it returns data for `encode_msgpack`.
+    With mode "json", the function returns JSON as bytes. With mode "python", the function returns data for
+    `encode_msgpack`.
     """
     adapter = _adapter(schema)
     if mode == "json":

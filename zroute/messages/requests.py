@@ -8,7 +8,7 @@ A message begins with the identities and the empty part that ROUTER sockets use.
   fields that the kind needs follow. A request ends with a frame of the tracked wire (`zroute.messages.wire`).
 
 A message with several parts costs much more than a message with one, so the second form uses a single frame. Peers
-choose these bytes, so the functions that parse them raise only EnvelopeError. This module does no I/O.
+choose the bytes of a message, so the functions that parse bytes raise only EnvelopeError. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def parse(frame: bytes) -> Message:
 def request_packer(epoch: int, clock_ns: Callable[[], int]) -> Callable[..., bytes]:
     """Return a function that packs requests.
 
-    The function raises EncodeError for headers that the wire can't carry. It takes these arguments:
+    The function raises EncodeError for headers that the wire can't carry. The arguments are:
 
     - the id,
     - the topic,
@@ -140,11 +140,11 @@ def request_packer(epoch: int, clock_ns: Callable[[], int]) -> Callable[..., byt
     - the encoded message,
     - the headers, or None,
     - the seconds left, or None,
-    - the number of items that may be unconsumed (0 for a single reply).
+    - the maximum number of unconsumed items (0 for a single reply).
 
     Args:
         epoch: The 64-bit number of this run of the client.
-        clock_ns: Returns nanoseconds since the Unix epoch.
+        clock_ns: A function that returns nanoseconds since the Unix epoch.
     """
     start, pack, pack_fixed = _start(Kind.REQUEST), _REQUEST.pack, FIXED.pack
     heads = [pack_head(codec=codec, epoch=epoch) for codec in range(256)]
@@ -217,8 +217,8 @@ def parse_plain_reply(parts: Sequence[bytes]) -> Reply:
 def parse_request(message: Message) -> tuple[float | None, int, bytes]:
     """Return the seconds left, the window and the tracked frame of a request.
 
-    The seconds are None if the client waits without a limit. The window is the number of items that may be unconsumed;
-    0 asks for a single reply.
+    The seconds are None if the client waits without a limit. The window is the maximum number of unconsumed items; 0
+    asks for a single reply.
 
     Raises:
         EnvelopeError: The limits are incomplete, or no time is left.
@@ -245,7 +245,7 @@ def topic_of(frame: bytes) -> bytes:
 
 
 def check_topic(topic: bytes) -> None:
-    """Raise EnvelopeError if the topic of a plain request is not a possible topic."""
+    """Raise EnvelopeError if the topic of a plain request is not a valid topic."""
     if not 0 < len(topic) <= MAX_TOPIC or NUL in topic:
         raise EnvelopeError(f"a topic has 1 to {MAX_TOPIC} bytes and no NUL, and this one does not")
 

@@ -1,8 +1,8 @@
 """Inspect a message type once, and choose an engine that preserves its values.
 
 msgspec decodes directly into the declared type, but it silently ignores converters, aliases, private names and custom
-constructors, and does not support all unions. cattrs handles types that use one of these. pydantic validates its own
-models. A type that no engine supports raises a SchemaError that names the field.
+constructors, and does not support all unions. cattrs handles types with any of these features. pydantic validates its
+own models. A type that no engine supports raises a SchemaError that names the field.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Stamped(Generic[T]):
 class Name:
     """The name of a field in messages, if it differs from the name in Python.
 
-    Example: ``price: Annotated[float, Name("p")]``. It works for fields of attrs classes and dataclasses. In a Struct,
-    use ``msgspec.field(name=…)``; in a pydantic model, use an alias.
+    Example: ``price: Annotated[float, Name("p")]``. The annotation works for fields of attrs classes and dataclasses.
+    In a Struct, use ``msgspec.field(name=…)``; in a pydantic model, use an alias.
 
     Attributes:
         name: the key of the field in JSON and msgpack.
@@ -106,7 +106,7 @@ class Schema:
         inner: T for ``T | bytes``, else the type itself.
         reasons: why msgspec can't carry the type; empty unless the engine is "cattrs".
         raw_fallback: True for ``T | bytes``: a body that does not decode to T arrives raw.
-        holds: the parts that need a further check, beyond that of the engine. "int", "float" and "decimal" are
+        holds: the kinds of parts that need a check in addition to that of the engine. "int", "float" and "decimal" are
             numbers, "any" is a value of undeclared type, "hook" is a class with a ``__post_init__`` that runs again in
             the reader, "limit" is a constraint in ``Annotated`` that the engine ignores, and "taught" is a type of
             `App(types=…)`.
@@ -141,7 +141,7 @@ MAPS = (dict, Mapping, MutableMapping)
 
 
 def inspect(schema: Any, extras: Extras = NO_EXTRAS) -> Schema:
-    """Return the engine for ``schema``, and the reasons for this choice.
+    """Choose the engine for ``schema``, and return the result as a `Schema`.
 
     Results are cached. Raises SchemaError if no engine supports the type.
 
@@ -243,7 +243,7 @@ def _name_of(hint: Any) -> str | None:
 
 
 def refuse_name(hint: Any) -> None:
-    """Raise SchemaError if a whole message has a `Name`, which only a field can have."""
+    """Raise SchemaError if the type of a whole message has a `Name`."""
     name = _name_of(hint)
     if name is not None:
         raise SchemaError(
@@ -261,7 +261,7 @@ def is_model(kind: Any) -> bool:
 def is_pydantic(hint: Any) -> bool:
     """Return True if pydantic handles the whole type.
 
-    It handles its own models, and containers and unions in which every class with fields is a model.
+    pydantic handles its own models, and containers and unions in which every class with fields is a model.
     """
     parts = list(_outer_classes(hint, []))
     return bool(parts) and all(map(is_model, parts))
@@ -282,10 +282,10 @@ def _outer_classes(hint: Any, seen: list[Any]) -> Iterator[Any]:
 def is_class(kind: Any) -> bool:
     """Return True if ``kind`` is a class with named fields.
 
-    These are attrs classes, dataclasses, msgspec Structs, TypedDicts, NamedTuples and pydantic models.
+    Such classes are attrs classes, dataclasses, msgspec Structs, TypedDicts, NamedTuples and pydantic models.
     """
     return isinstance(kind, type) and (
-        is_model(kind)  # first: its metaclass is slow to tell that a model lacks an attribute
+        is_model(kind)  # first, because looking up a missing attribute of a model is slow
         or attrs.has(kind)
         or dataclasses.is_dataclass(kind)
         or issubclass(kind, msgspec.Struct)
@@ -400,7 +400,7 @@ def check_types(types: Any) -> dict[type, Taught]:
         raise SchemaError(f"types={types!r}: expected a dict such as {{Path: (str, Path)}}", schema=types)
     taught = {}
     for kind, functions in types.items():
-        if not isinstance(kind, type) or kind is Any:  # Any is a class of Python, for no values
+        if not isinstance(kind, type) or kind is Any:  # Any is a class in Python, but has no instances
             raise SchemaError(f"types: {kind!r} is not a class: the keys of App(types=…) must be classes", schema=kind)
         if kind in (object, memoryview, *LEAVES, *ARRAYS, *MAPS) or is_pydantic(kind):
             raise SchemaError(
@@ -447,7 +447,7 @@ def _inspect(schema: Any, extras: Extras) -> Schema:
 
 
 def _refuse_names_in_models(hint: Any, seen: list[Any]) -> None:
-    """Raise SchemaError for a `Name` in models of pydantic, which does not know it."""
+    """Raise SchemaError for a `Name` in pydantic models, which would ignore it."""
     for argument in get_args(hint):
         refuse_name(argument)
     for kind in _outer_classes(hint, []):
@@ -487,7 +487,7 @@ def _msgspec_refuses(schema: Any) -> tuple[str, ...]:
 class _Walk:
     """A walk through all parts of a type.
 
-    It records which parts need additional checks, and which parts msgspec would decode incorrectly.
+    The walk records which parts need additional checks, and which parts msgspec would decode incorrectly.
     """
 
     def __init__(self, schema: Any, extras: Extras) -> None:

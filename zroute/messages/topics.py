@@ -1,9 +1,9 @@
 """Topics and patterns: parsing, validation, and a slow reference `matches`.
 
-A topic is concrete and is sent with each message. A pattern is only known in the program: a socket gets the pattern's
-subscription, which is a byte prefix. The grammar is the one of NATS subjects (docs.nats.io, "Subject-Based Messaging").
-In addition, zroute has captures, which are named ``*`` wildcards, and `startswith`, which matches a prefix of bytes
-(zmq_setsockopt(3), ZMQ_SUBSCRIBE).
+A topic is concrete and is sent with each message. A pattern is only known in the program. A socket receives the
+pattern's subscription, which is a byte prefix. The grammar is that of NATS subjects (docs.nats.io, "Subject-Based
+Messaging"). In addition, zroute has captures, which are named ``*`` wildcards, and `startswith`, which matches a prefix
+of bytes (zmq_setsockopt(3), ZMQ_SUBSCRIBE).
 
 `zroute.receiving.trie` is the fast implementation of `matches`. Tests compare the two.
 
@@ -12,18 +12,18 @@ pattern             matches                           subscription
 =================== ================================= ==============
 ``news``            ``news``                          ``news``
 ``news.*``          ``news.sports``                   ``news.``
-``news.{kind}``     the same, captured                ``news.``
+``news.{kind}``     as ``news.*``, with a capture     ``news.``
 ``news.>``          ``news.a``, ``news.a.b``          ``news.``
-``news.{rest+}``    the same, captured                ``news.``
+``news.{rest+}``    as ``news.>``, with a capture     ``news.``
 ``*.urgent``        ``a.urgent``                      all
 startswith("news")  ``news``, ``newsletter``, bytes   ``news``
 =================== ================================= ==============
 
 A topic that is empty, has an empty segment, or is not UTF-8 is only matched by `startswith`.
 
-An app may use another separator than the dot, for topics such as ``/camera/front/pose``. A dot is then ordinary text,
+An app may use a separator other than the dot, for topics such as ``/camera/front/pose``. A dot is then ordinary text,
 and a topic may begin with the separator. The first segment of such a topic is empty, and ``*`` and captures do not
-match an empty segment. A pattern for it must therefore begin with the separator, ``>`` or ``{rest+}``, or use
+match an empty segment. A pattern for such a topic must therefore begin with the separator, ``>`` or ``{rest+}``, or use
 `startswith`.
 """
 
@@ -120,8 +120,8 @@ def topic_bytes(
 ) -> bytes:
     """Return a concrete topic as bytes, to publish to it.
 
-    ``""`` is a valid topic, with the bytes ``b""``. ``separator`` is the character between segments. ``filled`` is the
-    call that fills captures, for the error of a topic with captures; "" to show a topic instead.
+    ``""`` is a valid topic, with the bytes ``b""``. ``separator`` is the character between segments. If the topic
+    contains a capture, the error shows the call ``filled``, or a topic without captures if ``filled`` is "".
 
     Raises:
         TopicError: the topic is not text, is too long, or contains an empty segment, white space, NUL or a wildcard.
@@ -189,8 +189,8 @@ class Pattern:
         tail: True if the pattern ends with ``>`` or ``{rest+}``, both of which match one or more segments.
         rest: the name of the last capture if it has the form ``{rest+}``, else None.
         prefix: the bytes of a `startswith`, which has no segments; None for other patterns.
-        separator: the character between segments, as a byte. A `startswith` does not use it itself; it is the separator
-            of its `Routes`.
+        separator: the character between segments, as a byte. A `startswith` has the separator of its `Routes`, but does
+            not use it.
     """
 
     text: str
@@ -260,7 +260,7 @@ class Pattern:
     def rank(self) -> tuple[int, ...]:
         """A sort key in which a more specific pattern comes first.
 
-        It has one number per segment: 0 for a literal, 1 for a capture or ``*``, 2 for ``>``. A `startswith` comes
+        The key has one number per segment: 0 for a literal, 1 for a capture or ``*``, 2 for ``>``. A `startswith` comes
         after all of these, and a longer prefix before a shorter one.
         """
         if self.prefix is not None:
@@ -623,7 +623,7 @@ def _segment_text(value: object) -> str | None:
 
 
 def _segment_fault(text: str | None, separator: str, *, plain: bool) -> str:
-    """Return why a text is no segment, or "".
+    """Return why a text is not a valid segment, or "".
 
     ``plain`` is True if the value itself was text.
     """
@@ -666,8 +666,8 @@ def _named(mark: str) -> str:
 def minimal_cover(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
     """Return the fewest byte prefixes that cover all ``prefixes``, sorted.
 
-    No prefix in the result is a prefix of another. ``b""`` covers everything, so it is then the only result. Without
-    prefixes, the result is empty.
+    No prefix in the result is a prefix of another. If ``prefixes`` contains ``b""``, which covers everything, the
+    result is only ``b""``. Without prefixes, the result is empty.
     """
     cover: list[bytes] = []
     for prefix in sorted(prefixes):  # a prefix sorts directly before all prefixes that it covers

@@ -1,8 +1,8 @@
 """Convert between bytes and envelopes, in the three wire formats of zroute.
 
 This module only converts bytes; it opens no socket. ``docs/reference/wire.md`` specifies the layout and the rules for
-malformed input, with test vectors. `RouteTable.receive` implements the layout again, because another function call per
-message would add a tenth to its time.
+malformed input, with test vectors. `RouteTable.receive` implements the layout again, because another function call
+would add a tenth to the time per message.
 
 ========= ================================= ==================================================
 wire      frames                            for
@@ -13,7 +13,8 @@ tracked   ``topic NUL header body``         zroute: codec, sequence numbers, tim
 ========= ================================= ==================================================
 
 The tracked wire also has control frames (`zroute.messages.control`), coalesced frames (`zroute.messages.coalesced`),
-and frames with kept messages: the last message of a topic, kept by the publisher for subscribers that join later.
+and frames with kept messages. A kept message is the last message of a topic, which the publisher stores for subscribers
+that join later.
 """
 
 from __future__ import annotations
@@ -161,9 +162,9 @@ class Header:
         kind: the kind of the frame.
         codec: the number of the codec, or 0 if the header does not name a codec.
         epoch: the 64-bit number of this run of the publisher.
-        counters: pairs of two numbers, one pair for each subscription that counts the frame: the length of the
-            subscription in bytes, and the number of the frame in it. Shorter subscriptions come first. If no
-            subscription counts the frame, there is one pair with the number 0.
+        counters: one pair of numbers for each subscription that counts the frame. A pair contains the length of the
+            subscription in bytes, and the number of the frame within the subscription. Shorter subscriptions come
+            first. If no subscription counts the frame, there is one pair with the number 0.
         sent_at: nanoseconds since the Unix epoch, by the publisher's clock.
         headers: the application's headers.
         size: the length of the header in bytes; the body starts there.
@@ -234,11 +235,11 @@ class Envelope(_Undecoded):
         body: the encoded message, without topic and header.
         frames: all parts of the message, unchanged.
         received_at: seconds since the Unix epoch, by the receiver's clock.
-        codec: the number of the codec that the publisher stated, or 0 if it stated none. 1 is msgpack, 2 JSON, 3 text,
-            4 raw; the application's own codecs are 128 to 255.
+        codec: the number of the codec that the publisher stated, or 0 if it stated none. The numbers are 1 (msgpack), 2
+            (JSON), 3 (text), 4 (raw), and 128 to 255 for the application's own codecs.
         sent_at: seconds since the Unix epoch, by the publisher's clock; None unless ``tracked``.
-        sequence: the number of the message within the subscription; None unless ``tracked``. It is 0 for kept messages,
-            and for messages that were sent before the subscription reached the publisher.
+        sequence: the number of the message within the subscription; None unless ``tracked``. The number is 0 for kept
+            messages, and for messages that were sent before the subscription reached the publisher.
         publisher: the 64-bit number of the publisher's run as 16 hexadecimal digits; None unless ``tracked``.
         tracked: True if the message arrived on the tracked wire.
         headers: the application's headers; empty unless ``tracked``.
@@ -289,15 +290,16 @@ def pack_head(*, kind: Kind = Kind.DATA, codec: int, flags: int = 0, span: int =
 def framer(wire: Wire | Frames, *, epoch: int, next_sequence: Callable[[], int], clock_ns: Callable[[], int]) -> Framer:
     """Return the function that packs a message into the frames of ``wire``.
 
-    The function takes the topic, the codec number, the body and the headers. It raises EncodeError for headers that the
-    wire can't carry. On the plain and multipart wires it also raises EncodeError for a body that starts with `MAGIC`.
-    In a stated form, it raises TopicError for a topic that a reader could not recover from the message.
+    The function takes the topic, the codec number, the body and the headers. The function raises EncodeError for
+    headers that the wire can't carry. On the plain and multipart wires it also raises EncodeError for a body that
+    starts with `MAGIC`. In a stated form, it raises TopicError for a topic that a reader could not recover from the
+    message.
 
     Args:
         wire: "plain", "multipart", "tracked", or a stated form.
         epoch: the 64-bit number of this run of the publisher.
-        next_sequence: counts a message and returns its number, from 1.
-        clock_ns: returns nanoseconds since the Unix epoch.
+        next_sequence: a function that counts a message and returns its number, from 1.
+        clock_ns: a function that returns nanoseconds since the Unix epoch.
     """
     if wire == "tracked":
         return _tracked_framer(epoch, next_sequence, clock_ns)
@@ -342,7 +344,7 @@ def _tracked_framer(epoch: int, next_sequence: Callable[[], int], clock_ns: Call
 
 
 def pack_headers(headers: Mapping[str, Any]) -> bytes:
-    """Return the packed headers of a message, after their length.
+    """Return the packed headers of a message, preceded by their length.
 
     Raises EncodeError if a name is not text, a value is not a msgpack type, or the headers exceed `HEADERS_MAX` bytes.
     """
@@ -364,16 +366,16 @@ def pack_headers(headers: Mapping[str, Any]) -> bytes:
 def counted_framer(
     *, epoch: int, count: Callable[[bytes], Sequence[Numbered]], clock_ns: Callable[[], int], keeps: bool = False
 ) -> Framer:
-    """Return a tracked framer that numbers each message per subscription.
+    """Return a tracked framer that numbers messages separately per subscription.
 
-    See `framer` for the arguments of the function.
+    See `framer` for the arguments of the returned function.
 
     Args:
         epoch: the 64-bit number of this run of the publisher.
         count: ``count(topic)`` counts the message and returns up to `zroute.options.CARRIED` counters, sorted by the
             length of their subscriptions. Without counters, the message has no number. ``count`` is called last, after
             all steps that can fail.
-        clock_ns: returns nanoseconds since the Unix epoch.
+        clock_ns: a function that returns nanoseconds since the Unix epoch.
         keeps: True if the publisher keeps the messages for subscribers that join later.
     """
     pack, pack_counter, heads = FIXED.pack, COUNTER.pack, Heads(Kind.DATA, epoch)
@@ -406,7 +408,7 @@ def topic_header(
     """Return a function that packs topic and header for one topic and codec.
 
     The function takes the number of the first counter (0 without counters), the time, and the length and number of each
-    further counter. The header contains no application headers.
+    further counter. The packed header contains no application headers.
 
     Args:
         topic: the topic.
@@ -426,8 +428,8 @@ HeaderMaker: TypeAlias = Callable[[Sequence[Numbered], int], bytes]
 def several_numbers(lengths: Sequence[int]) -> Callable[[Callable[..., bytes]], HeaderMaker]:
     """Return a function that adapts a `topic_header` to counters of these lengths.
 
-    The adapted function takes the counters and the time. Its code is generated: for four counters, it takes a third of
-    the time of a loop.
+    The adapted function takes the counters and the time. Its code is generated, because a loop over four counters would
+    take three times as long.
     """
     made: Callable[[Callable[..., bytes]], HeaderMaker] = _numbers_maker(len(lengths))(*lengths)
     return made
@@ -575,9 +577,9 @@ def _decoded(frames: tuple[bytes, ...], received_at: float) -> tuple[Any, ...]:
 
 
 def sent_at(frames: tuple[bytes, ...]) -> float | None:
-    """Return when a valid message was sent, in Unix seconds by its publisher's clock.
+    """Return the time in Unix seconds at which a valid message was sent.
 
-    The result is None if the message does not carry a time.
+    The time is from the publisher's clock. The result is None if the message does not carry a time.
     """
     body = split(frames)[1]
     tracked = body.startswith(MAGIC) and not isinstance(frames, StatedMessage)
@@ -585,9 +587,9 @@ def sent_at(frames: tuple[bytes, ...]) -> float | None:
 
 
 def may_have_headers(frame: bytes) -> bool:
-    """Return False if a valid message of one frame has no headers.
+    """Return False if a valid message of one frame certainly has no headers.
 
-    It only checks two bytes, because it is called for each received message that leads to a published one.
+    The function checks only two bytes, because it runs for each received message that leads to a published one.
     """
     start = frame.find(0) + 1
     try:

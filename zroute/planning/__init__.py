@@ -1,4 +1,4 @@
-"""Compilation of the recorded decorators to a frozen `Plan`.
+"""Compilation of the recorded decorators into a frozen `Plan`.
 
 The plan connects the receiving side and the publishing side. Compiling an app opens no socket.
 """

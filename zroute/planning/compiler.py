@@ -1,10 +1,10 @@
-"""Compilation of all groups of an app, in one pass before the app opens anything.
+"""Compilation of all groups of an app in one pass, before any socket is opened.
 
-The compiler checks signatures, schemas, duplicates, and publishers without a trigger. Its errors name the user's line
+The compiler checks signatures, schemas, duplicates, and publishers without a trigger. The errors name the user's line
 (``file:line``).
 
-A group can be included under several prefixes. Its routes and publications are then compiled once for each prefix, but
-its timers, resources and hooks only once.
+A group can be included under several prefixes. The group's routes and publications are then compiled once for each
+prefix, but its timers, resources and hooks only once.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def compile_routes(
 
     Args:
         root: The app, as the outermost group.
-        given: The objects that parameters receive by annotation, by their type.
+        given: The objects that parameters receive by annotation, keyed by type.
         default: The app's codec.
         extras: The additional values that the built-in codecs carry.
         dispatch: The app's ``dispatch``.
@@ -83,7 +83,7 @@ def compile_routes(
     Raises:
         SignatureError: A function's signature does not match its use.
         SchemaError: No codec supports a declared type, or two codecs have the same number.
-        DuplicateRouteError: Two routes match the same topics in a way that is ambiguous, or two job queues have the
+        DuplicateRouteError: Two routes are ambiguous because they match the same topics, or two job queues have the
             same pattern.
         PatternError: A pattern with its prefix is invalid, or nothing fills a capture of a publisher.
     """
@@ -122,7 +122,7 @@ def compile_routes(
     ]
     calls = [route.call for route in routes] + [trigger.call for trigger in triggers]
     needs = [*(call.constants.given for call in calls), *hooked.values()]
-    # If only other resources use a resource, and a test replaces them, the resource does not need to open.
+    # A resource does not need to open if only other resources use it and a test replaces all of these.
     injected = {value.kind for given in needs for value in given.values() if isinstance(value, Needed)}
     around = [route.around for route in routes]
     injected |= {kind for each in around if each.chain for kind in each.chain.kinds}
@@ -162,7 +162,7 @@ def _called_with(groups: Sequence[Group], hooks: Hooks) -> Iterator[tuple[Hook, 
 def _needs_of_hook(hook: Hook, arguments: tuple[str, ...], given: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the arguments that a hook receives by name.
 
-    A function for errors may also have parameters for the route and for the number of attempts.
+    An error hook may also have parameters for the route and for the number of attempts.
     """
     named = {}
     if isinstance(hook, ErrorHook):
@@ -241,14 +241,14 @@ def compile_route(
     resources: Sequence[CompiledResource],
     codecs: Codecs,
 ) -> CompiledRoute:
-    """Compile one route, without its middleware and without resources of a message.
+    """Compile one route, without its middleware and its message-scoped resources.
 
     Args:
         route: The recorded route.
         prefix: The whole prefix of its group.
         errors: The error hooks of each of its groups, starting with the innermost group.
         outlets: The publications for the handler's results.
-        given: The available objects, or `Needed`, by their type.
+        given: The available objects, or `Needed`, keyed by type.
         resources: The resources of the app.
         codecs: The codecs of the app.
 
@@ -354,7 +354,7 @@ R = TypeVar("R")
 
 
 def _at(where: str, make: Callable[[], R]) -> R:
-    """Call ``make``; an error without a line gets the user's line ``where``."""
+    """Call ``make``; add the user's line ``where`` to an error without a line."""
     try:
         return make()
     except SetupError as error:
@@ -389,8 +389,8 @@ def refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> No
     """Raise DuplicateRouteError if two routes are ambiguous.
 
     With ``dispatch="most_specific"``, two routes are ambiguous if they have patterns of the same shape, because only
-    one of them can be called. Otherwise, two routes are ambiguous if they also have the same function, because a
-    message calls a function at most once.
+    one of them can be called. With any other value, two routes are ambiguous if they also have the same function,
+    because a message calls a function at most once.
     """
     seen: dict[object, CompiledRoute] = {}
     for route in routes:

@@ -84,8 +84,8 @@ class Parts:
         senders: The publications, requesters and job queues.
         triggers: The timer functions and free-running generators.
         resources: The resources in opening order.
-        hooked: The arguments that each hook receives by name, by the `identity` of its function.
-        given: The objects that parameters receive by annotation, or `Needed`, by their type.
+        hooked: The arguments that each hook receives by name, keyed by the `identity` of its function.
+        given: The objects that parameters receive by annotation, or `Needed`, keyed by type.
         codecs: The codecs that a received frame may name.
         middleware: The publish middleware around `App.publish`, or None.
     """
@@ -134,7 +134,7 @@ class Finishing(Protocol):
     """An object that ends with the run, such as a stream."""
 
     def finish(self) -> None:
-        """End the object. It will not receive any more messages."""
+        """End the object, which will receive no more messages."""
 
 
 class RunningApp(Protocol):
@@ -147,13 +147,13 @@ class RunningApp(Protocol):
     reactor: Any
 
     def attach(self, route: Route, *, surrounded: bool = True) -> CompiledRoute:
-        """Compile ``route``, and replace the routing table by a table with this route.
+        """Compile ``route``, and replace the routing table with one that includes it.
 
-        ``surrounded`` is False for a route without the middleware of the app.
+        ``surrounded`` is False for a route that the app's middleware does not surround.
         """
 
     def detach(self, route: CompiledRoute) -> None:
-        """Replace the routing table by a table without ``route``.
+        """Replace the routing table with one that omits ``route``.
 
         Messages that the route has already received are still handled.
         """
@@ -168,7 +168,7 @@ class RunningApp(Protocol):
         """Call ``stream.finish()`` at the end of the run."""
 
     def close_stream(self, stream: Finishing) -> None:
-        """Remove ``stream``, whose block the user has left."""
+        """Remove ``stream`` after the user has left its ``with`` block."""
 
     @property
     def addresses(self) -> ResolvedAddresses:
@@ -213,7 +213,7 @@ class Live:
         client: The client of the current run; None if the app is not running, or has no endpoint for requests.
         stats: The counters of the current run, or of the last run.
         exit_code: The requested exit code of the current or last run, or None.
-        ended: Fires when the current or last run has ended; None before the first run.
+        ended: A Deferred that fires when the current or last run has ended; None before the first run.
     """
 
     run: RunningApp | None = None
@@ -244,7 +244,7 @@ class Addresses:
     Attributes:
         ends: The endpoints.
         loop: True if an app without endpoints receives its own messages inside the process.
-        context: The ZeroMQ context; apps that share it can meet over ``inproc://``.
+        context: The ZeroMQ context; apps that share it can connect to each other over ``inproc://``.
         options: The socket options that the user has set.
         reactor: The kind of reactor that the app needs; None for any.
     """
@@ -284,7 +284,7 @@ class Plan:
         return not (parts.handlers or senders or parts.triggers or hooks.startup or hooks.shutdown or parts.resources)
 
     def publish_by(self, emit: Emit) -> None:
-        """Enable `App.publish`, through its middleware if there is any."""
+        """Enable `App.publish`; if it has middleware, messages pass through it."""
         middleware = self.parts.middleware
         if middleware is None:
             self.live.emit = emit
@@ -325,8 +325,8 @@ class Plan:
         """Return the endpoints of a run.
 
         Given endpoints replace the app's own. An endpoint in ``sub`` without a stated form gets the form of the app's
-        endpoint at the same address, or else the form that all endpoints of the app have in common. An app without
-        endpoints on any side gets a loop inside the process.
+        endpoint at the same address. If there is none, it gets the form that all endpoints of the app share. An app
+        without any endpoints gets an in-process loop.
 
         Raises:
             EndpointError: A side has functions but no endpoint, ``inproc://`` leads to an app that does not share the
@@ -363,7 +363,7 @@ class Plan:
         return ends
 
     def dropped_feeds(self, ends: Ends) -> Iterator[str]:
-        """Yield a warning for each endpoint with a fixed topic that no route takes.
+        """Yield a warning for each endpoint with a fixed topic that no route matches.
 
         Yield nothing if the app has no routes, because the app may attach routes while it runs. Also yield nothing if
         the app has a function for messages without a route.
@@ -417,7 +417,7 @@ class Plan:
         return attrs.evolve(endpoint, form=forms.pop())
 
     def check_dead(self, routes: Sequence[CompiledRoute], ends: Ends, others: Sequence[CompiledRoute] = ()) -> None:
-        """Check that dead letters of ``routes`` can be published, and do not come back.
+        """Check that dead letters of ``routes`` can be published, and do not loop.
 
         ``others`` contains the routes that the app already has.
 

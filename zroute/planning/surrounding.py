@@ -1,8 +1,8 @@
-"""Compilation of the middleware and the resources of a message around a handler.
+"""Compilation of the middleware and the message-scoped resources of a handler.
 
 This module calls the user's factories, and checks the results.
 
-The links of a chain are called for each message. For this reason their code is generated. It contains all facts that
+The links of a chain are called for each message, so their code is generated. The generated code contains all facts that
 are known in advance: the parameters of `around`, and the source of each argument.
 """
 
@@ -37,13 +37,13 @@ def surround(
     *,
     isolate: bool,
 ) -> CompiledRoute:
-    """Return ``route`` with middleware and with the resources of a message.
+    """Return ``route`` with its middleware and its message-scoped resources.
 
     Args:
         route: The route, with its final name.
         factories: The functions under ``@app.middleware`` and ``@routes.middleware``; the first one is outermost.
         resources: All resources of the app, in opening order.
-        given: The available objects, or `Needed`, by their type.
+        given: The available objects, or `Needed`, keyed by type.
         isolate: True if each message gets its own context even without middleware.
 
     Raises:
@@ -112,7 +112,7 @@ def _arguments_of_handler(route: CompiledRoute) -> dict[str, str]:
 
 
 def _plan(around: Any, factory: Hook, route: CompiledRoute, given: Mapping[Any, Any]) -> Call:
-    """Return the plan for calls of ``around``, which ``factory`` returned."""
+    """Return the plan for calls of ``around``, the result of ``factory``."""
     name, where = name_of(factory.function), factory.where
     if not callable(around):
         raise SignatureError(
@@ -201,6 +201,6 @@ def _linked(around: Callable[..., Any], planned: Call) -> Callable[[Any], Any]:
         arguments[parameter] = f"at.objects[k{number}]" if is_needed else f"k{number}"
     if arguments == {"": "message"}:
         return around
-    if "" in arguments:  # other parameters may precede it
+    if "" in arguments:  # other parameters may precede the message
         arguments[planned.body or ""] = arguments.pop("")
     return link(around, arguments, names)

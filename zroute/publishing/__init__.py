@@ -1,4 +1,4 @@
 """The publishing side of an app, from ``publish`` to the frame on the transport.
 
-On the way a message is encoded, numbered, and, as the app's options require, kept, coalesced or queued.
+Each message is encoded and numbered. Depending on the app's options, it is also kept, coalesced or queued.
 """

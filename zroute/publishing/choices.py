@@ -20,8 +20,8 @@ class Choices:
     """The app's options for `App.publish`, and the defaults of publications.
 
     `App` explains each option. ``codec`` also decodes received bodies whose publisher does not name a codec, and
-    ``max_message`` also limits received bodies. ``propagates`` contains the names of the headers that are copied from a
-    received message to the messages that its handler returns or yields.
+    ``max_message`` also limits received bodies. ``propagates`` contains the names of headers. Those headers are copied
+    from a received message to the messages that its handler returns or yields.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Choices:
 
     @property
     def multipart(self) -> bool:
-        """True if a message is sent in several parts."""
+        """True if each message is sent in several parts."""
         return self.wire.sends_parts if isinstance(self.wire, Frames) else self.wire == "multipart"
 
     def coalesces(self, publication: Publication[Any] | None = None) -> Coalesce | None:
-        """Return how messages of ``publication``, or of `App.publish`, are coalesced.
+        """Return the coalescing settings of ``publication``, or of `App.publish`.
 
         Return None if each message is sent separately.
         """

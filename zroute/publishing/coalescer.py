@@ -1,8 +1,9 @@
 """Coalescing: sending several messages of one topic in one frame.
 
-The first message of a topic is sent at once, so a single message has no extra delay. It opens a window, which lasts for
-the rest of the reactor's turn or for the time that the user has set. Later messages in the window are held. They are
-sent in one frame when the window ends, when the frame is full, or when the caller awaits one of them.
+The first message of a topic is sent at once, so a single message has no extra delay. The first message also opens a
+window, which lasts for the rest of the reactor's turn or for the time that the user has set. Later messages in the
+window are held. The held messages are sent in one frame when the window ends, the frame is full, or the program awaits
+one of the messages.
 
 Held messages are already encoded, so ``publish`` raises encoding errors directly. Messages are numbered only when they
 are sent, because an unsent message must not use a number.
@@ -50,15 +51,15 @@ class Coalescer:
 
     Args:
         clock: The reactor's clock, for the windows.
-        clock_ns: The time in nanoseconds since the Unix epoch.
+        clock_ns: A function that returns the time in nanoseconds since the Unix epoch.
         stats: The counters of the run.
         limit: The maximum size of a body in bytes.
         check: A function that raises an error for a message that is too large or comes from another thread.
-        hold: A function that is called before a message is held, with the topic, the `Held` and the number of all
-            held messages. It returns the awaitable for ``publish``, or raises an error to refuse the message. None if
-            publishing never waits.
-        send: A function that sends the held messages of a topic. It must not raise, because it is often called by a
-            timer instead of by ``publish``.
+        hold: A function that is called before a message is held, with the topic, the `Held` and the number of all held
+            messages. The function returns the awaitable for ``publish``, or raises an error to refuse the message.
+            ``hold`` is None if publishing never waits.
+        send: A function that sends the held messages of a topic. ``send`` must not raise an error, because a timer
+            often calls it instead of ``publish``.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Coalescer:
         return emit_together
 
     def kept(self, emit: Emit) -> Emit:
-        """Return ``emit`` from `together` for messages that are kept for new subscribers."""
+        """Return ``emit`` from `together`, adapted to messages of a ``keep`` publisher."""
 
         def emit_kept(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             held = self.windows.get(topic)
@@ -136,9 +137,9 @@ class Coalescer:
         return emit_kept
 
     def alone(self, emit: Emit) -> Emit:
-        """Return ``emit`` for messages that are sent separately.
+        """Return ``emit``, adapted to messages that are sent separately.
 
-        Such a message never overtakes held messages of its topic.
+        Held messages of the topic are sent first, so a separate message never overtakes them.
         """
 
         def emit_alone(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
@@ -159,7 +160,7 @@ class Coalescer:
             self._send(topic, going)
 
     def flush(self) -> None:
-        """Send all held messages, and hold no more messages. Called when the app stops."""
+        """Send all held messages, and hold no more messages, because the app stops."""
         self._ended = True
         for seconds in tuple(self._windows):
             self._timers.pop(seconds).cancel()

@@ -1,11 +1,11 @@
 """Numbering of messages on the tracked wire, on the publisher's side.
 
 A publisher has one counter for each subscription, because a subscriber receives only the messages of its own
-subscriptions. A gap in the numbers of a subscription therefore means a loss. After the last message, beats repeat its
-number, so that the subscriber also notices the loss of that message.
+subscriptions. A gap in the numbers of a subscription therefore means a loss. After the last message, beats repeat the
+number of that message, so that the subscriber also notices its loss.
 
 The subscriber's side is `zroute.receiving.tracker`, which also describes the protocol and the memory on both sides.
-This module uses no sockets; times are arguments.
+This module opens no socket and reads no clock; the caller passes times as arguments.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 WITHDRAWN_MAX = 10_000
-"""The maximum number of withdrawn counters, about 2 MB."""
+"""The maximum number of withdrawn counters, which use about 2 MB."""
 
 COVERS = 32 * 1024 * 1024
 """The maximum size in bytes of the cache of counters by topic, enough for about 70,000 topics."""
@@ -52,7 +52,7 @@ COVERS = 32 * 1024 * 1024
 class Counter:
     """The counter of one subscription.
 
-    It counts only after a marker has asked for its number. Before that, no subscriber knows the number.
+    The number increases only after a marker has asked for it. Before that, no subscriber knows the number.
 
     Attributes:
         prefix: The subscription.
@@ -60,7 +60,7 @@ class Counter:
         number: The number of the last message.
         noticed: The last number for which beats have been scheduled.
         withdrawn: True if no peer has the subscription any longer.
-        wanted: True if a marker has asked for it.
+        wanted: True if a marker has asked for the number.
     """
 
     prefix: bytes
@@ -77,7 +77,7 @@ class Cover:
 
     Attributes:
         counters: All counters that a message of the topic increments.
-        carried: The counters whose numbers are in its header.
+        carried: The counters whose numbers are in the header of a message.
         moved: True if `Counters.beats` has already been informed that the counters have changed.
     """
 
@@ -87,7 +87,7 @@ class Cover:
 
 
 def _size(topic: bytes, cover: Cover) -> int:
-    """Return an upper bound for the bytes of a cover."""
+    """Return an upper bound for the size of a cover in bytes."""
     return 400 + len(topic) + 16 * len(cover.counters)
 
 
@@ -97,7 +97,7 @@ class Beat:
 
     Attributes:
         prefix: The subscription.
-        number: The number of its last message.
+        number: The number of the subscription's last message.
         next_ms: The time until the next beat in milliseconds; 0 if there is no next beat.
     """
 
@@ -130,7 +130,7 @@ class Counters:
         self._due: tuple[deque[tuple[float, Counter, int]], ...] = tuple(deque() for _ in BEATS)
         self._withdrawn: dict[bytes, float] = {}  # the time at which to forget each counter, the earliest first
         self._generation = 0
-        self._unmarked: dict[bytes, float] | None = {}  # the times of those that may be plain readers'
+        self._unmarked: dict[bytes, float] | None = {}  # the arrival times of subscriptions that no marker has claimed
 
     # -- subscriptions
 
@@ -222,7 +222,7 @@ class Counters:
     def count(self, topic: bytes, many: int = 1) -> tuple[Counter, ...]:
         """Count ``many`` messages that are sent now.
 
-        Return the counters to put into their header, sorted from the shortest to the longest subscription.
+        Return the counters for the header of these messages, sorted from the shortest to the longest subscription.
         """
         cover = self._covers.get(topic) or self._cover(topic)
         for counter in cover.counters:
@@ -241,7 +241,7 @@ class Counters:
     def note(self, cover: Cover) -> None:
         """Inform `beats` that the counters of a cover have changed.
 
-        It must be called only if ``moved`` is False.
+        Call this method only if ``moved`` is False.
         """
         cover.moved = True
         self._moved.append(cover)
@@ -289,7 +289,7 @@ class Counters:
     def beats(self, now: float) -> list[Beat]:
         """Return the beats that are due, and delete expired withdrawn counters.
 
-        It must be called at each `TICK`; ``now`` is in seconds.
+        Call this method at each `TICK`; ``now`` is in seconds.
         """
         if expired := list(takewhile(lambda prefix: self._withdrawn[prefix] <= now, self._withdrawn)):
             self._forget(expired)

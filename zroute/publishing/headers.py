@@ -1,4 +1,4 @@
-"""Headers of a handler's result, and headers that are copied to it.
+"""Headers that a handler adds to a result, and headers that zroute copies to it.
 
 Headers for tracing and correlation belong to a chain of messages, not to a single message. zroute therefore copies them
 from a received message to the messages that its handler returns or yields.

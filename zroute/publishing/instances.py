@@ -27,7 +27,7 @@ _INSIDE = "inproc://"
 
 
 class Instance:
-    """An instance number of an app, reserved on this host until `release`.
+    """An instance number of an app, reserved on this host until `release` is called.
 
     The number is unique within the network namespace, so containers with the same hostname need different app names.
     If no number is free, or on systems without abstract sockets (all but Linux), the process id is used instead.
@@ -113,8 +113,8 @@ def publisher_name(app: str, endpoints: Iterable[Endpoint], bound: Iterable[str]
         bound: The addresses that the app has bound, as ZeroMQ resolved them.
 
     Returns:
-        ``app@host tcp://127.0.0.1:5555`` or ``app@host #1``. The name is empty if the app has no endpoint to publish
-            to, or only connects to ``inproc``: no other process can then receive its messages.
+        ``app@host tcp://127.0.0.1:5555`` or ``app@host #1``. The name is empty if no other process can receive the
+            app's messages. This is the case if the app has no endpoint to publish to, or only connects to ``inproc``.
     """
     addresses = list(bound)
     outside = [address for address in addresses if not address.startswith(_INSIDE)]

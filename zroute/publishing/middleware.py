@@ -24,7 +24,7 @@ __all__ = ["Middleware", "Send", "SurroundedPublication"]
 Around = Callable[..., Any]
 
 Send = Callable[[Any, "Mapping[str, Any] | None", bytes], Awaitable[None]]
-"""Encodes and sends ``(message, headers, topic)``."""
+"""A function that encodes and sends ``(message, headers, topic)``."""
 
 
 @attrs.define(eq=False)
@@ -42,7 +42,7 @@ class _Publishing:
 class _Current(threading.local):
     """The innermost call of `Middleware.publish` in a thread.
 
-    It is stored per thread, because middleware runs before zroute refuses calls from other threads.
+    The call is stored per thread, because middleware runs before zroute refuses calls from other threads.
     """
 
     publishing: _Publishing | None = None
@@ -51,17 +51,17 @@ class _Current(threading.local):
 class Middleware:
     """The publish middleware around one publication, or around `App.publish`.
 
-    The ``around`` functions are nested: each calls the next one, and the innermost calls `call`. They pass on only the
-    message, or a `WithHeaders` to add headers. During the call, a `_Publishing` stores the topic and the headers.
+    The ``around`` functions are nested: each calls the next one, and the innermost calls `call`. Each passes on only
+    the message, or a `WithHeaders` to add headers. During the call, a `_Publishing` stores the topic and the headers.
 
     Args:
-        what: The publication, for errors.
+        what: The description of the publication, for errors.
         skipped: A function that counts a message that was not published.
     """
 
     def __init__(self, what: str, skipped: Callable[[], None]) -> None:
         self.send: Send | None = None
-        """Encodes and sends a message; set before the first message."""
+        """The function that encodes and sends a message; set before the first message."""
         self.outermost: Around = self.call
         """The function to call with a message. Without middleware, it is `call` itself."""
         self._what = what
@@ -71,8 +71,8 @@ class Middleware:
     def add(self, around: Around, topics: tuple[str, ...], *, headers: bool) -> None:
         """Add ``around`` as the outermost function.
 
-        ``topics`` contains the names of its parameters for the topic. If ``headers`` is True, ``around`` also has a
-        parameter ``headers``.
+        ``topics`` contains the names of the parameters of ``around`` that receive the topic. If ``headers`` is True,
+        ``around`` also has a parameter ``headers``.
         """
         takes_more = bool(topics) or headers
 
@@ -85,7 +85,7 @@ class Middleware:
             try:
                 return around(message.value, **(named(publishing) if takes_more else {}))
             finally:
-                publishing.headers = before  # the function above may call it again, with other headers
+                publishing.headers = before  # the outer function may call this layer again, with other headers
 
         def named(publishing: _Publishing) -> dict[str, Any]:
             given: dict[str, Any] = dict.fromkeys(topics, Topic.from_wire(publishing.topic)) if topics else {}
@@ -117,11 +117,11 @@ class Middleware:
     def publish(self, message: Any, headers: Mapping[str, Any] | None, topic: bytes) -> Awaitable[None]:
         """Publish ``message`` through the middleware.
 
-        Return the awaitable that the outermost function returns; a finished one if it returns None.
+        Return the awaitable that the outermost function returns, or a finished one if the function returns None.
 
         Raises:
             UsageError: The middleware returns a value that is not an awaitable, or passes headers to ``call``.
-            EncodeError: The message is a `WithHeaders`; only results of handlers can have this form.
+            EncodeError: The message is a `WithHeaders`, which only a function's result may be.
             Exception: Any error of a middleware or of publishing.
         """
         if type(message) is WithHeaders:
@@ -161,8 +161,8 @@ def _merged(headers: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Mappi
 class SurroundedPublication(CompiledPublication):
     """A publication with middleware.
 
-    It has no fast path. Its general path first determines the topic, then runs the middleware, and encodes the message
-    that the middleware passes on.
+    Such a publication has no fast path. The general path determines the topic, runs the middleware, and then encodes
+    the message that the middleware passes on.
 
     Attributes:
         middleware: The middleware.

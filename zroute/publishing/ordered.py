@@ -1,6 +1,6 @@
 """A sorted set of names that finds all names with a prefix quickly.
 
-Adding and removing is cheap, because sorting is delayed until the next search.
+Adding and removing names is cheap, because sorting is delayed until the next search.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 __all__ = ["Ordered", "apart"]
 
 _FEW = 64
-"""The number of changes up to which names are inserted one by one.
+"""The maximum number of changes for which names are inserted one by one.
 
 Sorting 100,000 names again costs as much as about 100 insertions.
 """
@@ -26,14 +26,14 @@ class Ordered:
         self._gone: set[bytes] = set()  # removed, still in _names
 
     def add(self, name: bytes) -> None:
-        """Add a name. It must not be in the set."""
+        """Add a name that is not in the set."""
         if name in self._gone:
             self._gone.remove(name)
         else:
             self._new.add(name)
 
     def discard(self, name: bytes) -> None:
-        """Remove a name. It must be in the set."""
+        """Remove a name that is in the set."""
         if name in self._new:
             self._new.remove(name)
         else:

@@ -17,8 +17,8 @@ class Allowance:
     """A budget of ``amount`` units of work per ``period`` seconds.
 
     A larger piece of work is allowed, but also uses the units of the following periods. Unused units expire. When units
-    are available again, a timer of the reactor calls ``renewed``. This limits the work in one turn of the reactor even
-    on a slow machine.
+    are available again, a timer of the reactor calls ``renewed``. The timer limits the work in one turn of the reactor,
+    even on a slow machine.
     """
 
     def __init__(self, clock: Clock, amount: int, period: float, renewed: Callable[[], None]) -> None:

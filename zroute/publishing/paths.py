@@ -2,8 +2,8 @@
 
 A message takes one of two paths:
 
-- The **fast path** of its topic only encodes, frames and sends. It is created for the first message to the topic, and
-  all values that are the same for every message of the topic are bound to it at that time.
+- The **fast path** of its topic only encodes, frames and sends. It is created at the first message of the topic, and
+  stores all values that every message of the topic shares.
 - The **general path** of its publication (an `Emit`) accepts any topic and headers, and supports all options.
 
 Other publications can put a topic into one of three states, which change how its messages must be sent. When a path is
@@ -13,15 +13,15 @@ message; the others cost nothing.
 =============== =========================================== ===================================================
 state of a topic cause                                      effect on a message from any publication
 =============== =========================================== ===================================================
-kept            a ``keep="last"`` publisher has used it     its header says so, and it becomes the kept message
+kept            a ``keep="last"`` publisher has used it     the message is kept, and its header says so
 held            coalesced messages wait to be sent          the held messages are sent first
-waiting         a queue is full (``overflow`` not "drop")   it waits behind the others, or is refused
+waiting         a queue is full (``overflow`` not "drop")   the message also waits, or is refused
 =============== =========================================== ===================================================
 
 While a topic is in one of these states, its fast path passes messages to the general path.
 
-The code of the fast path is written out instead of calling shared functions, because a Python call costs a noticeable
-part of the time that publishing takes.
+The fast path contains its code directly instead of calling shared functions, because a Python call costs a noticeable
+part of the publishing time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ Guard = Callable[[], bool]
 Settle = Callable[["bool | None", bytes], bool]
 """A function that completes an attempt to send a body, and returns True if the body was sent.
 
-It keeps a sent body, if necessary. If the attempt returned False, it releases the number of the message.
+If the publication has ``keep``, the function keeps a sent body. If the attempt returned False, the function releases
+the message's number.
 """
 
 Attempt = Callable[[bytes, int, bytes, "Mapping[str, Any] | None", int], bool]
@@ -74,12 +75,12 @@ It returns False while a subscriber's queue is full.
 class Paths:
     """The paths of one run of a publisher.
 
-    They are created on the reactor's thread. `open` must be called first.
+    The paths are created on the reactor's thread. Call `open` before any other method.
 
     Attributes:
         choices: The app's options.
         stats: The counters of the run.
-        clock_ns: The time in nanoseconds since the Unix epoch.
+        clock_ns: A function that returns the time in nanoseconds since the Unix epoch.
         send: A function that sends a frame; it returns False while a subscriber's queue is full.
         queue: The queue for messages that cannot be sent yet.
         session: The session that numbers messages; None except on the tracked wire of a ZeroMQ transport.
@@ -105,7 +106,7 @@ class Paths:
     def open(self, publications: Iterable[tuple[Publication[Any], Pattern]], coalescer: Coalescer | None) -> None:
         """Collect the patterns of topics that may be kept or held.
 
-        ``publications`` has each publication with its whole pattern, including prefixes.
+        ``publications`` contains each publication with its whole pattern, including prefixes.
         """
         self._coalescer = coalescer
         self._keeping = [pattern for publication, pattern in publications if publication.keep]
@@ -114,7 +115,7 @@ class Paths:
     # -- general paths
 
     def general(self, publication: Publication[Any] | None = None, pattern: Pattern | None = None) -> Emit:
-        """Return the general path of ``publication``, or a path for all topics if None."""
+        """Return the general path of ``publication``; None stands for `App.publish`."""
         keeps = publication is not None and publication.keep is not None
         emit = self._emit(keeps, bool(self._meeting(pattern, self._keeping)))
         if self._coalescer is None:
@@ -160,9 +161,9 @@ class Paths:
         return emit
 
     def _publish_or_wait(self, keeps: bool, kept: Container[bytes]) -> Emit:
-        """Return an `Emit` for ``overflow="raise"`` and ``"wait"``. It drops no message.
+        """Return an `Emit` for ``overflow="raise"`` and ``"wait"``.
 
-        `zroute.publishing.send_queue` explains the queue.
+        The `Emit` drops no message. `zroute.publishing.send_queue` explains the queue.
         """
         stats, limit, thread, clock_ns = self.stats, self.choices.max_message, self._thread, self.clock_ns
         queue, waits, attempt = self.queue, self.choices.overflow == "wait", self._attempt(keeps, kept)
@@ -217,7 +218,7 @@ class Paths:
             if send((flagged if is_kept else plain)(topic, number, body, headers)) is False:
                 stats.send_retries += 1
                 if session is not None:
-                    session.counters.take_back(topic)  # an unused number would look like a loss to every subscriber
+                    session.counters.take_back(topic)  # subscribers would report an unused number as a loss
                 return False
             if is_kept and session is not None:
                 session.kept.keep(topic, number, body, headers, at)
@@ -245,14 +246,14 @@ class Paths:
     def _count(self, _topic: bytes) -> tuple[Counter]:
         """Number all messages in one sequence, regardless of their topic.
 
-        This is used for the tracked wire on a transport that does not report subscriptions.
+        This method is used on the tracked wire if the transport does not report subscriptions.
         """
         return (Counter(b"", 0, self._number(), 0),)
 
     # -- fast paths
 
     def fast(self, publication: Publication[Any], pattern: Pattern) -> MakeFastPath | None:
-        """Return a factory for the fast paths of ``publication``; None if it has none."""
+        """Return a factory for the fast paths of ``publication``, or None."""
         if self.choices.multipart or (self._coalescer is not None and self.choices.coalesces(publication)):
             return None
         keeps = publication.keep is not None
@@ -273,7 +274,7 @@ class Paths:
         stats, limit, thread, send = self.stats, self.choices.max_message, self._thread, self.send
         frame, settle = self._topic_framer(topic, number, keeps)
 
-        # It uses as few variables of the outer function as possible, because each call copies them.
+        # This function uses few variables of the outer function, because each call copies them.
         def publish(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
             if captures or (guard is not None and guard()):
                 return general(message, captures)
@@ -323,7 +324,7 @@ class Paths:
 
     @staticmethod
     def _meeting(pattern: Pattern | None, others: Sequence[Pattern]) -> Sequence[Pattern]:
-        """Return the ``others`` that share a topic with ``pattern``; all if that is None."""
+        """Return the ``others`` that share a topic with ``pattern``; None matches all."""
         return others if pattern is None else [each for each in others if each.overlaps(pattern)]
 
     def _may_be_held(self, which: Pattern | bytes | None) -> bool:
@@ -338,10 +339,10 @@ class Paths:
 def _counting_framer(
     session: PublisherSession, topic: bytes, codec: int, clock_ns: Callable[[], int], keeps: bool
 ) -> tuple[Callable[[bytes], bytes], Settle]:
-    """Return a framer with numbers for one topic, and its `Settle`.
+    """Return a framer that numbers the messages of one topic, and its `Settle`.
 
     Most topics have at most one subscription. The number of that subscription is incremented here, because calls of
-    `Counters.count` and of a header function would take a tenth of the time of publishing.
+    `Counters.count` and of a header function would take a tenth of the publishing time.
     """
     counters, count, keep = session.counters, session.counters.count, session.kept.keep
     version, sent_at = -1, 0

@@ -34,7 +34,8 @@ TURN_SECONDS = 0.005
 """The time in seconds for which a generator may run before the reactor continues with other work."""
 
 TURN_VALUES = 256
-"""The maximum number of values of a generator in one turn. It ends a turn in tests, where the clock does not advance.
+"""The maximum number of values of a generator in one turn. The limit ends turns in tests, where the clock does not
+advance.
 """
 
 BACK_OFF_MAX = 60.0
@@ -48,8 +49,8 @@ class CompiledProducer:
     Attributes:
         name: The name of the function, for logs.
         where: The user's line, as ``file:line``.
-        call: Calls the function with its resources.
-        publish: Publishes one value. It never raises an error, and its Deferred never fails.
+        call: A function that calls the user's function with its resources.
+        publish: A function that publishes one value. It never raises an error, and its Deferred never fails.
         schedule: The schedule; None for a generator that runs without a timer.
         generator: True for a generator function.
     """
@@ -85,13 +86,13 @@ def drive(
 
     Args:
         values: The generator.
-        publish: Publishes one value, which may be None.
+        publish: A function that publishes one value, which may be None.
         clock: The reactor's clock.
-        start: Starts a coroutine.
+        start: A function that starts a coroutine.
 
     Returns:
         A Deferred that fires when the generator ends, and fails if the generator or ``publish`` raises an error.
-        Cancelling the Deferred closes the generator.
+            Cancelling the Deferred closes the generator.
     """
     return start(_drive(values, publish, clock))
 
@@ -117,9 +118,9 @@ async def _asynchronous(values: Generator[Any, None, None]) -> AsyncGenerator[An
 
 
 async def close_values(values: Any) -> None:
-    """Close a generator, plain or async.
+    """Close a plain or async generator.
 
-    Other iterators, such as a ``map``, need no closing.
+    Other iterators, such as a ``map``, are not closed.
     """
     if hasattr(values, "aclose"):
         await values.aclose()

@@ -78,7 +78,7 @@ class Subscribers:
     """The functions of an app that report the subscribers of a publication.
 
     Attributes:
-        wait: A function that waits, from ``(pattern, number of subscribers, timeout in seconds)``.
+        wait: A function that takes ``(pattern, number, timeout in seconds)`` and waits for that number of subscribers.
         number: A function that returns the number of subscribers to topics of a pattern.
     """
 
@@ -104,7 +104,7 @@ class Coalesce:
     """Settings for sending several messages of one topic in one frame.
 
     The first message of a topic is sent at once. Later messages are held and sent together at the end of the reactor's
-    turn, or after ``seconds``. They are sent earlier when ``messages`` or 64,000 bytes are held. With
+    turn, or after ``seconds``. The messages are sent earlier when ``messages`` messages or 64,000 bytes are held. With
     ``overflow="wait"``, held messages are also sent as soon as the program awaits one of them.
 
     The app or publisher checks the values and raises SignatureError for a value out of range.
@@ -137,7 +137,7 @@ class Schedule:
 
     Attributes:
         every: The period in seconds.
-        jitter: The random variation of each period as a fraction of it.
+        jitter: The random variation of each period, as a fraction of the period.
         initial_delay: The delay in seconds before the first call.
     """
 
@@ -202,8 +202,8 @@ class _Gives(Protocol[P, R_co, M_co]):
 class Publication(Generic[T]):
     """The messages of one type and pattern that an app publishes.
 
-    ``app.publisher(pattern, schema)`` returns it. Call `publish`, or use it as a decorator; ``App.publisher`` explains
-    which functions it can decorate.
+    ``app.publisher(pattern, schema)`` returns a Publication. Call `publish`, or use the Publication as a decorator;
+    ``App.publisher`` explains which functions can be decorated.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Publication(Generic[T]):
         self._fast_path: FastPath | None = None
         self._holds: list[Deferred[None]] = []
         self.subscriber_hooks: list[Any] = []
-        """The records of the functions of `on_subscribers`."""
+        """The records of the functions that `on_subscribers` has decorated."""
         self.register_hook: Callable[[list[Any], Callable[..., Any]], None] = list.append
         self._had_subscribers = False
 
@@ -242,9 +242,10 @@ class Publication(Generic[T]):
     def __call__(self, function: _Gives[P, R, T]) -> Callable[P, R]: ...
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Publish the results of ``function``, and return it unchanged.
+        """Publish the results of ``function``, and return ``function`` unchanged.
 
-        For type checkers, its return type must be T, ``WithHeaders[T]``, None, or an awaitable or iterator of these.
+        For type checkers, the function's return type must be T, ``WithHeaders[T]``, None, or an awaitable or iterator
+        of these.
 
         Raises:
             SignatureError: ``function`` is not a function.
@@ -273,7 +274,7 @@ class Publication(Generic[T]):
     ) -> Awaitable[None]:
         """Encode ``message`` and pass it to ZeroMQ, without blocking.
 
-        If it raises an error, the message is not sent to any subscriber.
+        If ``publish`` raises an error, the message is not sent to any subscriber.
 
         Example:
             ```python
@@ -281,15 +282,16 @@ class Publication(Generic[T]):
             ```
 
         Args:
-            message: A message of the schema. If that is bytes or memoryview, it may be bytes, a bytearray or a
-                memoryview.
+            message: A message of the schema. If the schema is bytes or memoryview, the message may be bytes, a
+                bytearray or a memoryview.
             headers: A small map with text keys (tracked wire only).
-            captures: Values for the captures of the pattern. If a value is missing, the attribute or key of that name
-                in the message is used.
+            captures: Values for the captures of the pattern. If a value is missing, the message's attribute or key of
+                that name is used.
 
         Returns:
-            An awaitable that is done when the message is sent. Unless the app has ``overflow="wait"``, it is already
-                done. The program may ignore it. Awaiting it raises HighWaterMarkError if the message could not be sent.
+            An awaitable that is done when the message is sent. Unless the app has ``overflow="wait"``, the awaitable is
+                already done. The program may ignore it. Awaiting it raises HighWaterMarkError if the message could not
+                be sent.
 
         Raises:
             NotRunningError: No app that includes this publication is running.
@@ -326,7 +328,7 @@ class Publication(Generic[T]):
         """Wait until ``number`` subscribers have subscribed to this publication.
 
         These subscribers receive all messages that are published after the method returns. The method returns at once
-        if they have already subscribed.
+        if ``number`` subscribers have already subscribed.
 
         Subscribers on the tracked wire are counted individually, even behind a proxy. All other subscribers together
         count as one, because ZeroMQ reports equal subscriptions only once. A subscriber that connects to several
@@ -337,7 +339,8 @@ class Publication(Generic[T]):
             timeout: The maximum time in seconds.
 
         Raises:
-            NotReadyError: Fewer subscribers have subscribed before the timeout. The error contains their number.
+            NotReadyError: Fewer than ``number`` subscribers subscribed before the timeout. The error contains the
+                actual number.
             EndpointError: The app uses a transport that does not report subscribers. The ZeroMQ transport reports them.
                 Under `TestApp`, the call returns at once, because all apps of the test are connected.
             NotRunningError: No app that includes this publication is running, or the app stops during the call.
@@ -355,7 +358,7 @@ class Publication(Generic[T]):
     def subscribers(self) -> int:
         """The number of subscribers, as `wait_for_subscribers` counts them.
 
-        This is the sum over all running apps that include this publication, or 0 if no such app is running. Under
+        The number is the sum over all running apps that include this publication, or 0 if no such app is running. Under
         `TestApp`, it is the number of the test's apps that subscribe.
 
         Raises:
@@ -367,11 +370,11 @@ class Publication(Generic[T]):
         """Call a function when the first subscriber joins, and when the last one leaves.
 
         The function receives the number of subscribers: at least 1 after the first join, and 0 after the last
-        subscriber has left. It can, for example, run an expensive producer only while it is needed. The function is not
-        called when the number changes otherwise, or when the app stops.
+        subscriber has left. For example, the function can run an expensive producer only while there are subscribers.
+        The function is not called for other changes of the number, or when the app stops.
 
-        The function may be ``async``, and may take resources. If it raises an error, the error is logged and counted in
-        ``app.stats.hook_errors``.
+        The function may be ``async``, and may take resources. If the function raises an error, zroute logs the error
+        and counts it in ``app.stats.hook_errors``.
 
         Example:
             ```python
@@ -392,7 +395,7 @@ class Publication(Generic[T]):
     def notes_subscribers(self) -> bool:
         """Return True if the first subscriber has joined, or the last has left.
 
-        The number is compared with that at the last call.
+        The number of subscribers is compared with that at the last call.
         """
         before, self._had_subscribers = self._had_subscribers, self.subscribers > 0
         return before != self._had_subscribers
@@ -414,7 +417,7 @@ class CompiledPublication:
         write: A function that returns the body of a message; None if the messages have no common type.
         codec: The number of the codec that ``write`` uses; 0 if ``write`` is None.
         schema: The type of the messages; None if it is unknown.
-        carries_headers: True if its wire carries headers.
+        carries_headers: True if the wire of the app carries headers.
     """
 
     publication: Publication[Any]
@@ -699,7 +702,7 @@ class Bridge:
         return _All(waiting) if waiting else DONE
 
     def hold(self) -> Callable[[], None]:
-        """Let the apps of the publication publish, even while they stop.
+        """Allow the apps of the publication to publish, even while they stop.
 
         They can publish until the returned function is called.
         """

@@ -57,7 +57,7 @@ class Publisher:
         endpoints: The endpoints to publish to.
         stats: The counters of the run.
         reports: The log for events that may be frequent.
-        wall: The time in seconds since the Unix epoch.
+        wall: A function that returns the time in seconds since the Unix epoch.
     """
 
     on_subscribers: Callable[[Publication[Any]], None] = staticmethod(lambda publication: None)
@@ -127,8 +127,8 @@ class Publisher:
     async def send_rest(self, timeout: float) -> dict[str, int]:
         """Send all held and queued messages within ``timeout`` seconds.
 
-        Return the number of unsent messages by their description; empty if all messages were sent. The caller must then
-        call `close`.
+        Return the number of unsent messages with their description as the key; empty if all messages were sent. The
+        caller must call `close` afterwards.
         """
         if self._coalescer is not None:
             self._coalescer.flush()
@@ -138,11 +138,12 @@ class Publisher:
         return {"messages for subscribers whose queue is full": given_up} if given_up else {}
 
     async def goodbye(self, timeout: float) -> dict[str, int]:
-        """Send a goodbye to all subscribers, and wait until they have read it.
+        """Send a goodbye to all subscribers, and wait until all have confirmed it.
 
-        It waits up to ``timeout`` seconds, but no longer than the sockets linger. Return the number of subscribers that
-        have not read the goodbye, by a description; empty if ``overflow="drop"`` allows losses. The caller must not
-        publish after the goodbye, because subscribers could not count the loss of such a message.
+        The wait ends after ``timeout`` seconds or the sockets' linger time, whichever is shorter. Return the number of
+        subscribers that have not confirmed the goodbye, with a description as the key. The result is empty if all have
+        confirmed, or if ``overflow="drop"`` allows losses. The caller must not publish after the goodbye, because
+        subscribers could not count the loss of such a message.
         """
         left: dict[str, int] = {}
         if self.session is None:
@@ -160,7 +161,7 @@ class Publisher:
         return left
 
     def close(self) -> None:
-        """Disable publishing, and end all waiting for subscribers with an error."""
+        """Disable publishing, and raise an error in all calls that wait for subscribers."""
         self._closed = True
         for outlet in self._outlets:
             outlet.close()
@@ -214,8 +215,8 @@ class Publisher:
         return PublisherSession(
             self._clock,
             self._send_queue,
-            # The same function as for messages: if a socket with ZMQ_XPUB_NODROP drops a frame, it no longer notices
-            # that the peer is full.
+            # The same function as for messages, because a socket with ZMQ_XPUB_NODROP that drops a frame no longer
+            # notices that the peer's queue is full.
             lambda frame: send(frame) is not False,
             self._clock_ns,
             self._choices.name,
@@ -307,7 +308,7 @@ class Publisher:
     # -- unsent messages ----------------------------------------------------------------------------------
 
     def _unsent(self, topic: bytes, count: int, error: Exception) -> None:
-        """Count and log ``count`` messages that could not be sent; 0 is a control frame."""
+        """Count and log ``count`` messages that could not be sent; 0 for a control frame."""
         name = self._choices.name
         if not count:  # the subscriber repeats its request for a control frame
             text = "%s: a control frame was not sent: the queue of a subscriber is full"

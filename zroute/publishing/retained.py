@@ -1,9 +1,9 @@
 """The last-value cache: the latest message of each topic for new subscribers.
 
-When a subscriber joins, the publisher sends the kept messages of its topics to it. It sends them in small portions,
-which do not fill the subscriber's queue and do not delay other subscribers. Each subscriber has a walk through the
-sorted topics, which stores only a position. A walk therefore needs the same memory for 10 topics and for 100,000. The
-protocol is described in ``docs/reference/wire.md``.
+When a subscriber joins, the publisher sends it the kept messages of its topics. The messages are sent in small
+portions, which neither fill the subscriber's queue nor delay other subscribers. Each subscriber has a walk through the
+sorted topics, which stores only a position. A walk therefore needs the same memory for 10 topics and for 100,000.
+``docs/reference/wire.md`` describes the protocol.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _WALKS_MAX = 4
 If a subscriber starts more walks, it receives some messages twice.
 """
 _SOON = 3.0
-"""The time in seconds after its arrival in which a withdrawn marker counts as an old marker.
+"""A marker that is withdrawn within this time in seconds after its arrival counts as an old marker.
 
-It must be less than the 6 seconds for which subscribers keep a replaced marker.
+The time must be less than the 6 seconds for which subscribers keep a replaced marker.
 """
 
 Send = Callable[[Marker, int, bytes, "LastValue | None"], bool]
@@ -99,7 +99,7 @@ class _Joining:
         """Return True if message number ``at`` of ``topic`` was certainly sent before.
 
         The result is False for a summary marker, because it does not list the wanted subscriptions. The message is then
-        sent again, and the subscriber ignores it if it already has it.
+        sent again, and a subscriber that already has the message ignores it.
         """
         if at <= self.since and not self.marker.summary and self._has_passed(topic) and self.marker.wants(topic):
             return True
@@ -123,7 +123,7 @@ class LastValueCache:
 
     Args:
         clock: The reactor's clock.
-        send: Sends a kept message to a subscriber.
+        send: A function that sends a kept message to a subscriber.
         said: A function that is called once, when the cache is full and drops a topic for the first time.
     """
 
@@ -247,7 +247,7 @@ One object is created for each message, and tuples are the fastest to create.
         Return False while the subscriber's queue is full.
         """
         at, codec, body, headers, sent_at = self.messages[topic]
-        newer = at > joining.since  # the subscriber has received it directly
+        newer = at > joining.since  # the subscriber has received this message directly
         if newer or (joining.before is not None and joining.before.was_given(topic, at)):
             self._allowance.spend(1)
             return True
@@ -258,9 +258,9 @@ One object is created for each message, and tuples are the fastest to create.
         return True
 
     def _end(self, joining: _Joining) -> bool:
-        """Send the message that ends the walk; it uses no number.
+        """Send the end message of the walk, which uses no number.
 
-        It is sent after each join, because an earlier end message may have been lost.
+        An end message is sent after each join, because an earlier one may have been lost.
         """
         self._allowance.spend(_SENT)
         if not self._send(joining.marker, joining.next, b"", None):

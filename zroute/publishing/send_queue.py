@@ -1,7 +1,8 @@
-"""The send queue: messages that wait until all their subscribers have room.
+"""The send queue: messages that wait for room in their subscribers' queues.
 
 With ZMQ_XPUB_NODROP, a publisher's socket accepts a message for all its subscribers or for none. libzmq does not report
-when the queue of a subscriber has room again. The queue therefore retries when the socket wakes up, and every 10 ms.
+when the queue of a subscriber has room again. The send queue therefore retries when the socket wakes up, and every 10
+ms.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ __all__ = ["SendQueue", "Sent"]
 Attempt = Callable[[], bool]
 """A function that sends a message, or returns False while a subscriber's queue is full."""
 
-_PERIOD = 0.01  # seconds between two attempts: the socket's descriptor does not wake in all cases
+_PERIOD = 0.01  # seconds between two attempts; the socket's file descriptor does not wake in all cases
 
 
 class Sent:
     """An awaitable that is done when a message is sent.
 
     Awaiting it raises an error if the message can't be sent in time. The caller may ignore the awaitable. ``hurry`` is
-    called if it is awaited before the message is sent. ``clock`` is the reactor that sends.
+    called if the awaitable is awaited before the message is sent. ``clock`` is the reactor that sends.
     """
 
     def __init__(self, hurry: Callable[[], None] | None = None, clock: Clock | None = None) -> None:
@@ -84,8 +85,8 @@ class SendQueue:
     Args:
         clock: The reactor's clock.
         limit: The maximum number of waiting messages.
-        timeout: The time in seconds after which the queue gives up a message.
-        lost: A function that is called with the topic, the number and the error of messages that the queue gives up.
+        timeout: The time in seconds after which the queue gives up on a message.
+        lost: A function that is called with the topic, the number and the error of messages that the queue gives up on.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class SendQueue:
     def check(self, topic: bytes, more: int = 0) -> None:
         """Raise HighWaterMarkError if the queue is full.
 
-        ``more`` is the number of messages that wait elsewhere and count too.
+        ``more`` is the number of messages that wait outside the queue and count towards its limit.
         """
         if self.waiting + more >= self._limit:
             raise HighWaterMarkError(
@@ -146,7 +147,7 @@ class SendQueue:
     def delays(self, topic: bytes) -> bool:
         """Return True if a new message of ``topic`` cannot be sent now.
 
-        This is the case if other messages of the topic are waiting, or if the app has stopped.
+        A message is delayed if other messages of the topic are waiting, or if the app has stopped.
         """
         return topic in self._topics or self._closed
 
@@ -158,7 +159,7 @@ class SendQueue:
         return topic not in self._topics and attempt()
 
     def retry(self) -> None:
-        """Send all messages that can be sent, and give up those that have expired."""
+        """Send all messages that can be sent, and give up on expired ones."""
         now = self._clock.seconds()
         for topic, messages in tuple(self._topics.items()):
             while messages:
@@ -188,7 +189,7 @@ class SendQueue:
         return waiting
 
     def close(self) -> int:
-        """Give up all waiting messages, and return their number."""
+        """Give up on all waiting messages, and return their number."""
         self._closed = True
         left, self._topics = self._topics, {}
         count = self.waiting

@@ -1,18 +1,19 @@
 """The publisher's side of the tracked wire: numbers, answers, beats and goodbyes.
 
-The subscriber's side is `zroute.receiving.session`. The protocol is described in ``docs/reference/wire.md``.
+The subscriber's side is `zroute.receiving.session`. ``docs/reference/wire.md`` describes the protocol.
 
 **States.** The state of a subscriber is the collection that contains it. The collections are ordered, and subscribers
 are served in that order.
 
-- ``_asking``: Its last marker waits for an answer. A newer marker replaces that marker, and a withdrawal removes it.
-- No collection: Its marker was answered. `LastValueCache` sends it the kept messages.
-- ``_told``: A goodbye was sent to its last marker, but no farewell has arrived. The goodbye is repeated in rounds,
-  because a full queue may drop it. ``_untold`` contains the subscribers that were not served yet in this round. The
-  state ends when a farewell arrives or the marker is withdrawn.
+- ``_asking``: The subscriber's last marker waits for an answer. A newer marker replaces that marker, and a withdrawal
+  removes it.
+- No collection: The marker was answered, and `LastValueCache` sends the kept messages to the subscriber.
+- ``_told``: A goodbye was sent as an answer to the last marker, but no farewell has arrived. The goodbye is repeated in
+  rounds, because a full queue may drop it. ``_untold`` contains the subscribers that have not been served in this
+  round. The state ends when a farewell arrives or the marker is withdrawn.
 
 While ``_all_told`` is None, the session answers markers. `goodbye` sets ``_all_told`` to a Deferred, which fires when
-``_told`` is empty. From then on, no subscriber can join. Pings do not change the state of their subscriber. They wait
+``_told`` is empty. From then on, no subscriber can join. Pings do not change the state of their subscriber. Pings wait
 in ``_pings`` until they are answered or withdrawn.
 """
 
@@ -57,7 +58,7 @@ The time doubles each round, up to the maximum. Even a slow subscriber then rece
 
 _PERIOD = 0.01
 _ENTRIES = 5_000
-"""The maximum number of statement entries per period. Sending them takes about 3 ms.
+"""The maximum number of statement entries per period. Sending 5,000 entries takes about 3 ms.
 
 The limit is necessary because a peer can ask for all entries at any rate.
 """
@@ -66,7 +67,7 @@ _STATEMENT = 50
 _PINGS = 50
 """The maximum number of pings that are answered between two joins.
 
-Answering them takes half a period, so a flood of pings does not delay joins for long.
+Answering 50 pings takes half a period, so a flood of pings does not delay joins for long.
 """
 
 
@@ -77,7 +78,7 @@ class PublisherSession(Ticking):
         clock: The reactor's clock.
         send_queue: The queue for frames that cannot be sent yet.
         send: A function that sends a frame; it returns False while a subscriber's queue is full.
-        clock_ns: The time in nanoseconds since the Unix epoch.
+        clock_ns: A function that returns the time in nanoseconds since the Unix epoch.
         app: The app's name, for logs.
         name: The publisher's unique name, which is the same in its next run; empty if it has none.
         log: The logger.
@@ -209,11 +210,11 @@ class PublisherSession(Ticking):
     def _state(self, kind: Any, marker: Marker) -> bool:
         """Send the current numbers to the sender of ``marker``.
 
-        Return False if a subscriber's queue is full. The caller must then call again later; that call reads the numbers
+        Return False if a subscriber's queue is full. The caller must then retry later; the retry reads the numbers
         again.
         """
         numbers = tuple(self.counters.numbers(marker))
-        units = _STATEMENT + len(numbers)  # goodbyes leave no debt: time is short, and no other work is left
+        units = _STATEMENT + len(numbers)  # goodbyes leave no debt, because no other work follows
         self._allowance.spend(units if self._all_told is None else min(units, _ENTRIES))
         frames = pack_statements(
             kind,
@@ -274,7 +275,7 @@ class PublisherSession(Ticking):
         self._tell_some()
 
     def _tell_some(self) -> None:
-        """Continue this round within the allowance of this period."""
+        """Send goodbyes of this round within the allowance of this period."""
         while self._untold and self._allowance.left > 0:
             subscriber, _ = self._untold.popitem()
             if subscriber in self._told:

@@ -20,7 +20,7 @@ from zroute.messages.topics import Pattern
 __all__ = ["SubscriberCount"]
 
 _PLAIN_AFTER = 0.25
-"""The time in seconds after which a subscription without a marker counts as one of a plain reader."""
+"""The time in seconds after which a subscription without a marker counts as a plain reader's."""
 
 
 class SubscriberCount:
@@ -105,7 +105,7 @@ class SubscriberCount:
             self._look_later(self._patience)
 
     def _has_new(self) -> bool:
-        """Return True if a subscription may soon count as that of a plain reader."""
+        """Return True if a new subscription may turn out to be that of a plain reader."""
         known = self._clock.seconds() - self._patience
         return self.changed is not None and any(arrived > known for arrived in self._live.values())
 

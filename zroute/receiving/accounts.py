@@ -45,7 +45,7 @@ class SubscriptionState:
     """The account of one subscription at one publisher.
 
     ``expected`` is the number of the next message. It is 0 before the join. It is -1 if this object is out of date; the
-    caller must then look up the current one. ``claims`` contains the latest claimed losses, in order.
+    caller must then look up the current object. ``claims`` contains the latest claimed losses, in order.
     """
 
     publisher: int

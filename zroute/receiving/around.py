@@ -63,7 +63,7 @@ class Here:
     def clear(self) -> None:
         """Release the message and its resources, and refuse further calls.
 
-        Otherwise they would stay in memory until the next message of the topic, possibly for a long time.
+        Otherwise, the message would stay in memory until the next message of the topic, possibly for a long time.
         """
         self.called, self.raw, self.objects = None, b"", self.resources
 
@@ -89,9 +89,9 @@ class Chain:
     names: str
 
     def _scoped(self, scope: Scope | None, handler: Callable[..., Any]) -> Callable[[Any], Any]:
-        """Return the function to call; it opens the resources of a message if needed.
+        """Return the function to call with a message.
 
-        The function opens the resources only if a link needs one of them.
+        The function opens the resources of the message if a link needs one of them.
         """
         outermost = self.outermost
         if scope is None or not scope.around_chain:
@@ -227,8 +227,8 @@ async def awaited(function: Callable[..., Any], *given: Any, **named: Any) -> An
 def innermost(arguments: Mapping[str, str]) -> Callable[[Any], Any]:
     """Return the ``call`` of the innermost link, which calls the handler.
 
-    ``arguments`` contains, by parameter, expressions that use ``message`` and ``at``, the `Here`. The key "" is the
-    positional argument.
+    ``arguments`` contains the expression for each parameter. The expressions use ``message`` and ``at``, the current
+    `Here`. The key "" is the positional argument.
     """
     source = f"""
 def call(message=None):

@@ -177,7 +177,7 @@ class Attempts:
         return self._executor.in_thread(partial(self._executor.context.copy().run, call))
 
     async def _limited(self, job: Job, seconds: float) -> Any:
-        """Make an attempt in a thread. It ends when the thread ends.
+        """Make an attempt in a thread; the attempt ends when the thread ends.
 
         The timeout begins when a thread is free.
         """

@@ -112,7 +112,7 @@ class Batcher:
     def release(self) -> None:
         """Hand over all held batches.
 
-        Called when no message waits to be read, or when the next read would take too long.
+        This method is called when no message waits to be read, or when the next read would take too long.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -123,7 +123,7 @@ class Batcher:
             self._go_on(route)
 
     def release_soon(self, seconds: float = BATCH_SECONDS) -> None:
-        """Hand the held batches over after at most ``seconds``."""
+        """Hand over all held batches after at most ``seconds``."""
         if self._routes and self._timer is None:
             self._timer = self._clock.callLater(seconds, self._on_time)
         elif self._routes and not seconds:
@@ -157,7 +157,7 @@ class _Taking:
     def make_one(self) -> Callable[[Any, RawFrames], None]:
         """Return the function that adds one message.
 
-        It is a closure because it is called for each message that arrives alone.
+        The function is a closure because it is called for each message that arrives alone.
         """
         gathering, route, flow, begin = self._gathering, self._route, self._flow, self._begin
         stats, growing, key, keeps_frames = route.stats, flow.open, self._key, self._frames

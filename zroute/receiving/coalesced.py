@@ -1,9 +1,9 @@
 """Dispatch the messages of a coalesced frame: several messages of one topic.
 
 If all handlers take the body by position, and as the same type, one call decodes the whole list and one loop calls the
-handlers. This is not possible with other handlers, or if a body is malformed or consists of two JSON values. Each
-message is then dispatched as if it had arrived alone, in a frame of its own. In both cases, each message is counted,
-handled and reported individually.
+handlers. This is not possible with other handlers, or if a body is malformed or consists of two JSON values. In that
+case, each message is dispatched as if it had arrived alone, in a frame of its own. In both cases, each message is
+counted, handled and reported individually.
 
 Handling a frame must not take longer than one read (`READ_SECONDS`), so the loop checks the clock every few messages.
 Messages that remain when the time is up, or when reading is paused, wait in `Remainder`. The next read of the socket

@@ -3,7 +3,7 @@
 The body and its codec number stay unchanged. The headers of the message are kept, and these headers are added:
 
 - ``zr-topic``: the topic of the message.
-- ``zr-error``: the error, such as ``ValueError: no such account``. It may quote a peer, so it is escaped and cut.
+- ``zr-error``: the error, such as ``ValueError: no such account``. The text may quote a peer, so it is escaped and cut.
 - ``zr-attempts``: the number of calls of the handler; 0 for a body that could not be decoded.
 """
 
@@ -50,8 +50,8 @@ def make_dead_letter(
         attempts: The number of attempts.
 
     Raises:
-        UsageError: The message is already a dead letter of this pattern, or of the topic to which it would be
-            published, so it would return again and again.
+        UsageError: The message is already a dead letter of this pattern, or from the topic to which it would be
+            published, so it would loop forever.
         TopicError: A captured segment can't be published.
     """
     if _TOPIC in envelope.headers and match(pattern, envelope.topic.wire) is not None:
@@ -69,7 +69,7 @@ def make_dead_letter(
     headers = {**envelope.headers, **reason}
     try:
         pack_headers(headers)
-    except EncodeError:  # too long together; the reason is more important
+    except EncodeError:  # the headers are too long together, and the reason is more important
         headers = reason
     return DeadLetter(topic, envelope.codec, envelope.body, headers)
 

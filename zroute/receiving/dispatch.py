@@ -190,8 +190,8 @@ class CompiledRoute:
 class BoundRoute:
     """A route for one topic, with the segments that its pattern captured.
 
-    ``captures`` contains the captured segments as text. ``arguments`` contains those that the handler takes as
-    parameters, converted to the types of the parameters.
+    ``captures`` contains the captured segments as text. ``arguments`` contains the segments that the handler takes as
+    parameters, converted to the types of these parameters.
     """
 
     route: CompiledRoute
@@ -280,7 +280,7 @@ class DispatchCallbacks(Protocol):
         """Hand over all batches, because no message is waiting to be read."""
 
     def release_soon(self) -> None:
-        """Hand the batches over soon."""
+        """Hand over all batches after at most `BATCH_SECONDS`."""
 
     def propagated(self, delivery: BoundRoute, raw: RawFrames) -> Mapping[str, Any] | None:
         """Return the headers of a message that are copied to its results, or None."""
@@ -429,7 +429,7 @@ def invocation(delivery: BoundRoute, topic: Topic, outcomes: DispatchCallbacks) 
 def _inlined(chain: Chain, current: Here, route: CompiledRoute) -> InlinedCall | None:
     """Return the call that `Chain.enter_at_once` makes, as source text.
 
-    Inlining it saves one Python call per message.
+    Inlining the call saves one Python call per message.
     """
     if route.around.scope is not None and route.around.scope.around_chain:
         return None
@@ -499,7 +499,7 @@ def make_deliver(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Ref
 
 
 def share_one_type(steps: Sequence[Step]) -> bool:
-    """Return True if all functions take the body by position, and as the same object."""
+    """Return True if all functions take the same decoded object, by position."""
     by_position = all(step.decode and step.call.takes_body_only and not _may_be_stale(step) for step in steps)
     return by_position and len({step.slot for step in steps}) == 1
 
@@ -603,9 +603,9 @@ def _several_of_one_type(steps: Sequence[Step], outcomes: DispatchCallbacks, ref
 
 
 def _any(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
-    """Return the closure for all other cases.
+    """Return the closure for all other combinations of steps.
 
-    These are several types, and handlers without a body, with an envelope, or with ``stale_after``.
+    Their handlers take several types, no body, or an envelope, or have ``stale_after``.
     """
     sharing = {step.slot: tuple(other.delivery for other in steps if other.slot == step.slot) for step in steps}
     calls: list[tuple[Step, Callable[..., Any], bool, bool]] = [

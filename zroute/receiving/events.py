@@ -154,7 +154,7 @@ class Overdue:
 class Quiet:
     """``publisher`` has not sent anything for a long time: ask it for a sign of life.
 
-    It had not announced a heartbeat.
+    The publisher had not announced a heartbeat.
     """
 
     publisher: int
@@ -162,10 +162,10 @@ class Quiet:
 
 @attrs.frozen
 class Silent:
-    """``publisher`` seems dead: it has sent nothing since two unanswered questions.
+    """``publisher`` seems dead: it sent nothing after two consecutive questions.
 
-    The subscriber had read all frames that had arrived before it came to this conclusion. ``links`` contains the
-    connections over which the publisher was heard before, and over which nothing has arrived since the first ping.
+    Before this event, the subscriber had read all frames that had arrived. ``links`` contains the connections over
+    which the publisher was heard before, and over which nothing has arrived since the first question.
     """
 
     publisher: int

@@ -152,7 +152,7 @@ class ReplyFlow(Flow[Job]):
         return self._waiting[longest].pop()
 
     def remove(self, key: Hashable, job: Job) -> bool:
-        """Remove a request that is over from the queue; return False if it is not queued."""
+        """Remove an ended request from the queue; return False if it is not queued."""
         waiting = self._waiting.get(key, deque())
         try:
             if waiting and waiting[-1] is job:  # a request that is refused is the newest one of its client
@@ -188,7 +188,7 @@ class WaitingBytes(Generic[Job]):
         self.total += size
 
     def remove(self, key: Hashable, job: Job) -> None:
-        """Count a request no longer."""
+        """Stop counting a request."""
         sizes = self._sizes[key]
         size = sizes.pop(job)
         self._clients[key] -= size
@@ -250,7 +250,7 @@ class BatchFlow(Flow[Listed]):
     def end(self, job: Listed) -> None:
         """Queue a batch that is full.
 
-        The next message of its key begins a new batch.
+        The next message of the same key begins a new batch.
         """
         del self.open[job.key]
         if self._held.pop(job.key, None) is not None:

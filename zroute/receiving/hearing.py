@@ -7,7 +7,7 @@ The rules for each publisher:
   If a promised sign is `GRACE` seconds late, the subscriber asks the publisher. A publisher without a promise is asked
   after `QUIET_SECONDS` of silence, so a path that drops everything is also noticed on a quiet stream.
 - The publisher has `ANSWER_SECONDS` to answer a question. If it sends nothing at all after two consecutive questions,
-  it is **silent**. It is then not asked again until it is heard, so each silence is reported once.
+  it is **silent**. A silent publisher is not asked again until it is heard, so each silence is reported once.
 - The report contains the connections over which this publisher was heard, and over which *no publisher* has sent
   anything since the first unanswered question. Only these connections may be cut, because a connection over which
   another publisher is heard works.
@@ -232,7 +232,7 @@ class LinkTimes:
             del self._heard[gone]
 
     def unheard(self, links: Iterable[int], since: float) -> frozenset[int]:
-        """Return the live connections among ``links`` on which nothing arrived ``since``."""
+        """Return the live ``links`` over which nothing arrived after ``since``."""
         never = float("-inf")
         return frozenset(link for link in links if link in self.alive and self._heard.get(link, never) < since)
 

@@ -223,7 +223,8 @@ class InFlight:
         ``raw`` is the message whose headers are copied to published results. All errors are raised.
 
         Returns:
-            A Deferred if the call is unfinished. Its failure may contain an error that `last_of` unpacks.
+            A Deferred if the call is unfinished, or None. A failure of the Deferred may contain an error that `last_of`
+                unpacks.
         """
         if job.delivery.route.direct:
             return self._context.copy().run(self._call, job.delivery, job.attempt, raw)
@@ -365,7 +366,7 @@ class InFlight:
         return names
 
     def give_up(self) -> dict[str, int]:
-        """Drop all waiting calls, and cancel the unfinished ones.
+        """Drop all waiting calls, and cancel the unfinished calls.
 
         Returns:
             The names of the handlers, with their numbers of dropped messages, which are counted.

@@ -30,7 +30,7 @@ class Latest:
     """
 
     times: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
-    """Send times by epoch and topic, as bytes from the header. These bytes compare like the numbers."""
+    """Send times by epoch and topic, as bytes from the header. The bytes sort in the order of the times."""
     older: dict[tuple[int, bytes], bytes] = attrs.field(factory=dict)
 
     def has(self, epoch: int, topic: bytes, fixed: bytes) -> bool:

@@ -54,7 +54,7 @@ class Matcher:
                 return
 
     def misfit(self, topic: bytes) -> str:
-        """Return the capture that a topic without a route has in a wrong type.
+        """Return a text about a captured segment that has the wrong type for its route.
 
         The result is "" if no pattern matches the topic.
         """

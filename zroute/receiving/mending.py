@@ -2,8 +2,8 @@
 
 A standard ZeroMQ proxy silently drops subscriptions above its high-water mark, but forwards the marker after them. A
 publisher's answer therefore lists the subscriptions that the publisher knows. Missing subscriptions are withdrawn and
-sent again, because a proxy forwards each subscription only once. They are sent in slices. A ping follows each slice,
-and the next slice is sent after the answers to that ping.
+sent again, because a proxy forwards each subscription only once. The subscriptions are sent in slices. A ping follows
+each slice, and the next slice is sent after the answers to that ping.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Requests and messages are processed by the same steps: the topic cache, the closure with the handler's arguments, the
 flow of the route, middleware and resources. Requests differ from messages in three ways:
 
-- Only the most specific route handles a request. Its result is the reply; None is a reply too.
+- Only the most specific route handles a request. The result of its handler is the reply; None is a reply too.
 - While a route has no room, the server refuses requests at once, and continues to read. It first refuses the last
   request of the client with the longest queue, so one client can't take the room of the others. The bytes of all
   waiting requests of the app are limited in the same way: the client with the most bytes is refused first.
@@ -82,12 +82,12 @@ class RequestFrames(tuple[bytes, ...]):
 
 @attrs.frozen(eq=False)
 class _Queued(PendingCall):
-    """A call in the queue; ``leave`` removes the call if its request ends early."""
+    """A call in the queue; ``leave`` removes the call when the request ends early."""
 
     leave: Callable[[_Queued], None]
 
     def cancel(self) -> None:
-        """Leave the queue, to make room for another request."""
+        """Leave the queue, because the request has ended."""
         self.leave(self)
 
 
@@ -140,7 +140,7 @@ class _Answering(InFlight):
         return True
 
     def _leave(self, job: _Queued) -> None:
-        """Remove a request whose client no longer waits from the queue, and count it."""
+        """Remove a request from the queue, and count it: its client no longer waits."""
         if self._remove(job):
             job.delivery.route.stats.cancelled += 1
 
@@ -331,20 +331,20 @@ class ReplyResults(Results):
     def keep(self, asked: Asked) -> None:
         """Watch a request that is not answered at once.
 
-        From now on, the client can cancel the request, and a timer ends the request when its time is over.
+        From now on, the client can cancel the request, and a timer ends the request at its timeout.
         """
         asked.keep(self.unwatch)
         if asked.seconds is not None:
             asked.deadline = self._deadlines.add(asked.seconds, asked, _end_late)
 
     def unwatch(self, asked: Asked) -> None:
-        """Stop watching the time of a request."""
+        """Cancel the timer of a request."""
         if asked.deadline is not None:
             self._deadlines.cancel(asked.deadline)
             asked.deadline = None
 
     def close(self) -> None:
-        """Log the summaries of lines that were only counted, and stop the timer."""
+        """Log the numbers of lines that were counted instead of logged; stop the timer."""
         super().close()
         self._deadlines.close()
 
@@ -385,7 +385,7 @@ class Replying:
         )
 
     def reclassify(self) -> None:
-        """Build the delivery functions again, because a flow has become active."""
+        """Create the delivery functions again, because a flow has become active."""
         self._cache.clear()
 
     def received(self, asked: Asked) -> None:
@@ -449,7 +449,7 @@ class Replying:
 
 
 def _end_late(asked: Asked) -> None:
-    """End a request whose time is over: send a failure, and cancel the call."""
+    """End a request after its timeout: send a failure, and cancel the call."""
     asked.deadline = None
     running, asked.running = asked.running, None
     asked.refuse(500, "TimeoutError: the time of the request was over before its handler had ended")

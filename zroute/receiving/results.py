@@ -76,7 +76,7 @@ class Results:
         wall: Returns the time in Unix seconds.
         executor: Runs awaitables and hooks.
         choices: The options of the app: its codec, and the headers to copy to results.
-        hooks: The app's hooks. They are called for errors without a route, and for messages without a route.
+        hooks: The app's hooks, which are called for errors and messages without a route.
         reading: Paused while the queue of a route is full.
         observe: Called with each error, and True if a hook has handled it.
     """
@@ -283,7 +283,7 @@ class Results:
     def failed_job(self, delivery: BoundRoute, error: BaseException, raw: RawFrames, many: int, attempt: int) -> None:
         """Count and log an error that a handler of jobs raised, and call a hook.
 
-        The owner decides if the job is retried or given up. SystemExit stops the app.
+        The owner decides whether to retry the job. SystemExit stops the app.
         """
         if isinstance(error, SystemExit):
             self._leave(error, delivery.route.name, delivery.route.route.where)
@@ -297,7 +297,7 @@ class Results:
     def given_up_job(
         self, queue: CompiledJobQueue, error: JobFailedError, captures: Mapping[str, str], raw: RawFrames
     ) -> None:
-        """Publish the dead letter for a job that this app has given up, or call a hook.
+        """Publish the dead letter for a job that is not retried, or call a hook.
 
         ``raw`` is the job as a message, and ``captures`` contains the captured segments of its topic.
         """
@@ -308,7 +308,7 @@ class Results:
         self._observe(error, taken or call(raw))
 
     def abandoned(self, raw: RawFrames) -> bool:
-        """Return False: a message has no caller who could give up."""
+        """Return False, because no caller waits for the result of a message."""
         return False
 
     def exits(self, error: SystemExit) -> None:
@@ -508,7 +508,7 @@ class Results:
     # -- at the end -------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Log the summaries of lines that were only counted."""
+        """Log the numbers of lines that were counted instead of logged."""
         self._reports.close()
 
     # -- dead letters -----------------------------------------------------------------------------------

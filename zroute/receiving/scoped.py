@@ -99,10 +99,10 @@ def _needed(one: Opening, opened: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def scoped(function: Callable[..., Any], scope: Scope, kind: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a ``function`` that opens the resources of ``scope`` for each call.
+    """Return a function that calls ``function`` with the resources of ``scope`` open.
 
-    The kind of the user's function, ``kind``, determines when a call ends: when it returns, or when the coroutine,
-    generator or Deferred that it returns has ended.
+    ``kind`` is the user's function, whose kind determines when a call ends: when the function returns, or when the
+    coroutine, generator or Deferred that it returns has ended.
     """
     late = any(one.is_async for one in scope.openings)
     if late or is_coroutine_function(kind) or is_async_generator_function(kind):

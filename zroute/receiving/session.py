@@ -106,7 +106,7 @@ class Subscriptions(Protocol):
         """Subscribe to exactly these prefixes, in this order."""
 
     def resubscribe(self, subscriptions: Collection[bytes]) -> None:
-        """Unsubscribe from each of these prefixes and subscribe to it again at once."""
+        """Unsubscribe from each of these prefixes, and immediately subscribe again."""
 
     def emptied(self) -> bool:
         """Return True if all sockets were read until empty since the last call."""
@@ -134,7 +134,7 @@ class Subscriptions(Protocol):
     def cut(self, link: int) -> str | None:
         """Close a connection, so that ZeroMQ opens a new one.
 
-        Return its endpoint, or None if the connection can't be closed.
+        Return the endpoint of the connection, or None if the connection can't be closed.
         """
 
     @property
@@ -221,7 +221,7 @@ class SubscriberSession(Ticking):
         Args:
             links: The connections of the endpoint.
             address: The address of the endpoint. It identifies publishers whose connections are not known.
-            unread: True if unread messages were dropped. They are then reported as an unknown loss.
+            unread: True if unread messages were dropped. An unknown loss is then reported.
         """
         self._tell(self._tracker.depart(frozenset(links), address, unread=unread))
         self._leave()
@@ -487,7 +487,7 @@ class SubscriberSession(Ticking):
     def _missing(self, event: Missing) -> None:
         """Send the missing subscriptions again, unless they were repeated too often.
 
-        The number of repetitions is limited for two reasons: each repetition disturbs other publishers a little, and a
+        The number of repetitions is limited for two reasons. Each repetition disturbs other publishers a little. A
         publisher whose answers never contain the subscriptions does not follow the protocol.
         """
         mends = event.times <= _MENDS_MAX and self._may_mend()

@@ -275,9 +275,9 @@ class RouteTable:
     def _and_release(self, receive: Receive, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
         """Receive messages for routes with batches, and release the batches.
 
-        The batches are released at once if no message is waiting to be read, otherwise soon. The exception that ended
-        the reading is raised after that, outside the ``except`` block. Otherwise Python would show it as the context of
-        each error in a handler.
+        The batches are released at once if no message is waiting to be read, otherwise after at most `BATCH_SECONDS`.
+        The exception that ended the reading is raised after that, outside the ``except`` block. Otherwise Python would
+        show it as the context of each error in a handler.
         """
         try:
             receive(recv, more, budget)
@@ -409,7 +409,7 @@ class RouteTable:
             self._one_by_one(frame, recv, more)
         elif fault != COUNTED and self._has_rest(fault, more):  # the further parts are not messages of their own
             self._entries.forget(topic)
-            self._parts.multipart[topic] = None  # from now on RCVMORE is asked for this topic each time
+            self._parts.multipart[topic] = None  # from now on, RCVMORE is read for each message
             if len(self._parts.multipart) > TOPICS_NOTED:
                 del self._parts.multipart[next(iter(self._parts.multipart))]
             self._parts.skipping.append(more)
@@ -489,7 +489,7 @@ class RouteTable:
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
         counters = header.counters
         ours, further = counters[0][0] == length, len(counters) - 1
-        # The loop can deliver frames with this head if a counter of ours has a known place.
+        # The loop can deliver frames with this head if the position of our counter is known.
         named = ours or not further or any(span == length for span, _ in counters)
         if named and len(body) <= LARGE_FRAME:
             has_headers = header.size > HEADER_SIZE + COUNTER.size * further

@@ -89,8 +89,8 @@ class TopicCache:
     """The entries of received topics, up to `TOPIC_CACHE` bytes.
 
     The loop of the table looks up topics in ``plain`` and ``tracked``. For a topic with plain bodies, ``plain``
-    contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. Its keys are heads, the constant
-    parts of publishers' headers, and its values are the account and the closure. A topic is never in both.
+    contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. The keys of that dict are heads,
+    the constant parts of publishers' headers. The values are the account and the closure. A topic is never in both.
 
     A topic in ``multipart``, or longer than `MAX_TOPIC` bytes, is not cached. Its messages always take the slow path of
     the table.
@@ -140,7 +140,7 @@ class TopicCache:
         return self._entries.get(topic) or self._enter(topic)
 
     def takes_views(self, topic: bytes) -> bool:
-        """Return True if no handler of a topic needs its bodies as bytes.
+        """Return True if no handler of a topic needs the body as bytes.
 
         This is the case if each handler takes a memoryview, or no body.
         """
@@ -405,7 +405,7 @@ def _refuses_magic(step: Step, default: Codec) -> bool:
 
 
 def _all_of(kind: type, decode: Decode) -> Decode:
-    """Return a ``decode`` for lists that raises if an item is not a ``kind``."""
+    """Return a decoder of lists that raises DecodeError if an item is not a ``kind``."""
 
     def decode_all(body: bytes) -> Any:
         messages = decode(body)

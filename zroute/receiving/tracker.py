@@ -8,19 +8,19 @@ in seconds of one monotonic clock, and the current time is an argument of each c
 finds the counters of a topic with one look-up, adds 1 to each, and writes the numbers into the header. Once per topic
 and `TICK`, it records that the counters have changed. A subscriber stores the `SubscriptionState` together with the
 deliver closure. `RouteTable` finds both with the look-up that it needs anyway, by topic and head: the constant first
-bytes of the header. Its loop compares the number with the expected one. If the numbers differ, it calls
-`Tracker.admit`, which reports a loss before the message is delivered.
+bytes of the header. The loop of the table compares the number with the expected number. If the numbers differ, the loop
+calls `Tracker.admit`, which reports a loss before the message is delivered.
 
 The head contains the length of the subscription to which the first number belongs. The comparison is valid if this is
 the length of our subscription. Otherwise a closure of the table finds our number among the further numbers. The slow
 path of the table calls `Header.number`, which returns 0 if a message carries no number for our subscription.
 
 **Time.** When frames are read, they are only recorded. `Tracker.check` runs in each `TICK` and checks all publishers.
-It first records their signs of life. It then checks the deadlines, but only those that had already passed at the
-previous check. If the socket was ``emptied`` since then, all frames that had arrived before these deadlines have been
-read. A subscriber that is late, or whose reactor was blocked, therefore does not consider a publisher dead. The states,
-deadlines and transitions are tables: `zroute.receiving.hearing` determines if a publisher is alive, and
-`zroute.receiving.accounts` if its join is complete. This module turns the transitions into events: questions
+It first records the signs of life of each publisher. It then checks the deadlines that had passed at the previous
+check. If the socket was ``emptied`` since then, all frames that had arrived before these deadlines have been read. A
+subscriber that is late, or whose reactor was blocked, therefore does not consider a publisher dead. The states,
+deadlines and transitions are tables: `zroute.receiving.hearing` determines whether a publisher is alive, and
+`zroute.receiving.accounts` whether its join is complete. This module turns the transitions into events: questions
 (`Overdue`, `Quiet`), decisions (`Silent`, `Restarted`) and news (`Returned`).
 
 **Forged frames.** A forged frame with the epoch of an honest publisher may claim any number. Later messages of that
@@ -93,7 +93,7 @@ A subscriber sends a new marker for each new connection, so an answer may be lat
 """
 
 PINGS_MAX = 16
-"""The number of pings whose answers are recognized; there are never more open pings."""
+"""The number of latest pings whose answers are recognized. There are never more open pings."""
 
 _DOUBT_SECONDS = 5.0
 """The time in seconds between two questions to a publisher whose messages are refused.
@@ -149,7 +149,7 @@ class Tracker:
     def giving(self) -> dict[int, int]:
         """The number of the next kept message, by epoch.
 
-        It contains only the `complete` publishers that have not sent all kept messages yet.
+        The result contains only the `complete` publishers that have not sent all kept messages yet.
         """
         return {each.epoch: each.kept for each in self._answered() if not each.gave_all}
 
@@ -181,7 +181,7 @@ class Tracker:
     def leaving(self) -> frozenset[bytes]:
         """The former subscriptions that the socket must keep for now.
 
-        They are needed until all publishers have answered for the new subscriptions.
+        The socket needs them until all publishers have answered for the new subscriptions.
         """
         return frozenset().union(*(publisher.leaving for publisher in self._publishers.values()))
 
@@ -458,8 +458,8 @@ class Tracker:
     def _begin(self, publisher: RemotePublisher, *, partial: bool) -> None:
         """Begin the accounts of all subscriptions, and discard the former accounts.
 
-        If a complete answer contains no number for a subscription, it has had no message, so the number 1 is expected
-        next.
+        If a complete answer contains no number for a subscription, the publisher has sent no message for it. The next
+        expected number is then 1.
         """
         for prefix, number in publisher.standing.items():
             if (stream := publisher.streams.get(prefix)) is not None:
@@ -470,7 +470,7 @@ class Tracker:
                 stream.expected = stream.expected or 1
 
     def _restarted(self, publisher: RemotePublisher) -> Iterator[Event]:
-        """End earlier runs with the same name, or ask them if they may still be alive.
+        """End earlier runs with the same name, or ask runs that may still be alive.
 
         Names can be forged, and are not always unique.
         """
@@ -522,7 +522,7 @@ class Tracker:
     def _doubts(self, now: float) -> Iterator[Event]:
         """Ask the publishers whose messages are all refused.
 
-        The answers show if the accounts of these publishers are wrong.
+        The answers show whether the accounts of these publishers are wrong.
         """
         for stream, expected in tuple(self._refused.items()):
             publisher = self._publishers.get(stream.publisher)

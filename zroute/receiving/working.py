@@ -1,7 +1,7 @@
 """Call ``@app.work`` handlers, and report the results of their jobs.
 
 The same code decodes jobs and messages, and calls their handlers. Only the queue differs: the lanes of
-`zroute.jobs.worker` decide when a call begins. When the app stops, the jobs that have not begun go back to their owner.
+`zroute.jobs.worker` decide when a call begins. When the app stops, it gives jobs that have not begun back to the owner.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Working:
     def find(self, topic: bytes) -> WorkLane | None:
         """Return the lane of the most specific handler for a topic, or None.
 
-        If a segment of the topic can't be converted for any handler, this is a lane that refuses the job.
+        If the pattern of a handler matches, but a segment has the wrong type, the result is a lane that refuses the
+        job.
         """
         deliveries = self._cache.of(topic).deliveries
         if deliveries:
@@ -213,7 +214,7 @@ class Working:
         raws: Sequence[RawFrames] = (),
         attempts: int = 1,
     ) -> None:
-        """Report a job for which the handler could not be called."""
+        """Report a job that failed before the call of its handler."""
         assert self._job is not None
         self._failed(_Call(delivery, lambda: None, raw, (self._job,)), error)
 
@@ -248,7 +249,7 @@ def _captured(patterns: Sequence[Pattern], topic: bytes) -> Mapping[str, bytes] 
 
 
 def _unconverted(route: CompiledRoute, topic: bytes) -> str:
-    """Return the text about the segments of a topic that have other types."""
+    """Return a text about the segments of a topic that have the wrong type."""
     captures, function = _captured(route.patterns, topic) or {}, route.route
     hints = hints_of(function.function, function.namespace, function.where)
     wrong = []

@@ -1,8 +1,8 @@
-"""The server's half of requests: from the frames of clients to `Asked`, and back.
+"""The server's half of requests: parse the frames of clients, and pack replies.
 
-Every request gets an answer, even a malformed one: without an answer, a plain REQ socket would wait for ever. The
-exception is a message without the empty part that ends the envelope. No client sends such a message, and it does not
-show which client to answer.
+Every request gets an answer, even a malformed request, because a plain REQ socket would otherwise wait forever. The
+exception is a message without the empty part that ends the envelope. zroute can't answer such a message, because the
+envelope is unknown.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ __all__ = ["Asked", "Listener"]
 Send = Callable[[Sequence[bytes]], "bool | Deferred[None]"]
 """A function that sends a message to a client; the first part is the client's identity.
 
-The function returns True, or a Deferred that fires when the client has room. If it can't deliver the message, it counts
-and logs the message, and returns False.
+The function returns True, or a Deferred that fires when the client has room. If the function can't deliver the message,
+it counts and logs the loss, and returns False.
 """
 
 
@@ -51,7 +51,7 @@ class Asked:
     """A request as it arrived, to be answered once.
 
     Attributes:
-        envelope: The parts before the request. The server sends the same parts before each reply.
+        envelope: The parts before the request. The server sends these parts before each reply.
         id: The id of the request; empty for a plain client.
         topic: The topic.
         frames: The topic and the body, as frames of a message.
@@ -59,7 +59,7 @@ class Asked:
         taken: True if the request has been answered, or will be answered.
         over: True if the request has been answered, or the client no longer waits.
         running: The waiting or unfinished call of the handler, if the call can be cancelled.
-        deadline: The end of the request's time, if a timer watches it.
+        deadline: The end of the request's time; None if no timer watches it.
         json: True if the body looks like JSON although no codec is stated.
     """
 
@@ -119,15 +119,15 @@ class Asked:
 
     @property
     def key(self) -> tuple[bytes, ...]:
-        """The client and the id: messages about the request are matched by both."""
+        """The envelope and the id, which identify the request in later messages."""
         return (*self.envelope, self.id)
 
     def reply(self, number: int, body: bytes) -> None:
-        """Send the only reply, encoded with the codec ``number``."""
+        """Send the single reply; ``number`` is the codec of ``body``."""
         self._end((pack_reply(self.id, Kind.REPLY, number, body),) if self.id else (body,))
 
     def refuse(self, code: int, text: str) -> None:
-        """Send a failure."""
+        """Send a failure as the reply, with a code and a text."""
         self._end((pack_failure(self.id, code, text),) if self.id else plain_failure(code, text))
 
     def finish(self) -> None:
@@ -138,7 +138,7 @@ class Asked:
         """Send an item; return a Deferred that fires when the client takes the next one.
 
         Raises:
-            CancelledError: The client no longer waits, or has not received this item.
+            CancelledError: The client no longer waits, or this item can't be delivered.
         """
         if self.over:
             raise CancelledError
@@ -153,9 +153,9 @@ class Asked:
         return self._room
 
     def keep(self, on_end: Callable[[Asked], object]) -> None:
-        """Let the client cancel the request, or allow items, until it is answered.
+        """Accept cancellations and credits from the client until the request is answered.
 
-        ``on_end`` is called when the request is over.
+        ``on_end`` is called when `over` becomes True.
         """
         if self.over:
             return
@@ -212,7 +212,7 @@ class Listener:
         self._kept: dict[tuple[bytes, ...], Asked] = {}
         self._streams: set[Asked] = set()  # all streams, even if a client has used an id twice
         self._watch = Looping(self._end_silent)
-        self._watch.clock = clock  # type: ignore[assignment]  # a Clock has what it needs
+        self._watch.clock = clock  # type: ignore[assignment]  # a Clock has the methods that are needed
 
     def received(self, parts: list[bytes]) -> None:
         """Process a message; its first part is the identity of the client.
@@ -285,7 +285,7 @@ class Listener:
                 self._watch.start(STREAM_SILENCE / 4, now=False)
 
     def forget(self, asked: Asked) -> None:
-        """Forget a request that is over."""
+        """Forget a request that has ended."""
         self._streams.discard(asked)
         if self._kept.get(asked.key) is asked:  # not if the client has used the id again
             del self._kept[asked.key]

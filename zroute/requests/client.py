@@ -58,7 +58,7 @@ T_co = TypeVar("T_co", covariant=True)
 DecodeReply = Callable[[int, bytes], Any]
 """A function that decodes the body of a reply.
 
-Its arguments are the number of the codec (0 if none is stated) and the body.
+The arguments are the number of the codec (0 if none is stated) and the body.
 """
 
 _DECODERS = 1000
@@ -113,7 +113,7 @@ class Client:
         self._is_plain = is_plain
         self._streams: WeakSet[_Stream] = WeakSet()
         self._alive = Looping(self._show_life)
-        self._alive.clock = clock  # type: ignore[assignment]  # a Clock has what it needs
+        self._alive.clock = clock  # type: ignore[assignment]  # a Clock has the methods that are needed
         self._closed = False
         self._thread = get_ident()
         self._unanswered = 0
@@ -153,8 +153,8 @@ class Client:
     ) -> Any:
         """Send a request, retry it after each delay in ``retry``, and return the reply.
 
-        The client retries a request that was lost, that a busy server refused, or that found no server. It retries only
-        within the timeout. The other arguments and the errors are those of `ask`.
+        The client retries a request that was lost, that a busy server refused, or that found no server. The client
+        retries only within the timeout. The other arguments and the errors are those of `ask`.
         """
         began = self._clock.seconds()
         left = timeout
@@ -273,7 +273,7 @@ class Client:
     def note(self, lane: Lane, frame: bytes) -> None:
         """Send the server a frame that is not a request.
 
-        A plain server gets no such frame, because it could not read it.
+        A plain server gets no such frame, because it can't read the frame.
         """
         if not self._is_plain:
             lane.note((b"", frame))
@@ -327,7 +327,7 @@ class Client:
                 f"no server was connected within {seconds:g} s: check that it runs, and that its address is the one in "
                 "App(req=…)"
             )
-        if self.queue.waiting:  # the requests that wait may be those that the handler of this one needs
+        if self.queue.waiting:  # the handler of this request may itself wait for an unsent request
             return RequestTimeoutError(
                 f"{'not sent' if self.queue.is_unsent(id) else 'no reply'} within {seconds:g} s: "
                 f"{self.queue.unanswered} requests of this app are unanswered, and {self.queue.waiting} unsent: "
@@ -402,7 +402,7 @@ class _Call(Unanswered):
         """
         try:
             return self._decode(reply.number, reply.body)
-        except BaseException as error:  # the user's code in a schema may raise any error; SystemExit is one, too
+        except BaseException as error:  # the user's code in a schema may raise any error, even SystemExit
             reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {printable(error)}"
             topic = str(Topic.from_wire(self._topic))
             raise DecodeError(f"reply to a request: {reason}", topic=topic) from error
@@ -506,7 +506,7 @@ class _Stream(_Call):
         return self._last
 
     def _broken(self, reason: str) -> bool:
-        """End the stream because of a fault of the server, which may go on sending."""
+        """End the stream because of a fault of the server, which may continue to send."""
         self._client.tell_cancelled(self)
         self._last, self._fault = True, RequestError(reason)
         return True

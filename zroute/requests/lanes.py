@@ -1,7 +1,7 @@
 """A queue of requests, and the lanes that carry requests to servers.
 
-libzmq keeps messages that a peer has not accepted, and may deliver them after the caller has given up. For this reason
-zroute queues unsent requests itself: a timeout or a cancellation can remove them. A window limits the unanswered
+libzmq keeps messages that a peer has not accepted, and may deliver them after the caller has given up. zroute therefore
+queues unsent requests itself, so that a timeout or a cancellation can remove them. A window limits the unanswered
 requests that a server receives.
 
 `Requests` is the queue of unsent requests, and chooses a `Lane` for each. A `Lane` counts the unanswered requests of
@@ -36,7 +36,7 @@ class Unanswered:
 
     Attributes:
         id: The unique id, of 16 bytes unless the caller chose another one.
-        frames: The frames to send; empty after they were sent.
+        frames: The frames to send; empty after the send.
         timeout: The seconds until the request fails; None for no limit.
         waits: True until the caller has given up or the request has failed.
         deadline: The end of the timeout. For an abandoned request, the time until which the request still counts.
@@ -111,7 +111,7 @@ class Lane:
         """Use the lane again after ``down``, because the peer has reconnected.
 
         The owner sets ``down`` when libzmq reports the end of a connection. For a moment after that report, libzmq's
-        socket still accepts messages for this connection, but drops them.
+        socket still accepts messages for this connection, but drops these messages.
         """
         self.down = False
         self._requests.pump()
@@ -131,7 +131,7 @@ class Lane:
             self._notes.append(frames)
 
     def received(self, id: bytes, parts: list[bytes]) -> bool:
-        """Process a reply. Return False if no caller waits for it.
+        """Process a reply. Return False if no caller waits for the reply.
 
         The reply may be late or sent twice, or the request may be unknown.
         """
@@ -158,7 +158,8 @@ class Lane:
         """Process the disconnection of the peer, which loses the peer's requests.
 
         Each lost request fails with a new ``error``. If ``error`` is None, the requests wait until their timeout,
-        because another peer of the same socket may have received them. They no longer take room in the lane.
+        because another peer of the same socket may have received them. Waiting requests no longer take room in the
+        lane.
         """
         self._notes.clear()
         self._requests.lost(self, error)
@@ -167,15 +168,16 @@ class Lane:
 class Requests:
     """A queue of requests, sent in order through several lanes.
 
-    Each request goes to the lane with the fewest unanswered requests. A lane may have at most ``window`` of them.
+    Each request goes to the lane with the fewest unanswered requests. A lane may have at most ``window`` unanswered
+    requests.
 
-    If a caller gives up after the request was sent, the request still counts, for at most ``forgotten`` seconds. It no
-    longer counts when its own reply or the reply to a later request arrives. A peer that has answered a later request
-    has read the earlier one.
+    If a caller gives up after the request was sent, the request still counts, for at most ``forgotten`` seconds. The
+    request no longer counts once its own reply, or the reply to a later request, has arrived. A peer that has answered
+    a later request has also read this request.
 
     Args:
         clock: The reactor, or a test's clock.
-        window: The number of unanswered requests that one lane may have.
+        window: The maximum number of unanswered requests of one lane.
         forgotten: The seconds after which a request without a caller no longer counts.
         timed_out: Takes the id of a request and the timeout in seconds, and returns the error for the caller.
         on_late: Called for each reply that no caller waits for.
@@ -217,7 +219,7 @@ class Requests:
         return len(self._deadlines)
 
     def add(self, lane: Lane) -> None:
-        """Add a lane, and send requests through it."""
+        """Add a lane, and send requests through this lane."""
         self._lanes.append(lane)
         self.pump()
 
@@ -231,8 +233,8 @@ class Requests:
         Args:
             parts: The parts of the request.
             timeout: The seconds until the Deferred fails; None for no limit. A request that is still unsent at that
-                time is never sent. A request is also never sent if the Deferred is cancelled before.
-            id: A unique id; by default a new one of 16 bytes.
+                time, or when the Deferred is cancelled, is never sent.
+            id: A unique id; the default is a new id of 16 bytes.
         """
         request = _WithDeferred(timeout)
         reply: Deferred[list[bytes]] = Deferred(lambda _: self.give_up(request))
@@ -247,7 +249,7 @@ class Requests:
         return self._first + _NUMBER.pack(next(self._numbers))
 
     def send(self, request: Unanswered) -> None:
-        """Send a request when a lane has room. The request has an id and frames."""
+        """Send a request when a lane has room. ``request`` must have an id and frames."""
         if request.timeout is not None:
             request.deadline = self._deadlines.add(request.timeout, request, self._too_late)
         self._waiting[request.id] = request
@@ -384,15 +386,15 @@ class Requests:
                 request.lane.drop(request)
 
     def renew(self, request: Unanswered) -> None:
-        """Start the timeout again for a request whose caller waits again."""
+        """Restart the timeout of a request whose caller waits again."""
         self._cancel_timer(request)
         if request.timeout is not None:
             request.deadline = self._deadlines.add(request.timeout, request, self._too_late)
 
     def suspend(self, request: Unanswered) -> None:
-        """Stop the timeout of a request while its caller does other things.
+        """Stop the timeout of a request while the caller does not wait for a reply.
 
-        If the caller has given up, the timer continues, because it makes room in the lane.
+        If the caller has given up, the timer continues, because its end makes room in the lane.
         """
         if request.waits:
             self._cancel_timer(request)

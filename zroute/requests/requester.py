@@ -33,7 +33,7 @@ class _Default:
 
 
 DEFAULT: Any = _Default()
-"""A placeholder for a timeout: the requester's own timeout applies."""
+"""A placeholder for a timeout; it selects the requester's own timeout."""
 
 
 def is_seconds(value: Any) -> bool:
@@ -42,9 +42,9 @@ def is_seconds(value: Any) -> bool:
 
 
 def checked_wait(timeout: Any, where: str | None = None) -> float | None:
-    """Return a valid timeout: the seconds that a request waits, or None.
+    """Return ``timeout`` if it is valid: a positive number of seconds, or None.
 
-    ``where`` is the line of the user's code for the error; by default the line of the caller.
+    ``where`` is the line of the user's code for the error; the default is the line of the caller.
 
     Raises:
         SignatureError: ``timeout`` is neither None nor a positive number of seconds.
@@ -95,8 +95,8 @@ def explain_type(error: EncodeError, topic: str, message: object) -> None:
 class Requester(Generic[Q_contra, A_co]):
     """The requests for one pattern, with the types of the message and the reply.
 
-    ``app.requester(pattern, schema, reply)`` returns a requester. Over ZeroMQ, a request waits for a server until its
-    timeout. So ``retry`` applies only to requests that were lost, or that a busy server refused.
+    ``app.requester(pattern, schema, reply)`` returns a requester. Over ZeroMQ, a request waits for a server until the
+    timeout. For this reason, ``retry`` applies only to requests that were lost, or that a busy server refused.
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 
 A stop of the app has these steps:
 
-1. If owners in the same process stop too, the workers continue until the jobs of those owners are done. One of these
-   owners may belong to the same app.
+1. If owners in the same process are stopping too, the workers continue until the jobs of those owners are done. One of
+   these owners may belong to the same app.
 2. The workers give back the jobs that have not begun.
 3. The app waits for its handlers.
 4. The owner waits until its own jobs are done. It is last, because handlers may still add jobs.
@@ -39,7 +39,7 @@ from zroute.transport import OwnerLink, SendJob, Transport
 __all__ = ["Jobs"]
 
 _STOPPING = 1.0
-"""The time in seconds, at a stop, for owners to confirm that they send no more jobs."""
+"""The maximum time in seconds that a stop waits for owners to confirm that they send no more jobs."""
 
 
 _LOCAL = ("127.0.0.1", "localhost", "*", "0.0.0.0", "[::1]", "[::]")
@@ -99,7 +99,7 @@ class Jobs:
     # -- the owner -------------------------------------------------------------------------------------------
 
     def open_owner(self) -> None:
-        """Enable `JobQueue.put`, and let workers connect.
+        """Enable `JobQueue.put`, and open the endpoints for workers.
 
         Raises:
             EndpointError: An endpoint can't be opened.

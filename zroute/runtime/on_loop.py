@@ -27,7 +27,7 @@ __all__ = ["LoopReactor", "run_on_loop"]
 T = TypeVar("T")
 
 _THREADS = 1.0
-"""The time in seconds within which threads of the reactor's pool must end. Threads can't be cancelled."""
+"""The maximum time in seconds to wait for threads of the reactor's pool. Threads can't be cancelled."""
 
 _log = logging.getLogger("zroute")
 
@@ -54,7 +54,7 @@ class LoopReactor(AsyncioSelectorReactor):
 
     def callFromThread(self, callable: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]  # noqa: N802
         """See Twisted's ``IReactorFromThreads``; drop the call if the loop is closed."""
-        with suppress(RuntimeError):  # a thread may end after the loop: then nothing needs the result of the call
+        with suppress(RuntimeError):  # a thread may end after the loop; the result of the call is then not needed
             super().callFromThread(callable, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:

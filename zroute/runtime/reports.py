@@ -101,7 +101,7 @@ def log_counters(service: Reported) -> None:
 def _counters(service: Reported) -> dict[str, object]:
     """Return the counters of a run by their names in `app.stats`.
 
-    The counters of all routes are added up. If the app only publishes, the result omits the counters of received
+    The result contains the sums over all routes. If the app only publishes, the result omits the counters of received
     messages. If the app only receives, the result omits the counters of published messages, unless another app could
     not publish results of this app's handlers.
     """
@@ -144,6 +144,6 @@ _ALWAYS = ("put", "done", "failed")
 
 
 def _of_jobs(stats: Stats) -> dict[str, int]:
-    """Return the counters of all job queues, added up."""
+    """Return the sum of each counter over all job queues."""
     names = (field.name for field in attrs.fields(JobStats))
     return {name: sum(getattr(queue, name) for queue in stats.jobs.values()) for name in names}

@@ -1,4 +1,4 @@
-"""The requests of one run: the requests that it answers, and those that it sends."""
+"""The requests of one run: those that the app answers, and those that it sends."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class RequestRun:
         return 0 if self._client is None else self._client.unanswered
 
     def close(self) -> None:
-        """Send no more requests. Requests without a reply fail."""
+        """Send no more requests, and end the requests without a reply with an error."""
         for requester in self._plan.parts.requesters:
             requester.close()
         if self._client is not None:
@@ -108,18 +108,18 @@ class RequestRun:
             self._client.close()
 
     def end(self) -> None:
-        """Log the summaries of lines that were only counted."""
+        """Log the numbers of lines that were counted instead of logged."""
         self._results.close()
 
     # -- `Reading`, for the results
 
     def pause(self, by: Any) -> None:
-        """Do nothing: the server refuses requests without room instead of pausing."""
+        """Do nothing: a server without room refuses requests, and does not pause."""
 
     def resume(self) -> None:
         """Do nothing: reading never pauses."""
 
     def reclassify(self) -> None:
-        """Build the delivery functions again."""
+        """Create the delivery functions again."""
         if self._replying is not None:
             self._replying.reclassify()

@@ -71,8 +71,8 @@ class Resources:
     async def open(self) -> None:
         """Open all resources of the app in order.
 
-        If a resource fails to open, its error is raised and further resources are not opened; `close` closes the open
-        ones.
+        If a resource fails to open, its error is raised and further resources are not opened. `close` then closes the
+        open resources.
         """
         for compiled in (each for each in self._compiled if each.scope == "app"):
             one = _Resource(compiled, compiled.call.supply(self.objects).bind({}, Topic()), self._start)
@@ -85,9 +85,9 @@ class Resources:
                 raise
 
     async def close(self, timeout: float, failed: Callable[[BaseException, str, str], None]) -> dict[str, int]:
-        """Close all open resources, and return the names of those that took too long.
+        """Close all open resources; return the names of those that took too long.
 
-        If a resource fails to close, the other resources are closed nevertheless.
+        If a resource fails to close, the other resources are still closed.
 
         Args:
             timeout: the maximum time in seconds for each resource.
@@ -111,7 +111,10 @@ class Resources:
 
 
 def _needed(compiled: Sequence[CompiledResource], replaced: Mapping[Any, Any]) -> set[Any]:
-    """Return the types to open: they are not replaced, and other objects need them."""
+    """Return the types of the resources to open.
+
+    A resource is opened if it is not replaced, unless only resources that are not opened use it.
+    """
     wanted: set[Any] = set()
     for one in reversed(compiled):  # a resource comes before all resources that use it
         users = [other.kind for other in compiled if one.kind in other.call.needs]
@@ -174,7 +177,7 @@ class _Resource:
             made = await anext(generator)
         except StopAsyncIteration:
             raise RuntimeError(_NEVER) from None
-        if not opened.called:  # a cancelled resource may still open; in that case it closes at once
+        if not opened.called:  # else the start was cancelled, and the resource closes at once
             opened.callback(made)
         await as_awaitable(self._closing)
         try:

@@ -67,8 +67,8 @@ Leave = Callable[[int, str], None]
 """A function that ends an app with an exit code, and a reason for the log."""
 
 _GOODBYE = 1.0
-"""The part of the drain timeout in seconds that is reserved for goodbyes if a subscriber's queue is full; at most half
-of it.
+"""The time in seconds, at the end of the drain timeout, that is reserved for goodbyes to subscribers with full queues.
+It is at most half of the remaining time.
 """
 
 
@@ -145,7 +145,7 @@ class MessageLimit:
     """The maximum number of messages that several services read together.
 
     Attributes:
-        left: the number of messages that may still be read. ``reached`` is called once, when the number becomes 0.
+        left: the number of messages that may still be read. When it becomes 0, ``reached`` is called once.
     """
 
     def __init__(self, messages: int, reached: Callable[[], None]) -> None:
@@ -542,7 +542,10 @@ class Run:
         raise NotReadyError(f"{self.name!r} was not ready within {timeout:g} s: {self.transport.unready(state=state)}")
 
     def _found(self, found: Gap | UnknownLoss | LostKept) -> None:
-        """Report a loss to the ``on_gap`` functions; without such functions, log it."""
+        """Pass a `Gap` to the ``on_gap`` functions; log any other loss.
+
+        Without such functions, the `Gap` is logged too.
+        """
         publisher = self._accounts.named(found.epoch)
         if isinstance(found, UnknownLoss):
             names = ", ".join(repr(str(Topic.from_wire(each))) for each in found.subscriptions[:_NAMED]) or "its topics"
@@ -569,7 +572,7 @@ class Run:
             self._notify(publication.subscriber_hooks, publication.subscribers, "on_subscribers")
 
     def _notify(self, hooks: Iterable[Hook], fact: object, what: str) -> None:
-        """Call hooks with a fact; log and count hooks that fail."""
+        """Call each hook with ``fact``; log and count the hooks that fail."""
         for hook in hooks:
             try:
                 result = self._hook(hook.function)(fact)
@@ -652,7 +655,7 @@ class Run:
         return attrs.evolve(route, call=call, around=around)
 
     def _report_results(self, call: Call) -> Call:
-        """Return ``call`` with its results reported to the environment."""
+        """Return ``call`` with a function that reports its results to the environment."""
         results = self._environment.results
         if results is None or is_generator_function(call.function):
             return call
@@ -744,7 +747,7 @@ class Run:
         return self._table.unpacked
 
     async def _settle(self, timeout: float) -> dict[str, int]:
-        """Wait for unfinished handlers, and return the unfinished calls by name."""
+        """Wait for handlers; return the number of calls still unfinished, by name."""
         names: Counter[str] = Counter()
         for each in self._in_flight:
             names.update(each.names())
@@ -779,7 +782,7 @@ class Run:
     async def _publish_for_others(self, timeout: float) -> None:
         """Wait for handlers of other apps whose results this app publishes.
 
-        Only apps that are stopping too are waited for.
+        The wait is only for apps that are stopping too.
         """
         with suppress(TimeoutError):
             await within(timeout, released(each.publication for each in self.plan.parts.outlets), self.reactor)
@@ -823,7 +826,7 @@ class Run:
 def _with_report(
     function: Callable[..., Any], results: Callable[[Callable[..., Any], Any], None]
 ) -> Callable[..., Any]:
-    """Return a ``function`` that also reports each result when it is available."""
+    """Return ``function`` with a report of each result when it is available."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -869,7 +872,7 @@ def _results(
 
 
 def _less_goodbye(seconds: float) -> float:
-    """Return the rest of a time after subtracting the time reserved for goodbyes."""
+    """Return a time without the part that is reserved for goodbyes."""
     return max(seconds - _GOODBYE, seconds / 2)
 
 

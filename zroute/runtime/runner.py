@@ -64,7 +64,7 @@ _THREADS = 1.0
 """The minimum time in seconds for threads to end after everything else has stopped. Threads can't be cancelled."""
 
 _FLUSH = 0.5
-"""The time in seconds for which an immediate end waits until its output is read. The reading process may be stopped."""
+"""The maximum time in seconds that an immediate end waits for its output to be read. The reader may be suspended."""
 
 _log = logging.getLogger("zroute")
 
@@ -73,7 +73,7 @@ class Runnable(Protocol):
     """An app, or any other object that compiles to a plan."""
 
     def compile(self) -> Plan:
-        """Return the checked and frozen app.
+        """Check and freeze the app, and return its plan.
 
         Raises:
             SetupError: The app is invalid.
@@ -103,7 +103,7 @@ def install_reactor(name: str | None, *, uvloop: bool = False) -> Any:
 def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None:
     """Return the function that installs the reactor, without calling it.
 
-    The result is None if the reactor is already installed, or is left to Twisted. Errors are the same as for
+    The result is None if the reactor is already installed, or if Twisted chooses it. The errors are those of
     `install_reactor`.
     """
     if uvloop:
@@ -143,8 +143,8 @@ def check_reactor(plans: Sequence[Plan], reactor: str | None, *, uvloop: bool = 
         One of `REACTORS`, or None for Twisted's choice.
 
     Raises:
-        UsageError: the apps need another reactor than the requested one, or two different reactors, or a module has
-            installed a reactor that they can't use.
+        UsageError: the apps need another reactor than the requested one, or need two different reactors. It is also
+            raised if a module has installed a reactor that the apps can't use.
     """
     kind = reactor_kind(plans)
     requested = "asyncio" if uvloop else reactor
@@ -199,7 +199,7 @@ class RunOptions(EndpointOptions, total=False):
     max_messages: int | None
     """The number of messages after which the run stops. Default: None, no limit."""
     drain_timeout: float
-    """The time in seconds that a stop waits for unfinished handlers. Default: 8."""
+    """The maximum time in seconds that a stop waits for unfinished handlers. Default: 8."""
     log_level: LogLevel
     """"debug", "info", "warning" or "error". Default: "info"; ignored if the program has set up `logging`."""
     log_format: LogFormat
@@ -223,7 +223,7 @@ def run(
     log_level: LogLevel = "info",
     log_format: LogFormat = "auto",
 ) -> int:
-    """Run ``apps`` until a signal, a time limit or a message limit.
+    """Run ``apps`` until a signal arrives or a limit is reached.
 
     The exit code is one of these:
 
@@ -235,11 +235,11 @@ def run(
       incomplete.
     - 128 + n: a second signal, with the number n, ended the process at once.
 
-    At the end, the former signal handlers are restored. Outside the main thread, `run` handles no signals. The run then
-    ends with `stop`, or when the main thread ends.
+    At the end, the former signal handlers are restored. Outside the main thread, `run` handles no signals. Such a run
+    also ends when the main thread ends.
 
     Args:
-        apps: the apps, each once.
+        apps: the apps to run; no app may occur twice.
         sub: endpoints that replace the apps' endpoints for receiving messages.
         pub: endpoints that replace the apps' endpoints for publishing messages.
         rep: endpoints that replace the apps' endpoints for answering requests.
@@ -251,7 +251,7 @@ def run(
         uvloop: True to run the asyncio reactor on uvloop.
         seconds: the time in seconds after which the run stops; None for no limit.
         max_messages: the number of messages after which the run stops, for all apps together; None for no limit.
-        drain_timeout: the time in seconds that a stop waits for unfinished handlers.
+        drain_timeout: the maximum time in seconds that a stop waits for unfinished handlers.
         log_level: "debug", "info", "warning" or "error"; ignored if the program has set up `logging`.
         log_format: "auto", "text" or "json"; ignored if the program has set up `logging`.
 
@@ -452,9 +452,9 @@ class _Program:
             self._reactor.stop()
 
     def _drain(self) -> Any:
-        """Stop all services, regardless of what stopped the reactor.
+        """Stop all services; return a Deferred that fires when they have stopped.
 
-        The Deferred fires when they have stopped.
+        The services stop for any reason for which the reactor stops.
         """
         from twisted.internet.defer import DeferredList
 
@@ -501,7 +501,7 @@ class _Program:
 def _stop_with_main_thread() -> None:
     """Stop the run when the main thread ends. This function runs in its own thread.
 
-    It is needed because Python waits for the reactor's thread before it ends the process.
+    The function is needed because Python waits for the reactor's thread before it ends the process.
     """
     threading.main_thread().join()
     stop("the main thread has ended")

@@ -45,7 +45,7 @@ class AppService(Service):
     Args:
         plan: the compiled app.
         reactor: the reactor to run on.
-        drain_timeout: the time in seconds that a stop waits for unfinished handlers.
+        drain_timeout: the maximum time in seconds that a stop waits for unfinished handlers.
         limit: ends reading after a number of messages.
         environment: the transport and clocks; tests replace them.
         leave: called instead of `stopService` if the app requests its end, with the exit code and the reason.
@@ -56,7 +56,7 @@ class AppService(Service):
         exit_code: the code of ``app.stop(code)`` or of a SystemExit in the app's functions, or None.
         logs_failed_start: False if the caller itself reports errors of the start.
         owns_pool: True if the thread pool of the reactor may grow. `zroute run`, ``app.run`` and ``app.running`` set
-            it. The default is False: the program that runs the reactor decides about its threads.
+            it. The default is False, because the size of the pool is the choice of the program that runs the reactor.
         reports: True to log lines about the start, and the counters at the end. The default is True; `zroute run` and
             ``app.run`` log these lines themselves, and tests do not log them.
     """

@@ -1,6 +1,6 @@
 """Wake a sleeping main thread when a signal arrives.
 
-Python runs a signal handler in the main thread, between two instructions. A signal does not always wake that thread: it
+Python runs a signal handler in the main thread, between two instructions. A signal does not always wake that thread. It
 may arrive just before the thread blocks in a system call, or the system may deliver it to another thread. The handler
 would then run only after the next event.
 
@@ -46,9 +46,9 @@ _interrupted = False
 
 
 def end_quietly() -> None:
-    """Make SIGINT end the process with code 130 and without a traceback.
+    """Install a handler that ends the process at SIGINT, without a traceback.
 
-    Commands replace this handler later.
+    The exit code is 130. Commands replace this handler later.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, which ignores SIGINT
         signal.signal(signal.SIGINT, _end)
@@ -111,13 +111,13 @@ def restored_handlers() -> Iterator[None]:
 
 
 class StopSignals:
-    """A handler of SIGINT and SIGTERM: the first signal stops, a second ends at once.
+    """A handler of SIGINT and SIGTERM; a second signal ends the process at once.
 
     Signals within 0.2 s of the first one are ignored.
 
     Args:
-        stop: Called at the first signal, to stop in an orderly way.
-        end_now: Called with the number of a later signal. Ends the process with the exit code 128 + number.
+        stop: Called at the first signal, to stop the program in an orderly way.
+        end_now: Called with the number of a later signal, to end the process with the exit code 128 + number.
 
     Attributes:
         arrived: True after the first signal.
@@ -130,7 +130,7 @@ class StopSignals:
         self._again_from = 0.0
 
     def __call__(self, number: int, _frame: object) -> None:
-        """Stop in an orderly way, end the process at once, or ignore the signal."""
+        """Call ``stop`` for the first signal, and ``end_now`` for a later one."""
         now = time.monotonic()
         if not self.arrived:
             self.arrived, self._again_from = True, now + _ONE_SIGNAL

@@ -66,7 +66,8 @@ def steady_clock(reactor: Any) -> SteadyClock | None:
     Calls that are already scheduled use the new clock too. Call this function in the reactor's thread, or before the
     reactor runs.
 
-    If the reactor does not use the machine's clock, for example because it is virtual, change nothing and return None.
+    If the reactor does not use the machine's clock, for example a reactor with a virtual clock, change nothing and
+    return None.
     """
     clock = getattr(reactor.seconds, "__self__", None)
     if isinstance(clock, SteadyClock):

@@ -1,6 +1,6 @@
 """Handlers and streams that are added while an app runs.
 
-Both are ordinary routes, so their messages are decoded, queued, counted and drained in the same way.
+Both are ordinary routes, so their messages are decoded, queued, counted and drained like those of all other routes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Stream(Generic[T]):
     ) -> None:
         self._running = running
         # One message at a time is in flight: the last one that was offered or taken. The others wait in the queue of
-        # the route, so its bound and its counters apply to a stream as well.
+        # the route, so the limit and the counters of the queue apply to a stream as well.
         self._record = make_route(
             _feeding(self._offer, schema),
             patterns,

@@ -54,7 +54,7 @@ class Threads:
         return get_ident() == self._thread
 
     def close(self) -> None:
-        """End all calls of `call_from_thread` with an error, so that none waits forever."""
+        """End all calls of `call_from_thread` with NotRunningError."""
         self._closed = True
         for call in tuple(self._calls):
             if not call.done():
@@ -76,8 +76,8 @@ class Threads:
         """Call ``call`` in the reactor's thread, and return its result to this thread.
 
         Raises:
-            WrongThreadError: This is the reactor's thread.
-            ForkedContextError: This is a child of the process that runs the app.
+            WrongThreadError: The caller is on the reactor's thread.
+            ForkedContextError: The caller is in a child of the process that runs the app.
             NotRunningError: The app has stopped, or stops before the call ends.
             BaseException: Any error of ``call``.
         """
@@ -123,7 +123,7 @@ class Threads:
 
         Args:
             route: A handler that runs in threads.
-            grow: False if the pool belongs to the program: a warning then says that the pool is too small.
+            grow: False if the pool belongs to the program. If the pool is too small, a warning is then logged.
         """
         pool, most = self._reactor.getThreadPool(), route.options.max_in_flight
         if grow:

@@ -1,8 +1,8 @@
-"""The size of the subscriptions of each connection of a publisher.
+"""The sizes of subscriptions, charged to the connections of a publisher.
 
-This module does no I/O. libzmq reports a prefix when the first peer subscribes to it, and when the last peer has
-withdrawn it. Between these reports, the prefix uses memory. This memory is charged to the connection that subscribed
-first, until no peer subscribes to the prefix any more.
+This module does no I/O. libzmq reports a prefix when the first peer subscribes to the prefix, and when the last peer
+withdraws the prefix. Between these reports, the prefix uses memory. This memory is charged to the connection that
+subscribed first, until no peer subscribes to the prefix any more.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Budgets:
     def close(self, links: Set[int]) -> None:
         """Close the accounts of connections that have ended.
 
-        Their prefixes stay active until libzmq reports the withdrawal, because other peers may have the same prefixes.
+        Their prefixes stay active until libzmq reports the withdrawal, because other peers may subscribe to the same
+        prefixes.
         """
         for link in links:
             self._spent.pop(link, None)

@@ -1,14 +1,15 @@
 """Connection: a ZeroMQ socket in a Twisted reactor.
 
-**The descriptor.** A ZeroMQ socket has one descriptor for reading and writing. When it becomes readable, this does not
-mean that a message is waiting. It means that libzmq's I/O thread has sent a command to this thread. The option EVENTS
-shows whether a message can be read (POLLIN) or sent (POLLOUT).
+**The descriptor.** A ZeroMQ socket has one descriptor for reading and writing. A readable descriptor does not mean that
+a message is waiting, but that libzmq's I/O thread has sent a command to this thread. The option EVENTS shows whether a
+message can be read (POLLIN) or sent (POLLOUT).
 
 The descriptor is edge-triggered: it signals a command once. Any call on the socket processes commands, and so can
 consume the signal (zmq_getsockopt(3), ZMQ_FD). Two consequences:
 
-- If `send` is called while a subscription is waiting to be read, the descriptor does not signal it, although EVENTS
-  contains POLLIN. With one `recv` per signal, a socket would read one of a hundred messages and then stall forever.
+- If `send` is called while a subscription is waiting to be read, the descriptor does not signal the subscription,
+  although EVENTS contains POLLIN. With one `recv` per signal, a socket would read one of a hundred messages and then
+  stall forever.
 - The descriptor stays readable until commands are processed. A `doRead` that does not use the socket would be called in
   a busy loop.
 
@@ -16,28 +17,28 @@ consume the signal (zmq_getsockopt(3), ZMQ_FD). Two consequences:
 
 1. `doRead` reads until EAGAIN, or until its budget is used. Only EAGAIN guarantees that no message is left, and that
    libzmq will signal the next one.
-2. In all other cases, the last call in `doRead` reads EVENTS. It is followed by a `poke` if EVENTS contains POLLIN, and
-   always if the budget ended the reading.
+2. In all other cases, the last call in `doRead` reads EVENTS. A `poke` follows if EVENTS contains POLLIN, and always if
+   the budget ended the reading.
 3. Any other call on the socket (a send, a subscription, an endpoint) is followed by a `poke`. A poke reads EVENTS in
    the reactor's next turn, and calls `doRead` if EVENTS contains POLLIN. Only one poke is scheduled at a time, so a
    thousand sends cost one check. A `doRead` that ends with EAGAIN needs no check, unless a sender is waiting or a
    poke is scheduled. A scheduled poke means that a handler may have sent a message.
 4. A new connection begins with a poke, because libzmq signals only after a read that has found no message.
 
-**Fairness.** One `doRead` delivers at most `READ_BUDGET` messages in about `READ_SECONDS`. It checks the clock after
-each `READ_SLICE` messages, or after four slices while handlers are fast. The reactor then serves timers and other
-descriptors, and the poke continues the reading in the next turn. Without this limit, a flood of messages would delay
-each timer by seconds.
+**Fairness.** One `doRead` delivers at most `READ_BUDGET` messages, and ends after about `READ_SECONDS`. `doRead` checks
+the clock after each `READ_SLICE` messages, or after four slices while handlers are fast. The reactor then serves timers
+and other descriptors, and the poke continues the reading in the next turn. Without this limit, a flood of messages
+would delay each timer by seconds.
 
 **Pause and resume.** A pause is a flag, never `removeReader`. libzmq processes the commands of a peer only in calls of
 this thread. Without such calls, a restarted publisher would not receive the subscriptions. While paused, `doRead` only
 reads EVENTS, which processes commands and thereby makes the descriptor unreadable. `resume` must poke, because the
-signals of messages that arrived during the pause have been consumed. It must also make `doRead` run without POLLIN: a
-frame that was read before the pause may contain messages that are not delivered yet, and EVENTS does not report them.
+signals of messages that arrived during the pause have been consumed. `resume` must also make `doRead` run without
+POLLIN. A frame that was read before the pause may contain undelivered messages, which EVENTS does not report.
 
 **Writing.** POLLOUT means that a peer can accept a message, so the Deferreds of `when_writable` fire after each check
-that finds POLLOUT. On PUB and XPUB sockets, POLLOUT is set even if each send fails with EAGAIN, so the queues of
-publishers also use a timer to retry.
+that finds POLLOUT. On PUB and XPUB sockets, POLLOUT is set even if each send fails with EAGAIN. The queues of
+publishers therefore also use a timer to retry.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ _LAST = zmq.DONTWAIT.value  # a number, because an operation on an enum would cr
 _POLLIN, _POLLOUT = zmq.PollEvent.POLLIN.value, zmq.PollEvent.POLLOUT.value
 _MORE = zmq.DONTWAIT.value | zmq.SNDMORE.value
 
-# The Cython methods themselves: pyzmq's Python layer over them would add half of the time of a send.
+# The Cython methods, because pyzmq's Python layer would make each send 50 % slower.
 _recv = zmq.backend.Socket.recv
 _get = zmq.backend.Socket.get
 _send = zmq.backend.Socket.send
@@ -109,8 +110,9 @@ def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option])
 class Connection:
     """A ZeroMQ socket on a Twisted reactor.
 
-    The connection owns ``socket``. It passes messages to ``receive``, which may be replaced. The owner of the
-    connection must call `close`, and may call it more than once. All methods must be called on the reactor's thread.
+    The connection owns ``socket``, and passes messages to the attribute ``receive``, which may be replaced. The owner
+    of the connection must call `close`, and may call it more than once. All methods must be called on the reactor's
+    thread.
     """
 
     binds: ClassVar[bool] = False
@@ -192,7 +194,7 @@ class Connection:
         libzmq (4.3.5) closes their connections at once, and messages that are queued for these peers may be lost.
         `watch` reports no event on this side. The peers see ``disconnected``, and try to reconnect without success.
         Peers at other addresses are not affected. To move to another address, open the new address first, and unbind
-        the old one when the peers have connected to the new one.
+        the old address when the peers have connected to the new address.
 
         Raises:
             EndpointError: The address is not bound.
@@ -222,7 +224,7 @@ class Connection:
             with self._family(endpoint.address):
                 change(endpoint.address)
         except zmq.ZMQError as error:
-            # A new error is raised below: this one would keep the frame alive, and so the socket.
+            # Raised below, outside this block: this error as a context would keep the frame, and so the socket, alive.
             failed = _explain(verb, endpoint.address, self._reason(error.errno or 0))
         if failed is not None:
             raise EndpointError(failed, endpoint=str(endpoint))
@@ -250,7 +252,7 @@ class Connection:
     def _reason(self, number: int) -> int:
         """Return the error number of a failed call of libzmq.
 
-        libzmq may have overwritten this number; the monitor's event for the failure has the correct one.
+        libzmq may have overwritten ``number``; the monitor's event for the failure contains the correct number.
         """
         if self._monitor is None:
             return number
@@ -259,9 +261,9 @@ class Connection:
         return self._refused or number
 
     def watch(self, on_event: OnEvent) -> None:
-        """Call a function with each event of the connections (`SocketEvent`) from now on.
+        """Call ``on_event`` with each `SocketEvent` of the connections from now on.
 
-        Call this before `open` to receive all events.
+        To receive all events, call this method before `open`.
 
         Raises:
             NotRunningError: The connection is closed.
@@ -274,7 +276,7 @@ class Connection:
         address = f"inproc://zroute.monitor.{os.getpid()}.{next(_numbers)}"
         self._socket.monitor(address, zmq.Event.ALL)
         monitor: zmq.Socket[Any] = self._socket.context.socket(zmq.PAIR)
-        monitor.set(zmq.SocketOption.RCVHWM, 0)  # no limit: libzmq's own thread would wait for a slow reader
+        monitor.set(zmq.SocketOption.RCVHWM, 0)  # no limit, because libzmq's own thread would wait for a slow reader
         monitor.connect(address)
         self._monitor = _Monitor(self._reactor, monitor, self._tell)
         self._monitor.owner = self
@@ -316,7 +318,7 @@ class Connection:
     def doRead(self) -> None:  # noqa: N802  # Twisted's name
         """Deliver messages for a limited time, then check EVENTS once more."""
         recv, more = self._recv, self.more
-        run = self._base.copy().run  # values that a handler sets in context variables end with this read
+        run = self._base.copy().run  # context variables that handlers set are reset after this read
         began, left, size = perf_counter(), READ_BUDGET, READ_SLICE
         try:
             while left > 0 and not self.closed and not self.paused:
@@ -343,7 +345,7 @@ class Connection:
     def _receive_nothing(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
         """Read nothing; used as ``receive`` on sockets that only send.
 
-        Any call on the socket lets libzmq do its work.
+        Reading EVENTS lets libzmq process commands.
         """
         self._events()
         raise zmq.Again
@@ -386,7 +388,7 @@ class Connection:
 
     def readable(self) -> bool:
         """Return True if a message is waiting to be read, even while paused."""
-        self.poke()  # asking for EVENTS can consume the signal of the descriptor
+        self.poke()  # reading EVENTS can consume the signal of the descriptor
         return not self.closed and bool(self._events() & _POLLIN)
 
     def discard(self, most: int) -> int:
@@ -431,7 +433,7 @@ class Connection:
 
         The Deferred fires in the reactor's next turn at the earliest, and for all callers at the same time. Another
         caller may fill the queue first, so `try_send` can still return False. The Deferred fails with NotRunningError
-        when the connection is closed. The caller may cancel it.
+        when the connection is closed. The caller may cancel the Deferred.
         """
         if self.closed:
             return fail(NotRunningError(f"this {type(self).__name__} is closed"))
@@ -467,7 +469,7 @@ class Connection:
     def poke(self, within: float = 0.0) -> None:
         """Check the socket soon, because a call has used it.
 
-        ``within`` is the maximum delay in seconds; by default, the check is made in the reactor's next turn.
+        ``within`` is the maximum delay in seconds; 0 schedules the check for the reactor's next turn.
         """
         if self.closed:
             return
@@ -481,7 +483,7 @@ class Connection:
     def _soon(self) -> Any:
         """Check the socket in the next turn of asyncio's loop.
 
-        A timer of the asyncio reactor costs three times as much.
+        A timer of Twisted's asyncio reactor costs three times as much.
         """
         try:
             return asyncio.get_running_loop().call_soon(self._poked)
@@ -527,7 +529,7 @@ class Connection:
     def close(self, linger: int = LINGER_DRAIN) -> None:
         """Close the socket.
 
-        Queued messages may still be sent for ``linger`` milliseconds.
+        Queued messages may still be sent for up to ``linger`` milliseconds.
         """
         if self.closed:
             return
@@ -550,8 +552,9 @@ class Connection:
     def forked(self) -> None:
         """Refuse all calls, because this process is a fork of the socket's process.
 
-        The child has copies of descriptors and memory, but not libzmq's threads. A send would return, and the message
-        would be lost. Even removing the descriptor from an epoll set in the child would remove it for the parent.
+        The child has copies of descriptors and memory, but not libzmq's threads. A send in the child would return, and
+        the message would be lost. Removing the descriptor from an epoll set in the child would even remove it in the
+        parent.
         """
         self.closed = True
         self._parents = self._socket  # a reference, so that the garbage collector does not close the socket here

@@ -1,9 +1,9 @@
 """Log lines about the connections to endpoints: connected, no answer, refused.
 
 This module does not use ZeroMQ. libzmq reports several connection attempts per second, but never the reason of a
-failure (zmq_socket_monitor(3)). zroute therefore logs one line when a peer is absent for longer, and one line when it
-returns. The reason in the line is derived from the order of the events. An absence that another line reports is not
-logged; see `ConnectionLog.told`.
+failure (zmq_socket_monitor(3)). zroute therefore logs one line when a peer has been absent for `NO_ANSWER` seconds, and
+one line when the peer returns. The reason in the line is derived from the order of the events. An absence that another
+line reports is not logged; see `ConnectionLog.told`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from zroute.throttle import ThrottledLog
 __all__ = ["NO_ANSWER", "ConnectionLog"]
 
 NO_ANSWER = 3.0
-"""The time in seconds without a connection after which the absence is logged. A restart takes less time."""
+"""The time in seconds without a connection after which the absence is logged. A restart usually takes less time."""
 
 _ENDED = 10.0
 """The time in seconds within which a publisher disconnects after a goodbye.
 
-If the connection ends later, it was not a connection to the publisher itself, but for example to a proxy.
+If the connection ends later, the peer was not the publisher itself, but for example a proxy.
 """
 
 _MINUTE = 60.0  # the time in seconds in which repeated lines are summarized
@@ -74,7 +74,7 @@ class ConnectionLog:
     def dial(self, endpoint: str) -> None:
         """Record that the socket connects to ``endpoint``.
 
-        ``inproc`` endpoints are not logged: libzmq sends no events about them.
+        ``inproc`` endpoints are not logged, because libzmq sends no events about them.
         """
         if not endpoint.startswith("inproc://"):
             self.forget(endpoint)
@@ -94,7 +94,7 @@ class ConnectionLog:
             _stop(dial)
 
     def told(self, endpoint: str) -> None:
-        """Record that another line reports the end of a connection, and its return."""
+        """Record that another log line reports the lost connection and the reconnection."""
         dial = self._dials.get(endpoint)
         if dial is not None:
             dial.known = True
@@ -103,7 +103,7 @@ class ConnectionLog:
     def rests(self, endpoint: str) -> None:
         """Record that the socket pauses ``endpoint``, which is logged elsewhere.
 
-        The absence is not logged, but the return is.
+        `ConnectionLog` does not log the absence, but logs the return of the peer.
         """
         dial = self._dials.get(endpoint)
         if dial is not None:
@@ -122,7 +122,7 @@ class ConnectionLog:
     def ended(self, endpoint: str) -> None:
         """Record that a publisher at ``endpoint`` is stopping, which is logged elsewhere.
 
-        The end of its connection is not logged, but the return is.
+        `ConnectionLog` does not log the end of the connection, but logs the return of the publisher.
         """
         dial = self._dials.get(endpoint)
         if dial is not None:
@@ -175,8 +175,8 @@ class ConnectionLog:
     def refused(self, endpoint: str, why: str, *, handshake: bool) -> None:
         """Log that the peer at ``endpoint`` and this socket are incompatible.
 
-        ``why`` is the reason and the remedy. If the ``handshake`` itself did not fail, the next handshake will succeed
-        as well; it is not logged.
+        ``why`` is the reason and the remedy. ``handshake`` is True if the handshake itself failed. Otherwise the next
+        handshake will succeed as well, and its success is not logged.
         """
         self.warn(endpoint, why, why)
         dial = self._dials.get(endpoint)
@@ -213,7 +213,7 @@ _ENDS = (
 )
 """The reason if the peer closes the connection during the handshake.
 
-libzmq reports both cases in the same way, unless this side ends the handshake first; see `PersistentConnection`.
+libzmq reports these two cases in the same way, unless this side ends the handshake first; see `PersistentConnection`.
 """
 
 

@@ -2,10 +2,10 @@
 
 libzmq has no call that closes one connection and then reconnects. ``zmq_disconnect`` drops received messages, and ends
 the process if a message of several parts is being read. If a duplicate of the descriptor is shut down, libzmq sees a
-lost connection, and recovers from it.
+lost connection, and reconnects.
 
-The system reuses the number of a closed descriptor. Before the shutdown, the identity of the descriptor is therefore
-compared with its identity at the start of the connection, so that no other connection is ever shut down.
+The system reuses the number of a closed descriptor. Before the shutdown, this module therefore compares the identity of
+the descriptor with the identity at the start of the connection. This comparison protects all other connections.
 """
 
 from __future__ import annotations
@@ -69,13 +69,14 @@ def identify(fd: int, address: str, *, accepted: bool = False) -> Identity | Non
 def shut_down(fd: int, identity: Identity, *, discard: bool = False) -> bool:
     """Shut the connection down if the descriptor still has this identity.
 
-    Works on a duplicate of the descriptor, which stays the same connection even if libzmq closes its own.
+    The function uses a duplicate of the descriptor. The duplicate refers to the same connection even after libzmq has
+    closed the original.
 
     Args:
         fd: The descriptor.
         identity: The result of `identify` when the connection began.
-        discard: True to also discard the data that the system has received but libzmq has not read. This may be several
-            MiB, and libzmq would read all of it.
+        discard: True to also discard the data that the system has received but libzmq has not read. There may be
+            several MiB, and libzmq would otherwise read all of them.
 
     Returns:
         True if the connection was shut down; False if the descriptor is closed or belongs to another connection.

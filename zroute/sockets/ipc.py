@@ -1,8 +1,8 @@
 """Bind ``ipc://`` paths without replacing files or sockets in use.
 
-Before libzmq binds a path, it removes any file at this path. That may be a regular file, or the socket of another
-program, which then waits for peers that never connect, without an error. libzmq also leaves its own socket file behind
-at the end, so an unused socket file is normal and may be replaced.
+Before libzmq binds a path, it removes any file at this path. This may be a regular file, or the socket of another
+program. That program then waits for peers that never connect, and gets no error. When libzmq closes its own socket, the
+socket file remains. An unused socket file is therefore normal, and may be replaced.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def bind(zmq_socket: zmq.Socket[Any], address: str) -> None:
 
     Raises:
         zmq.ZMQError: EADDRINUSE if a program serves the ipc path, EEXIST if the file at the path is not a socket,
-            EACCES if permission to check that is denied, and all errors of libzmq's bind.
+            EACCES if permission to check the path is denied, and all errors of libzmq's bind.
     """
     path = _path(address)
     if path is None:
@@ -68,7 +68,7 @@ def _path(address: str) -> str | None:
 def _alone_in(directory: str) -> Iterator[None]:
     """Hold the lock of a directory.
 
-    If two programs start at the same time, this ensures that the second program finds the socket of the first.
+    If two programs start at the same time, the lock ensures that the second program finds the socket of the first.
     """
     try:
         held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -22,7 +22,7 @@ __all__ = ["JobsConnection", "WorkConnection"]
 _PROBES = (0.005, 0.1)
 """The delays in seconds, after the end of a connection, at which the owner searches for the lost worker.
 
-There are two delays, because libzmq reports the end before it removes the connection from the socket.
+There are two delays, because libzmq reports the end of the connection before it removes the connection from the socket.
 """
 
 
@@ -43,7 +43,7 @@ class Worker(Protocol):
         """Make an offer."""
 
     def disconnected(self) -> None:
-        """Forget the jobs, because the owner gives them to other workers."""
+        """Forget all jobs, because the owner assigns these jobs to other workers."""
 
     def received(self, parts: Sequence[bytes]) -> None:
         """Process a message from the owner."""
@@ -53,11 +53,11 @@ class JobsConnection(RouterConnection):
     """The socket of an owner of jobs.
 
     A worker never gets more jobs than its credits, so the queue to a worker is full only if the worker reads nothing.
-    Binds each endpoint, or connects to it if it begins with ``connect:``. Set ``owner`` before `open`.
+    Binds each endpoint, or connects if the endpoint begins with ``connect:``. Set ``owner`` before `open`.
 
     Args:
         reactor: The Twisted reactor that reads the socket.
-        context: The ZeroMQ context; by default the context of the process.
+        context: The ZeroMQ context; the default is the context of the process.
         options: Other options of the socket.
     """
 
@@ -108,7 +108,7 @@ class JobsConnection(RouterConnection):
     def _probe(self) -> None:
         del self._probes[0]
         if not self.closed:
-            self.doRead()  # process reports that have arrived before losing their worker
+            self.doRead()  # first process the reports that the lost worker has sent
             self.owner.probe()
 
 
@@ -123,7 +123,7 @@ class WorkConnection:
         endpoint: The endpoint of the owner.
         name: The name of the connection in logs.
         watchers: Functions that are called with each event of a connection.
-        context: The ZeroMQ context; by default the context of the process.
+        context: The ZeroMQ context; the default is the context of the process.
         options: Other options of the sockets.
     """
 
@@ -178,7 +178,7 @@ class WorkConnection:
         return address
 
     def tell(self, parts: Sequence[bytes]) -> bool:
-        """Send the parts of a message to the owner; return False if it can't be sent."""
+        """Send the parts of a message to the owner; return False if the send fails."""
         dealer = self._dealer
         return dealer is not None and not dealer.closed and dealer.try_send_bytes(parts)
 
@@ -206,7 +206,7 @@ class WorkConnection:
             self.worker.connected()
         elif (
             event.name == "disconnected" and self._connected
-        ):  # before, `PersistentConnection` logs why, and reconnects
+        ):  # otherwise `PersistentConnection` logs the reason, and reconnects
             dealer.doRead()  # process messages that have arrived, such as the owner's stop
             self.worker.disconnected()
             if self._endpoint.bind:

@@ -2,13 +2,13 @@
 
 This module does not use ZeroMQ. The addresses in events do not identify a connection:
 
-- libzmq uses the address as it was opened (``tcp://localhost:5555``) until the first connection ends. From then on, it
-  uses the resolved address (``tcp://127.0.0.1:5555``).
+- libzmq uses the address as it was opened (``tcp://localhost:5555``) until the first connection ends. From then on,
+  libzmq uses the resolved address (``tcp://127.0.0.1:5555``).
 - Two names can have the same address.
 - All connections to a bound endpoint have the same address.
 
 This module therefore finds a connection by its descriptor if the event contains a descriptor (``connected``,
-``accepted``, ``disconnected``). Only for other events does it use the address.
+``accepted``, ``disconnected``). For other events, this module uses the address.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class _Dialled:
     """True after the connection has ended, until libzmq reports the next attempt."""
 
     def fits(self, text: str) -> int:
-        """Return a number for how well an event's address matches this endpoint.
+        """Return how well an event's address matches this endpoint, from 0 to 3.
 
-        0: the address as it was opened; 1: another known address; 2: only the port matches; 3: no match.
+        0: equal to the address as it was opened; 1: another known address; 2: only the port matches; 3: no match.
         """
         if text == self.address:
             return 0
@@ -89,7 +89,7 @@ class Links:
     def hang_up(self, endpoint: str) -> None:
         """Remove an endpoint and its connections.
 
-        This is needed because libzmq sends no event when the owner itself disconnects.
+        libzmq sends no event when the owner itself disconnects.
         """
         self._dialled = [each for each in self._dialled if each.address != endpoint]
         self._end(link for link in self._links.values() if link.endpoint == endpoint)
@@ -147,8 +147,8 @@ class Links:
     def attempted(self, text: str) -> str | None:
         """Return the endpoint that libzmq will try to connect to next.
 
-        If several endpoints match the address, it is the endpoint that lost its connection first and was not tried
-        since. The result is None if no endpoint matches.
+        If several endpoints match the address, the result is the endpoint that lost its connection first and has not
+        been tried since. The result is None if no endpoint matches.
         """
         free = [each for each in self._dialled if each.link is None]
         found = _best((each for each in free if each.lost), text) or _best(free, text)
@@ -162,7 +162,7 @@ class Links:
         found = _best(free, event.address) or _best(self._dialled, event.address)
         if found is None:  # the endpoint was disconnected in the meantime
             return None
-        if found.link is not None:  # the endpoint was opened again, and libzmq sent no event of the first one's end
+        if found.link is not None:  # the endpoint was opened again, and libzmq did not report the end of the first link
             self._end([found.link])
         found.link = self._begin(event, found.address)
         found.texts, found.resolved, found.lost = {found.address, event.address}, False, False
@@ -191,8 +191,8 @@ class Links:
     def _greeting(self, text: str) -> Link | None:
         """Return the connection whose handshake this event reports.
 
-        The event has no descriptor. The connection is the oldest one in the handshake with this address, or otherwise
-        the oldest one in the handshake.
+        The event has no descriptor, so the result is the oldest connection in its handshake with this address. If there
+        is none, the result is the oldest connection in its handshake.
         """
         pending = [link for link in self._links.values() if not link.ready and link.fault is None]
         return next((link for link in pending if link.address == text), pending[0] if pending else None)

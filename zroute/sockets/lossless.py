@@ -1,21 +1,21 @@
 """A publisher that waits instead of dropping messages.
 
-The publisher ends only when its subscribers have read all messages. PUB/SUB sockets lose messages silently in two
-cases, which this module prevents:
+`LosslessPubConnection.finish` waits until the subscribers have read all messages. PUB/SUB sockets lose messages
+silently in two cases, which this module prevents:
 
 - **A full queue.** With XPUB_NODROP (zmq_setsockopt(3)), a send fails with EAGAIN, and no subscriber receives the
   message.
 - **The end.** libzmq passes the last messages to the system and closes the connection. If the subscriber then sends a
-  PING, the system resets the connection and discards the data that it has not sent (RFC 1122, 4.2.2.13). The publisher
-  therefore keeps a duplicate of each descriptor. When libzmq has closed its descriptors, only the sending side of the
-  connection is shut down. The subscriber reads to the end and closes its side. The publisher then reads the end of the
-  data from the duplicate.
+  PING, the system resets the connection and discards the unsent data (RFC 1122, 4.2.2.13). The publisher therefore
+  keeps a duplicate of each descriptor. When libzmq has closed its descriptors, the publisher shuts down only the
+  sending side of the connection. The subscriber reads to the end and closes its side. The publisher then reads
+  end-of-file from the duplicate.
 
 A subscriber that closes its connection before it has read all data resets the connection. There are two possible
-reasons. The subscriber may have ended, like ``tail -n 1``; it then needs no more messages. Or its own heartbeat has cut
-the connection while its queue was full; it has then lost the messages on the way. The data on the connection does not
-show the difference, but only the second subscriber reconnects at once. Resets are therefore recorded by host. A
-connection from the same host within a second means that a subscriber has lost messages.
+reasons. The subscriber may have ended, as ``tail -n 1`` does, and needs no more messages. Or the subscriber's own
+heartbeat has closed the connection while its queue was full, and the messages on the way are lost. Both cases look the
+same on the connection, but only in the second case does the subscriber reconnect at once. Resets are therefore recorded
+by host. A connection from the same host within a second means that a subscriber has lost messages.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _WATCHED = {"accepted", "connected", "disconnected"}  # events whose value is th
 _RETURN = 1.0
 """The time in seconds within which a running subscriber reconnects.
 
-It is ten times the reconnect interval of libzmq and zroute.
+This time is ten times the reconnect interval of libzmq and zroute.
 """
 
 
@@ -83,7 +83,7 @@ def _host(address: Any) -> str:
 
 
 class LosslessPubConnection(XPubConnection):
-    """A publisher that drops no message. End it with `finish`.
+    """A publisher that drops no message. `finish` closes it without a loss.
 
     While the queue of one subscriber is full, `try_send` returns False, and no subscriber receives the message. A
     subscriber with subscriptions of more than `MAX_SUBSCRIPTION_BYTES` is disconnected. The publisher has its own
@@ -101,7 +101,7 @@ class LosslessPubConnection(XPubConnection):
         self.lost_to = 0
         """The number of subscribers that have lost messages.
 
-        They reset their connection before they had read all messages, and reconnected.
+        These subscribers reset their connection before they had read all messages, and reconnected.
         """
         self.watch(self._follow_peer)
 
@@ -114,9 +114,9 @@ class LosslessPubConnection(XPubConnection):
     def finish(self, seconds: float) -> Deferred[bool]:
         """Close the connection when all messages are read, or after ``seconds``.
 
-        The publisher does not wait for a subscriber that disconnects. If it reconnects, it had not
-        stopped and has lost messages, so the publisher counts it in ``lost_to``. With 0 seconds, queued messages are
-        dropped.
+        The publisher does not wait for a subscriber that disconnects. If the subscriber reconnects, the publisher
+        counts it in ``lost_to``, because this subscriber has lost messages and is still running. With 0 seconds, queued
+        messages are dropped.
 
         Returns a Deferred that fires with True if all messages were read, else with False.
         """
@@ -175,7 +175,7 @@ def _end(context: zmq.Context[Any], peers: list[_Peer], seconds: float) -> tuple
     deadline = time.monotonic() + seconds
     context.term()
     complete = time.monotonic() < deadline
-    resets = [peer for peer in peers if peer.reset]  # a connection after the shutdown looks the same
+    resets = [peer for peer in peers if peer.reset]  # each connection looks reset after the shutdown
     for peer in peers:
         with suppress(OSError):  # the peer has disconnected
             peer.socket.shutdown(socket.SHUT_WR)

@@ -1,20 +1,20 @@
-"""Host names: connect to all addresses of a name, and find names with IPv6 only.
+"""Host names: connect to all addresses of a name, and find IPv6-only names.
 
 **All addresses.** libzmq connects to the first address of a name, and never tries the second. A name may refer to
 several publishers, as in a headless service of Kubernetes. `Names` therefore looks up a name, connects to each of its
 addresses, and repeats the look-up every `EVERY` seconds. `Names` does not look up ``localhost``, because this name
 always refers to this machine.
 
-The system's resolver (getaddrinfo(3)) looks names up, in a thread. Like libzmq, it uses ``/etc/hosts``, the search
-domains in ``/etc/resolv.conf`` and all other sources in nsswitch.conf(5). A resolver in Python, such as twisted.names,
-uses neither search domains nor other sources. It would not find some names to which libzmq can connect: the short name
-of a service, or a name in the local network.
+The system's resolver (getaddrinfo(3)) looks names up, in a thread. Like libzmq, the system's resolver uses
+``/etc/hosts``, the search domains in ``/etc/resolv.conf`` and all other sources in nsswitch.conf(5). A resolver in
+Python, such as twisted.names, uses neither search domains nor other sources. Such a resolver would not find some names
+to which libzmq can connect: the short name of a service, or a name in the local network.
 
-**IPv6 only.** While ZMQ_IPV6 is 0, libzmq resolves names to IPv4 addresses only, and can't find a host without one.
-With ZMQ_IPV6=1, it prefers IPv6 addresses: ``localhost`` would become ``::1``, and a publisher at 127.0.0.1 would be
-unreachable. The option must therefore be set only for names without an IPv4 address. `Lookups` finds these names, for
-endpoints that `Names` does not follow. `Lookups` also uses a thread for each name, because a name server that does not
-answer would block the reactor.
+**IPv6 only.** While ZMQ_IPV6 is 0, libzmq resolves names to IPv4 addresses only, and can't connect to a host without an
+IPv4 address. With ZMQ_IPV6=1, libzmq prefers IPv6 addresses: ``localhost`` would become ``::1``, and a publisher at
+127.0.0.1 would be unreachable. The option must therefore be set only for names without an IPv4 address. `Lookups` finds
+these names, for endpoints that `Names` does not follow. `Lookups` also uses a thread for each name, because a name
+server that does not answer would block the reactor.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def addresses_of(host: str, prefer_ipv6: bool) -> list[str]:
     """Return either the IPv4 or the IPv6 addresses of a host.
 
     The result contains the IPv4 addresses if the host has any, and otherwise the IPv6 addresses. With ``prefer_ipv6``,
-    the order is reversed. With both kinds of addresses, the socket would connect to the host twice. This call blocks.
+    the preference is reversed. With both kinds of addresses, the socket would connect to the host twice. This call
+    blocks.
 
     Raises:
         OSError: The name can't be resolved.
@@ -90,7 +91,7 @@ class _Followed:
     """A followed name, its connected addresses, and the timer of a look-up.
 
     ``failed`` is True if the last look-up has failed. ``refused`` is True if the last attempt to connect to new
-    addresses has failed for an address.
+    addresses has failed for at least one address.
     """
 
     endpoint: str
@@ -105,15 +106,15 @@ class Names:
     """Connects a socket to each address of the host names in its endpoints.
 
     If a look-up fails, `Names` keeps all connections, and logs the failure once. The socket may be unable to connect to
-    an address, for example because no descriptor is free. `Names` then logs the error once, and tries again after the
-    next look-up. All methods must be called in the reactor's thread.
+    an address, for example because no descriptor is free. `Names` then logs the error once, and retries after the next
+    look-up. All methods must be called in the reactor's thread.
 
     Args:
         reactor: The Twisted reactor, for timers.
         subject: The first word of log lines.
         connect: Called with ``tcp://address:port`` for each new address of a name.
-        disconnect: Called for each address that the name no longer has. If messages from this connection may be unread,
-            the owner reads them before it disconnects.
+        disconnect: Called with each address that the name no longer has. If messages from this connection may be
+            unread, the owner reads them before it disconnects.
         prefer_ipv6: True to use IPv6 addresses if a name has any.
     """
 
@@ -135,14 +136,14 @@ class Names:
         self._kept: set[str] = set()
 
     def keep(self, address: str) -> None:
-        """Leave an address alone, because it is also an endpoint.
+        """Never connect to or disconnect from an address that is also an endpoint.
 
-        It stays connected when a name no longer has it.
+        The address stays connected even if a host name no longer has it.
         """
         self._kept.add(address)
 
     def release(self, address: str) -> None:
-        """Treat an address as any other one of a name again: its endpoint was closed."""
+        """Undo `keep` for an address whose endpoint was closed."""
         self._kept.discard(address)
         for followed in self._followed.values():
             if address in followed.addresses:
@@ -176,7 +177,7 @@ class Names:
     def forget(self, endpoint: str) -> tuple[str, ...]:
         """Stop following an endpoint; return the addresses for the caller to disconnect.
 
-        The result omits addresses that another followed name has too.
+        The result omits addresses that another followed name also has.
         """
         followed = self._followed.pop(endpoint, None)
         if followed is None:
@@ -263,7 +264,7 @@ class Names:
         return [each for each in addresses if each not in errors]
 
     def _elsewhere(self, address: str, followed: _Followed) -> bool:
-        """Return True if another name has this address, or it is an endpoint."""
+        """Return True if another name has this address, or if the address is an endpoint."""
         return address in self._kept or any(
             address in each.addresses for each in self._followed.values() if each is not followed
         )
@@ -300,7 +301,7 @@ class Lookups:
     def __init__(self, reactor: Any, found: Callable[[str], None]) -> None:
         self._reactor = reactor
         self._found = found
-        self._last: dict[str, float] = {}  # time of the last look-up, by endpoint whose name is not resolved yet
+        self._last: dict[str, float] = {}  # the last look-up of each unresolved name, by endpoint
         self._under_way: set[str] = set()
 
     def begin(self, address: str) -> None:

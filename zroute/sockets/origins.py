@@ -1,6 +1,6 @@
 """Find the connection that delivered a message.
 
-A socket with several publishers reports only a descriptor; see `Origins`.
+libzmq reports only the descriptor of a message's connection; see `Origins`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Origins:
     ``recv`` reads a part, ``links`` contains the connections, and ``look`` processes the events that have arrived.
 
     A part carries the descriptor of its connection. libzmq sends the event that announces this descriptor before the
-    first part, but on another socket, so events are read first. The system may reuse the descriptor of a closed
-    connection while parts of that connection are still unread. Until all parts are read, a part with this descriptor is
-    not assigned to either connection.
+    first part, but on another socket. `Origins` therefore reads events first. The system may reuse the descriptor of a
+    closed connection while parts of that connection are still unread. Until all parts are read, a part with this
+    descriptor is not assigned to either connection.
     """
 
     def __init__(self, recv: Callable[[int, bool], Any], links: Links, look: Callable[[], None]) -> None:
@@ -37,7 +37,7 @@ class Origins:
         self.link: Link | None = None
         """The current connection with the descriptor of the last part.
 
-        It may be a later connection than the one that delivered the part; see `came_by`.
+        A part may be older than this connection; see `came_by`.
         """
         self.fd: int | None = None
         """The descriptor that delivered the last part; None over ``inproc``."""

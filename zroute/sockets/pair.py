@@ -31,7 +31,7 @@ C = TypeVar("C", bound=Connection)
 
 
 class SharedContext:
-    """A ZeroMQ context that lives while it has users.
+    """A ZeroMQ context that exists while apps use it.
 
     Apps that connect over ``inproc://`` share one context. The context is terminated when its last user has released
     it, and a new context is created for the next user. A ``zmq.Context`` that the caller passes is used unchanged, and
@@ -45,7 +45,7 @@ class SharedContext:
         self._users = 0
 
     def share(self) -> SharedContext:
-        """Mark the context as shared with another app; return it."""
+        """Mark this context as shared with another app; return this object."""
         self._shared = True
         return self
 
@@ -64,7 +64,7 @@ class SharedContext:
         return self._context
 
     def release(self, reactor: Any) -> Deferred[None]:
-        """Remove one user; terminate the context if it was the last.
+        """Remove one user; terminate the context if no user is left.
 
         The Deferred fires when the context is terminated, after all messages were sent or dropped. If other users
         remain, the Deferred fires at once.
@@ -86,7 +86,7 @@ class SharedContext:
             context.term()
             reactor.callFromThread(terminated)
 
-        # A separate thread: `term` blocks until all is sent, and the reactor's thread pool may be full or stopped.
+        # A separate thread, because `term` blocks until all is sent, and the reactor's pool may be full or stopped.
         threading.Thread(target=terminate, name="zroute-term", daemon=True).start()
         return done
 
@@ -116,7 +116,7 @@ class SocketPair:
 
     Args:
         reactor: The Twisted reactor that reads the sockets.
-        app: The options of the app. Its name is the first word of log lines about the connections.
+        app: The options of the app. The name of the app is the first word of log lines about the connections.
         subscribe_to: The endpoints of the SUB socket.
         publish_to: The endpoints of the XPUB socket.
     """
@@ -141,7 +141,7 @@ class SocketPair:
         self._names = Names(reactor, app.name, self._dial, self._vanish, prefer_ipv6=bool(app.options.get("ipv6")))
         self._vanishing: set[str] = set()
         self.on_vanished: Callable[[str], object] = self.hang_up
-        """Called with an address that a host name no longer has. The receiver calls `hang_up` after reading."""
+        """Called with an address that a host name no longer has. The function calls `hang_up` after reading."""
         self.on_connected: Callable[[], None] = lambda: None
         """Called when a publisher has connected, for the first time or again."""
         self.bound: list[str] = []
@@ -229,7 +229,7 @@ class SocketPair:
     def subscribed(self) -> list[str]:
         """The addresses of the SUB socket, in the order of its endpoints.
 
-        A host name stands for all of its addresses.
+        For an endpoint with a host name, the result contains the name instead of the addresses.
         """
         return [address for _, address in self._opened]
 
@@ -249,7 +249,8 @@ class SocketPair:
     def hang_up(self, address: str) -> bool:
         """Disconnect an address that its host name no longer has.
 
-        Its queued messages are dropped. Returns False, and does nothing, if the name has the address again.
+        The queued messages of the connection are dropped. Returns False, and does nothing, if the name has the address
+        again.
         """
         if address not in self._vanishing or self.sub is None:
             return False
@@ -281,7 +282,7 @@ class SocketPair:
     def links_at(self, address: str) -> frozenset[int]:
         """Return the connections of the SUB socket at an address.
 
-        The address comes from `addresses`, or it is one of the addresses of a host name.
+        ``address`` is an item of `subscribed`, or an address of a host name.
         """
         alive = ((id, self._links.get(id)) for id in self._links.alive)
         at = (address, *self._names.of(address))
@@ -305,7 +306,7 @@ class SocketPair:
         return lambda parts: send(*parts)
 
     def _watched(self, connection: C) -> C:
-        if _log.isEnabledFor(logging.DEBUG):  # checked once: events that are not shown cost nothing
+        if _log.isEnabledFor(logging.DEBUG):  # checked once, so that events cost nothing unless they are logged
             connection.watch(lambda event: _log.debug("%s %s", type(connection).__name__, event))
         return connection
 
@@ -339,7 +340,7 @@ class SocketPair:
         return 0 if self.sub is None else self.sub.discard(most)
 
     def subscribe(self, subscriptions: Iterable[bytes]) -> None:
-        """Replace the subscriptions by these prefixes, in this order."""
+        """Replace the subscriptions with these prefixes, in this order."""
         if self.sub is None:
             return
         wanted, before = dict.fromkeys(subscriptions), dict.fromkeys(self._subscriptions)
@@ -382,7 +383,7 @@ class SocketPair:
 
         ``answered`` contains the names of the publishers that have answered. The result contains the endpoints without
         a connection, and the endpoints whose port does not occur in these names. If a name contains none of our ports,
-        its publisher is behind a proxy. The result then contains only the endpoints without a connection.
+        its publisher is behind a proxy, and the result contains only the endpoints without a connection.
         """
         names = [_ports(name) for name in answered]
         ports = {_port(endpoint.address) for endpoint in self._subscribe_to}
@@ -419,8 +420,8 @@ class SocketPair:
 
         ``name`` is the name of the publisher, and ``links`` contains the connections that delivered its goodbye. The
         connections identify the endpoint, because other hosts may use the same ports, and the publisher may be behind a
-        proxy. If they are unknown, the publisher's port identifies the endpoint, unless several endpoints have this
-        port.
+        proxy. If these connections are unknown, the publisher's port identifies the endpoint, unless several endpoints
+        have this port.
         """
         if self.sub is None:
             return
@@ -478,9 +479,10 @@ class SocketPair:
             self.on_connected()
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
-        """Return a function that sends a message and returns True, or returns False.
+        """Return a function that tries to send a message, or None.
 
-        If the queue of a subscriber is full, the function returns False, and no subscriber receives the message.
+        The function returns True if it has sent the message. If the queue of a subscriber is full, the function returns
+        False, and no subscriber receives the message.
         Without a publishing socket, the result is None. The arguments are the same as for `sender`.
         """
         if self.pub is None:
@@ -499,11 +501,11 @@ class SocketPair:
         return True
 
     def emptied(self) -> bool:
-        """Return True if all messages have been read since the last call."""
+        """Return True if no message was left to read at some time since the last call."""
         if self.sub is None:
             return True
         emptied, self.sub.emptied = self.sub.emptied, False
-        self.sub.poke()  # if no message arrives, nothing else looks at the socket
+        self.sub.poke()  # if no message arrives, nothing else checks the socket
         return emptied
 
     def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
@@ -513,7 +515,7 @@ class SocketPair:
         """
         self._names.close()
         if self.sub is not None:
-            self.sub.close(LINGER_ABORT)  # it can only have subscriptions to send, for peers that are away
+            self.sub.close(LINGER_ABORT)  # its only unsent messages are subscriptions for absent peers
         if self.pub is not None:
             self.pub.close(linger)
         self.sub = self.pub = None

@@ -1,6 +1,6 @@
 """Connections whose messages are lists of parts.
 
-This is the common base of PUSH/PULL, DEALER/ROUTER, REQ/REP, PAIR and the publish/subscribe sockets.
+`PartsConnection` is the common base of PUSH/PULL, DEALER/ROUTER, REQ/REP, PAIR and the publish/subscribe sockets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = logging.getLogger("zroute.sockets")
 OnMessage = Callable[[list[bytes]], object]
 """A function that is called with the parts of each message.
 
-If it returns a coroutine, a Deferred or another awaitable, zroute awaits it.
+If the function returns a coroutine, a Deferred or another awaitable, zroute awaits the result.
 """
 
 _FIRST_BYTES = 48  # bytes of a part that a log line shows
@@ -40,13 +40,13 @@ class PartsConnection(PersistentConnection):
     Counters: ``received`` counts all messages. ``failed`` counts messages whose ``on_message`` raised an error, or
     returned an awaitable that failed. ``malformed`` counts messages that ``on_message`` rejected with `EnvelopeError`,
     and messages of more than `MAX_PARTS` parts. Failed and malformed messages are also logged; repeated log lines are
-    summarised. They do not affect later messages.
+    summarized. Such messages do not affect later messages.
 
     Args:
         reactor: The Twisted reactor that reads the socket.
         on_message: Called with the parts of each message.
-        context: The ZeroMQ context; by default the context of the process.
-        options: The socket options, as libzmq's names in lower case; see `SocketOptions`.
+        context: The ZeroMQ context; the default is the context of the process.
+        options: The socket options, with libzmq's names in lower case; see `SocketOptions`.
 
     Raises:
         TypeError: An option is unknown, has a value of the wrong type, or is not for this kind of socket.
@@ -131,12 +131,12 @@ class PartsConnection(PersistentConnection):
 
 
 class SendingConnection(PartsConnection):
-    """A `PartsConnection` that also sends, and reports a full send queue."""
+    """A `PartsConnection` that also sends; a full send queue raises an error."""
 
     def send(self, *parts: bytes) -> None:
         """Send a message of one or more parts, completely or not at all.
 
-        DEALER and PAIR sockets also queue messages for a peer while they are connecting to it.
+        DEALER and PAIR sockets also queue messages while they are connecting to a peer.
 
         Args:
             parts: The parts, from 1 to `MAX_PARTS`.

@@ -1,14 +1,14 @@
 """A connection that reconnects even when libzmq gives up.
 
-libzmq reconnects after a lost connection, but not after a protocol error, such as a part over MAXMSGSIZE. After a
-protocol error, it ends the session without an event. If no connection attempt follows a disconnection, this module
-therefore logs a warning and reconnects.
+libzmq reconnects after a lost connection, but not after a protocol error, such as a part that exceeds MAXMSGSIZE. After
+a protocol error, libzmq ends the session without an event. If no connection attempt follows a disconnection, this
+module therefore logs a warning and reconnects.
 
 The time at which the connection ends shows the kind of error:
 
 - a required key: ``handshake_failed_protocol``;
 - an incompatible socket type: the connection ends during the handshake, without that event;
-- an invalid or too large frame: the connection ends after the handshake.
+- an invalid or oversized frame: the connection ends after the handshake.
 
 `Links` finds the endpoint of each attempt, and `ConnectionLog` logs the connections.
 """
@@ -70,7 +70,7 @@ class PersistentConnection(Connection):
         self.endpoint_option = "the endpoint"
         """The argument that log lines recommend to check if the peer has an incompatible socket."""
         self.dialled: list[str] = []
-        """The endpoints of ``endpoints`` that the socket connects to."""
+        """The items of ``endpoints`` to which the socket connects."""
         self._identities: dict[int, Identity] = {}
         self._given_up: dict[str, Any] = {}
         self._ends: dict[str, Link] = {}  # the last connection that ended, by endpoint
@@ -135,8 +135,9 @@ class PersistentConnection(Connection):
     def cut(self, id: int) -> str | None:
         """Close the connection with this id, so that libzmq reconnects.
 
-        Messages that have arrived are still delivered, and libzmq sends all subscriptions again. Returns the endpoint.
-        If the connection is unknown, has ended, or was opened by the peer, the method does nothing and returns None.
+        Messages that have arrived are still delivered, and libzmq sends all subscriptions again after the reconnection.
+        Returns the endpoint. If the connection is unknown, has ended, or was opened by the peer, the method does
+        nothing and returns None.
         """
         self._read_events()
         link = self.links.get(id)
@@ -165,7 +166,7 @@ class PersistentConnection(Connection):
     def _rest_soon(self, endpoint: str, seconds: float) -> None:
         """Pause an endpoint whose connection has ended, and reconnect after ``seconds``.
 
-        The pause begins slightly later, so that received messages are read first, but before libzmq reconnects.
+        The pause begins after a short delay, in which received messages are read, but before libzmq reconnects.
         """
         self._cancel(endpoint)
         _cancel(self._resting, endpoint)
@@ -283,7 +284,7 @@ class PersistentConnection(Connection):
         self._redial(endpoint)
 
     def _disagreement(self, link: Link) -> str:
-        """Return the reason why libzmq has given up a connection, with the remedy."""
+        """Return the reason why libzmq has given up on a connection, and the remedy."""
         if link.ready:
             limit = int(self._socket.get(zmq.SocketOption.MAXMSGSIZE))
             remedy = f": increase {self.size_option} here, or send smaller messages" if self.size_option else ""

@@ -18,11 +18,11 @@ __all__ = ["PullConnection", "PushConnection"]
 class PushConnection(SendingConnection):
     """A PUSH socket: sends each message to one of the connected peers, in rotation.
 
-    Binds each endpoint, or connects to it if it begins with ``connect:``.
+    Binds each endpoint, or connects if the endpoint begins with ``connect:``.
 
-    A peer receives jobs as long as its queues have room, even if it does not process them. In a test with both
-    high-water marks at 1, a peer that read no messages was sent 12,516 jobs of 60 bytes. To share work fairly, let the
-    workers request their jobs; see `zroute.sockets.reqrep`.
+    A peer receives jobs as long as its queues have room, even if the peer does not process the jobs. In a test with
+    both high-water marks at 1, a peer that read no messages was sent 12,516 jobs of 60 bytes. To share work fairly, let
+    the workers request their jobs; see `zroute.sockets.reqrep`.
     """
 
     kind: ClassVar[int] = zmq.PUSH
@@ -37,7 +37,8 @@ class PushConnection(SendingConnection):
 class PullConnection(PartsConnection):
     """A PULL socket: ``on_message`` gets the parts of each message.
 
-    Reads from all connected peers in rotation. Connects to each endpoint, or binds to it if it begins with ``bind:``.
+    Reads from all connected peers in rotation. Connects to each endpoint, or binds if the endpoint begins with
+    ``bind:``.
     """
 
     kind: ClassVar[int] = zmq.PULL

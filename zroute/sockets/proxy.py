@@ -6,8 +6,8 @@ proxy is C code that runs in its own thread, so Python code does not process the
 
 Only one thread at a time may use a ZeroMQ socket. While the proxy runs, the reactor's thread therefore uses only the
 monitors of the two sockets, which report their connections. Before the reactor's thread binds, connects or closes a
-socket, it ends the proxy's thread. Afterwards it starts a new one. No message is lost meanwhile, because messages wait
-in the sockets.
+socket, it ends the proxy's thread. Afterwards, the reactor's thread starts a new proxy thread. No message is lost
+meanwhile, because messages wait in the sockets.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["Forwarded", "Proxy"]
 
 _CONTROL = "inproc://zroute-proxy"
 _COUNTER = Struct("=Q")
-_ANSWER = 10_000  # the timeout in milliseconds for an answer of the proxy's thread; usually it takes less than 1 ms
+_ANSWER = 10_000  # the timeout in milliseconds for an answer of the proxy's thread; usually less than 1 ms is needed
 
 
 @attrs.frozen
@@ -43,7 +43,7 @@ class Forwarded:
 
     Attributes:
         frames: The number of frames that were forwarded to the back: one for each message, or one for each part of a
-            message with several parts. The queue of a subscriber may have dropped some of these frames.
+            message with several parts. libzmq may have dropped some of these frames for subscribers with full queues.
         bytes: The total size of these frames in bytes.
         subscriptions: The number of subscriptions, withdrawals and markers that were forwarded to the front.
     """
@@ -79,7 +79,7 @@ class Proxy:
         self._context = SharedContext()
         context = self._context.acquire()
         limit = frame_limit(max_message)
-        # The front sends only subscriptions, and sends all of them to each new peer. So unsent ones can be dropped.
+        # The front sends only subscriptions, and all of them to each new peer. So unsent subscriptions can be dropped.
         front = with_options(socket_options("XSUB"), {"maxmsgsize": limit, "linger": LINGER_ABORT})
         # libzmq's proxy reads subscriptions in its own thread, so they need no limit that protects the reactor.
         back = with_options(socket_options("XPUB"), {"sndhwm": send_queue, "rcvhwm": 0})
@@ -89,7 +89,7 @@ class Proxy:
         """The XPUB socket."""
         self.front.log.name = self.back.log.name = name
         self._control: zmq.Socket[Any] = context.socket(zmq.PAIR)
-        self._steered: zmq.Socket[Any] = context.socket(zmq.PAIR)  # the end of the proxy's thread
+        self._steered: zmq.Socket[Any] = context.socket(zmq.PAIR)  # the control socket that the proxy's thread reads
         self._control.set(zmq.SocketOption.RCVTIMEO, _ANSWER)
         self._control.bind(_CONTROL)
         self._steered.connect(_CONTROL)
@@ -122,7 +122,7 @@ class Proxy:
         return endpoint.address
 
     def start(self) -> None:
-        """Start to forward messages and subscriptions."""
+        """Start forwarding messages and subscriptions."""
         self._has_failed = False
         self._thread = threading.Thread(target=self._forward, name="zroute-proxy", daemon=True)
         self._thread.start()

@@ -1,10 +1,11 @@
-"""PUB and XPUB send, SUB and XSUB receive.
+"""Publish/subscribe sockets: PUB and XPUB send; SUB and XSUB receive.
 
 See the zguide, chapters 2 and 5, and RFC 29.
 
-A publisher can limit the bytes of subscriptions of each connection (`XPubConnection.limit_subscriptions`). Such a
-socket reads subscriptions faster than it reports them: libzmq itself adds every subscription that arrives, so the limit
-must be checked early. Changes that were read but not yet reported wait in a queue of limited length.
+A publisher can limit the bytes of subscriptions of each connection (`XPubConnection.limit_subscriptions`). libzmq
+itself adds every subscription that arrives, so the limit must be checked early. A socket with a limit therefore reads
+subscriptions faster than it reports them. Changes that were read but not yet reported wait in a queue of limited
+length.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _ended_again(subscriptions: Collection[bytes], pause: float) -> str:
 class SubConnection(PartsConnection):
     """A SUB socket: receives the messages that begin with a subscribed prefix.
 
-    Connects to each endpoint, or binds to it if it begins with ``bind:``. ``on_message`` receives the parts of one
+    Connects to each endpoint, or binds if the endpoint begins with ``bind:``. ``on_message`` receives the parts of one
     message as a list of bytes. If the publisher sends a topic and a body, the list has two parts:
 
         def on_message(parts: list[bytes]) -> None:
@@ -81,10 +82,11 @@ class SubConnection(PartsConnection):
         connection.open("tcp://127.0.0.1:5555")
 
     Args:
-        reactor: The Twisted reactor that the socket is read on.
-        on_message: Called with the parts of each message. If it returns an awaitable, zroute awaits it.
-        context: The ZeroMQ context; by default the context of the process.
-        options: The socket options, as libzmq's names in lower case; see `SocketOptions`.
+        reactor: The Twisted reactor that reads the socket.
+        on_message: Called with the parts of each message. If the function returns an awaitable, zroute awaits the
+            result.
+        context: The ZeroMQ context; the default is the context of the process.
+        options: The socket options, with libzmq's names in lower case; see `SocketOptions`.
     """
 
     kind: ClassVar[int] = zmq.SUB
@@ -93,9 +95,8 @@ class SubConnection(PartsConnection):
     subscribed: Callable[[], Collection[bytes]] | None = None
     """A function that returns the active subscriptions, or None.
 
-        If the function is set, the socket detects a peer that repeatedly closes the connection as soon as it has
-        received the subscriptions. The socket then waits before it reconnects, and logs a warning with the number of
-        subscriptions.
+        If the function is set, the socket detects a peer that repeatedly closes the connection after receiving the
+        subscriptions. The socket then waits before it reconnects, and logs a warning with the number of subscriptions.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class SubConnection(PartsConnection):
 class XSubConnection(SendingConnection):
     """An XSUB socket: subscribes with messages, and does not filter.
 
-    `send` sends any message to all its publishers. Connects to each endpoint, or binds to it if it begins with
+    `send` sends a message to all connected publishers. Connects to each endpoint, or binds if the endpoint begins with
     ``bind:``.
     """
 
@@ -180,10 +181,10 @@ class XSubConnection(SendingConnection):
 
 
 class PubConnection(SendingConnection):
-    """A PUB socket: sends to all subscribers to a prefix of the first part.
+    """A PUB socket: sends to all peers that subscribe to a prefix of the first part.
 
     If the queue of a subscriber is full (``sndhwm``), that subscriber does not receive the message, and no error is
-    raised. Binds each endpoint, or connects to it if it begins with ``connect:``.
+    raised. Binds each endpoint, or connects if the endpoint begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.PUB
@@ -198,16 +199,16 @@ class PubConnection(SendingConnection):
 class XPubConnection(SendingConnection):
     """An XPUB socket, which sends like a PUB socket and reports subscriptions.
 
-    ``subscriptions`` is the set of prefixes to which at least one peer subscribes. Binds each endpoint, or connects to
-    it if it begins with ``connect:``.
+    ``subscriptions`` is the set of prefixes to which at least one peer subscribes. Binds each endpoint, or connects if
+    the endpoint begins with ``connect:``.
 
     Args:
-        reactor: The Twisted reactor that the socket is read on.
-        on_change: Called with a prefix and True when the first peer subscribes to it, and with False when the last peer
-            has left.
-        on_message: Called with the parts of all other messages, which only an XSUB sends.
-        context: The ZeroMQ context; by default the context of the process.
-        options: The socket options, as libzmq's names in lower case; see `SocketOptions`.
+        reactor: The Twisted reactor that reads the socket.
+        on_change: Called with a prefix, and with True when the first peer subscribes to the prefix, or False when the
+            last peer unsubscribes or disconnects.
+        on_message: Called with the parts of each other message; only an XSUB sends such messages.
+        context: The ZeroMQ context; the default is the context of the process.
+        options: The socket options, with libzmq's names in lower case; see `SocketOptions`.
     """
 
     kind: ClassVar[int] = zmq.XPUB
@@ -227,7 +228,7 @@ class XPubConnection(SendingConnection):
         self._most: int | None = None
         self._remedy = _RAISE
         self._origins: Origins | None = None
-        self._untold: OrderedDict[_Change, int | None] = OrderedDict()  # read, not reported; by id of the connection
+        self._untold: OrderedDict[_Change, int | None] = OrderedDict()  # unreported, with the connection's id
         self._cut: dict[int, int] = {}  # descriptors, by the id of the connection
         self._cut_fds: set[int] = set()  # descriptors of ended connections that may have unread messages
         self._refusals = Refusals()
@@ -245,8 +246,8 @@ class XPubConnection(SendingConnection):
         """Close connections with subscriptions of more than ``most`` bytes.
 
         Call this once, before `open`. Subscriptions beyond the limit are not reported. libzmq reports a prefix of
-        several peers only once, so it is charged to the first of these peers. Peers over ``inproc`` have no limit,
-        because they are in the same process.
+        several peers only once, so the prefix is charged to the first of these peers. Peers over ``inproc`` have no
+        limit, because they are in the same process.
 
         Args:
             most: The maximum size in bytes of the active subscriptions of one connection.
@@ -380,9 +381,9 @@ class XPubConnection(SendingConnection):
     def _remove(self, change: _Change) -> None:
         """Withdraw a prefix.
 
-        If the subscription to the prefix is not reported yet, neither change is reported. A peer that repeatedly
-        subscribes and unsubscribes therefore can't queue more than its budget. If a withdrawal is followed by a
-        subscription, both are reported, because a repeated marker must be answered again.
+        If the subscription to the prefix is not reported yet, neither the subscription nor the withdrawal is reported.
+        A peer that repeatedly subscribes and unsubscribes therefore can't queue more than its budget. If a withdrawal
+        is followed by a subscription, both are reported, because a repeated marker must be answered again.
         """
         if not self._budgets.remove(change.prefix):
             return

@@ -29,10 +29,10 @@ class _Endpoint:
 class Refusals:
     """Decides whether a disconnection is a refusal by the peer.
 
-    A disconnection soon after the handshake is a refusal on two conditions: an earlier connection has ended in the same
-    way shortly before, and the peer has accepted the new connection on the first attempt. A restarting publisher is
-    unreachable for a while, so a connection to it takes several attempts. If libzmq made no attempt at all, it has
-    closed the connection itself, because it refused a frame.
+    A disconnection soon after the handshake is a refusal on two conditions. First, an earlier connection has ended in
+    the same way shortly before. Second, the peer has accepted the new connection on the first attempt. A restarting
+    publisher is unreachable for a while, so a connection to it takes several attempts. If libzmq made no attempt to
+    reconnect, libzmq itself has closed the connection, because it refused a frame.
 
     Times are in seconds of one clock; an endpoint is its address as it was opened.
     """
@@ -56,7 +56,7 @@ class Refusals:
         one = self._of(endpoint)
         before, one.ended = one.ended, now
         attempts, one.attempts = one.attempts, 0
-        if now - one.began > _SOON:  # it lasted, so earlier refusals no longer count
+        if now - one.began > _SOON:  # the connection lasted, so earlier refusals no longer count
             one.ended, one.pause = None, 0.0
         elif attempts != 1:  # the peer was unreachable in between, or libzmq itself ended the connection
             one.pause = 0.0

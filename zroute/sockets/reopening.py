@@ -19,9 +19,9 @@ _PAUSE, _PAUSE_MAX = 0.1, 5.0  # the first and the longest pause in seconds; lik
 
 
 class Reopening:
-    """Calls ``open`` after a pause, and again until it succeeds.
+    """Calls ``open`` after a pause, and retries until ``open`` succeeds.
 
-    The pause doubles with each call of `later`, until `reset`. Errors that may pass, such as a lack of descriptors, are
+    The pause doubles with each call of `later`, until `reset`. Temporary errors, such as a lack of descriptors, are
     logged once. If the context is terminated, the error is logged, and ``open`` is not called again.
 
     Args:
@@ -45,11 +45,11 @@ class Reopening:
             self._pause = min(self._pause * 2, _PAUSE_MAX)
 
     def reset(self) -> None:
-        """Begin with the shortest pause: the peer has sent a message."""
+        """Return to the shortest pause, because the peer has sent a message."""
         self._pause = _PAUSE
 
     def cancel(self) -> None:
-        """Do not open the socket."""
+        """Cancel the scheduled opening."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

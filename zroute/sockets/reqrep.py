@@ -1,7 +1,7 @@
 """REQ and REP: concurrent requests, each with its own reply.
 
-See the zguide, chapter 3, and RFC 28. A request on the wire is ``[id, b"", *parts]``, sent by a DEALER. The reply has
-the same id and also an empty part, as sent by a REP.
+See the zguide, chapter 3, and RFC 28. A request on the wire is ``[id, b"", *parts]``, sent by a DEALER. A reply has the
+same id and form, as sent by a REP.
 
 The queue of unsent requests and the lanes are in `zroute.requests.lanes`. `Server` connects a lane to an endpoint.
 """
@@ -45,9 +45,9 @@ __all__ = ["RepConnection", "ReqConnection", "Request", "Server"]
 class Server:
     """One endpoint of a `ReqConnection`, and the socket that connects to it.
 
-    Each connection gets a new DEALER. If libzmq reconnected the old one, it would send the requests that are still in
-    its queue, although they have already failed here. (The option IMMEDIATE would drop these requests, but ends the
-    process if a reply is being read at that time.)
+    Each connection gets a new DEALER. If libzmq reconnected the old DEALER, libzmq would send the requests in the old
+    queue, although these requests have already failed here. (The option IMMEDIATE would drop these requests, but ends
+    the process if a reply is being read at that time.)
 
     ``describe`` sets the names that the log lines of a new socket use.
     """
@@ -123,7 +123,7 @@ class Server:
         if event.name == "handshake_succeeded":
             self._connected_before = True
             self.lane.up()
-        elif event.name == "disconnected" and not self._told:  # several peers connect here, and one of them has gone
+        elif event.name == "disconnected" and not self._told:  # several peers connect here, and one of them has ended
             self.lane.lost(None)
         elif event.name == "disconnected" and not (dealer.closed or self.lane.down):
             # While the lane is down, the handshake has failed: `PersistentConnection` logs why, and reconnects.
@@ -146,13 +146,13 @@ class ReqConnection:
     64 requests.
 
     A request is sent only once. If the server disconnects, the request fails with `RequestLostError`. Only the caller
-    can decide if it is safe to send the request again. `open` connects to an endpoint unless the endpoint begins with
-    ``bind:``. `close` may be called more than once.
+    can decide whether it is safe to send the request again. `open` connects to an endpoint unless the endpoint begins
+    with ``bind:``. `close` may be called more than once.
 
     Args:
         reactor: The Twisted reactor that reads the sockets.
-        context: The ZeroMQ context; by default the context of the process.
-        options: The options of a DEALER socket, as libzmq's names in lower case; see `SocketOptions`.
+        context: The ZeroMQ context; the default is the context of the process.
+        options: The options of a DEALER socket, with libzmq's names in lower case; see `SocketOptions`.
 
     Raises:
         TypeError: An option is unknown, or its value has the wrong type.
@@ -238,20 +238,20 @@ class ReqConnection:
         """Send a request; the Deferred fires with the parts of the reply.
 
         The caller may cancel the Deferred. A request that times out or is cancelled before it was sent is never sent.
-        If it was already sent, its reply is discarded.
+        If the request was already sent, the reply is discarded.
 
         Args:
             parts: The parts of the request, from 1 to `MAX_PARTS` - 2.
             timeout: The time in seconds to wait for the reply; None waits without a limit.
 
         Returns:
-            A Deferred that fires with the parts of the reply. It fails with RequestTimeoutError after ``timeout``
-                seconds, with RequestLostError if the server disconnects, and with NotRunningError if the connection is
-                closed.
+            A Deferred that fires with the parts of the reply. The Deferred fails with RequestTimeoutError after
+                ``timeout`` seconds, with RequestLostError if the server disconnects, and with NotRunningError if the
+                connection is closed.
 
         Raises:
             TypeError: A part is not bytes.
-            ValueError: There are no parts, or too many.
+            ValueError: There are no parts, or too many parts.
             WrongThreadError: The caller is not in the thread that opened the connection.
             ForkedContextError: This process is a fork of the process that opened the connection.
         """
@@ -326,7 +326,7 @@ class RepConnection(SendingConnection):
 
     Any number of clients may connect, and requests may be answered in any order. A client may be a REQ or DEALER
     socket, or txZMQ. A request that is never answered uses no memory in this object. Binds each endpoint, or connects
-    to it if it begins with ``connect:``.
+    if the endpoint begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.ROUTER

@@ -43,7 +43,7 @@ _LOOK = 1.0
 class _Held:
     """The replies that wait for one client, and their total size in bytes.
 
-    ``reads`` is True if the client has had room since the last try of all clients.
+    ``reads`` is True if the client has had room since the timer last tried all clients.
     """
 
     replies: deque[tuple[Sequence[bytes], Deferred[None]]] = attrs.field(factory=deque)
@@ -54,10 +54,11 @@ class _Held:
 class _ReplySocket(SendingConnection):
     """A ROUTER that passes the messages of clients to a `Listener`.
 
-    libzmq queues only `REPLIES_SENT` replies for each client, because it can't limit their size. Further replies are
-    held here, and limited in bytes. When a queue in libzmq has room again, the descriptor signals it, but not which
-    client has the room. So at each signal, the socket tries the clients that have read lately. A timer tries all
-    clients, because the socket may have missed a signal, and tries them less often, because many may read nothing.
+    libzmq queues only `REPLIES_SENT` replies for each client, because libzmq can't limit the size of its queue. Further
+    replies are held here, up to a number and a total size. When a queue in libzmq has room again, the descriptor
+    signals it, but does not show which client has the room. At each signal, the socket therefore tries the clients that
+    have read lately. A timer tries all clients, in case the socket has missed a signal, but less often, because many
+    clients may read nothing.
     """
 
     kind: ClassVar[int] = zmq.ROUTER
@@ -131,9 +132,9 @@ class _ReplySocket(SendingConnection):
         return room
 
     def _send_now(self, parts: Sequence[bytes], *, poke: bool = True) -> bool | None:
-        """Send a message.
+        """Send a message; return True if libzmq has queued the message.
 
-        Return None if the queue of the client is full, and False if the client has gone.
+        Return None if the queue of the client is full, and False if the client has disconnected.
         """
         if self.closed:
             self._stats.replies_undelivered += 1
@@ -233,10 +234,10 @@ class RequestSockets:
         """Bind and connect the sockets. Requests are not read before `listen`.
 
         Args:
-            client: The client of the app; it gets a lane for each endpoint in ``req``.
+            client: The client of the app, which gets a lane for each endpoint in ``req``.
             req: The endpoints to send requests to.
             on_request: Called with each request of a client.
-            rep: The endpoints to answer at.
+            rep: The endpoints at which the app answers requests.
 
         Raises:
             EndpointError: An endpoint can't be opened. All other endpoints are closed again.
@@ -273,7 +274,7 @@ class RequestSockets:
         return server
 
     def _describe(self, connection: SendingConnection, side: str) -> None:
-        """Make the log lines of a socket name the app and its options."""
+        """Use the name of the app and the names of its options in a socket's log lines."""
         connection.log.name, connection.endpoint_option = self._app.name, side
         connection.size_option = f"App(limits=Limits(max_message={self._app.max_message}))"
 

@@ -20,7 +20,7 @@ __all__ = ["DealerConnection", "PairConnection", "RouterConnection"]
 class DealerConnection(SendingConnection):
     """A DEALER socket: sends to its peers in rotation, and receives from all of them.
 
-    Connects to each endpoint, or binds to it if it begins with ``bind:``.
+    Connects to each endpoint, or binds if the endpoint begins with ``bind:``.
     """
 
     kind: ClassVar[int] = zmq.DEALER
@@ -29,8 +29,8 @@ class DealerConnection(SendingConnection):
 class PairConnection(SendingConnection):
     """A PAIR socket: exchanges messages with one peer at a time.
 
-    PAIR sockets are intended for ``inproc://``. Further peers are refused. Binds each endpoint, or connects to it if it
-    begins with ``connect:``.
+    PAIR sockets are intended for ``inproc://``. Further peers are refused. Binds each endpoint, or connects if the
+    endpoint begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.PAIR
@@ -42,7 +42,7 @@ class RouterConnection(SendingConnection):
 
     ``on_message`` gets the identity of the sender, followed by the parts of the message. The identity is either set by
     the peer, or five bytes from libzmq, which begin with NUL and change with each connection. Binds each endpoint, or
-    connects to it if it begins with ``connect:``.
+    connects if the endpoint begins with ``connect:``.
     """
 
     kind: ClassVar[int] = zmq.ROUTER

@@ -34,8 +34,8 @@ class ConnectionService(Service, Generic[C]):
         service.setServiceParent(application)
 
     Args:
-        make: A function without arguments that returns a new connection. It is called on each start, and its result is
-            the attribute ``connection`` until the stop.
+        make: A function without arguments that returns a new connection. The function is called on each start. The
+            attribute ``connection`` contains the result until the stop.
         endpoints: The endpoints to open on each start.
     """
 
@@ -63,7 +63,7 @@ class ConnectionService(Service, Generic[C]):
     def stopService(self) -> None:  # noqa: N802  # Twisted's name
         """Close the connection; queued messages are sent in the background.
 
-        The option ``linger`` limits the time for sending them.
+        The option ``linger`` limits the time for sending these messages.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         if self.connection is not None:

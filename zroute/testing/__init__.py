@@ -1,4 +1,4 @@
-"""Tests of apps without sockets and without sleeps.
+"""Test apps without sockets or sleeps.
 
 A `TestApp` runs the real app: codecs, routes, resources, timers and limits. Only two parts are replaced: messages are
 passed in memory, and time is virtual.
@@ -35,34 +35,35 @@ class TestApp(Bed):
             t.publish("stocks.AAPL", Quote("AAPL", 1200.0, 5))
             assert t.published("alerts.>") == [Alert("AAPL at 1200.0")]
 
-    **Calls and errors.** Each method returns when the apps have nothing left to do: all messages are handled, including
-    those that handlers publish, and threads have ended. If a handler, timer or hook failed, the method then raises its
-    error, unless an ``on_error`` function handled it. Several errors are raised as an ExceptionGroup. ``t.failures`` is
-    a list of all errors.
+    **Calls and errors.** Each method returns when the apps have nothing left to do. All messages are then handled,
+    including those that handlers publish, and all threads have ended. If a handler, timer or hook failed, the method
+    then raises the error, unless an ``on_error`` function handled the error. Several errors are raised as an
+    ExceptionGroup. ``t.failures`` is a list of all errors.
 
-    **End.** When the block ends, the apps stop as they do after a signal. A function that raises SystemExit stops its
-    app, and the method raises the SystemExit like an error. ``app.stop(code)`` also stops the app. After either,
-    ``t.exit_code`` is the code; otherwise it is None.
+    **End.** When the block ends, the apps stop as they do after a signal. If a function of an app raises SystemExit,
+    the app stops, and the method of the test raises the SystemExit like an error. ``app.stop(code)`` also stops the
+    app. In both cases, ``t.exit_code`` is the code; otherwise ``t.exit_code`` is None.
 
     **In an async test**, use ``async with`` and await the methods. This works with pytest-asyncio, anyio and
-    pytest-twisted. The value of the block is an `AsyncTestApp`:
+    pytest-twisted. ``t`` is then an `AsyncTestApp`:
 
         async with TestApp(app) as t:
             await t.publish("stocks.AAPL", Quote("AAPL", 1200.0, 5))
             await t.advance(36)
 
-    **Connections.** An app receives the messages of the other apps. It receives its own messages only if it has no
-    endpoints, or if it subscribes to an address to which it publishes. When it subscribes, it also receives the
+    **Connections.** An app receives the messages of the other apps. An app receives its own messages only if it has no
+    endpoints, or if it subscribes to an address to which it publishes. When an app subscribes, it also receives the
     messages that other apps keep (``keep="last"``). An app with ``loop=False``, which gets its endpoints later, does
     not receive its own messages.
 
     Args:
         *given: the apps, and at most one mapping of types to objects. Each object replaces the resource of that type.
-            Resources that are needed only by replaced resources are not opened.
+            Resources that only replaced resources need are not opened.
         raise_errors: False to only collect errors in ``t.failures``.
         reactor: "twisted", or "asyncio" to run ``async`` functions as asyncio tasks, like ``zroute run --reactor
-            asyncio``. Time is virtual with both. The default is the reactor that the apps need (``App(reactor=…)``). If
-            they need none, it is "asyncio" for ``async with`` in a running asyncio loop, and otherwise "twisted".
+            asyncio``. Time is virtual with both reactors. The default is the reactor that the apps need
+            (``App(reactor=…)``). If the apps need no specific reactor, the default is "asyncio" for ``async with`` in a
+            running asyncio loop, and otherwise "twisted".
 
     Raises:
         SignatureError: no app is given, a type is not a resource of the apps, or ``reactor`` differs from the reactor
@@ -159,15 +160,15 @@ class TestApp(Bed):
                 single list.
             codec: as in ``app.publisher``; the default is the codec of the first app.
             headers: headers of each message.
-            schema: the type to encode as; the default is the type of each message. If that does not say how, as for a
-                Decimal, a set or a list of objects, it is the type of the first handler of the topic that fits.
+            schema: the type to encode as; the default is the type of each message. If that type is ambiguous, as for a
+                Decimal, a set or a list of objects, the default is the type of the first suitable handler of the topic.
 
         Raises:
-            TopicError: the topic is invalid. It is checked with the separator of the first app.
+            TopicError: the topic is invalid with the separator of the first app.
             SchemaError: no codec can carry ``schema``.
             EncodeError: a message can't be encoded.
 
-        Errors that handlers raise are raised too, unless ``raise_errors=False``.
+        This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
         sent = [self._framed(topic, each, codec, headers, schema) for each in (message, *more)]
 
@@ -239,10 +240,10 @@ class TestApp(Bed):
 
         Raises:
             UsageError: No app of the test has a handler for jobs of this topic.
-            TopicError: The topic is invalid. It is checked with the separator of the first app.
+            TopicError: The topic is invalid with the separator of the first app.
             EncodeError: A job can't be encoded.
 
-        Errors that handlers raise are raised too, unless ``raise_errors=False``.
+        This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
         put = self._putting(topic, (job, *more), codec, headers, retry)
         self._do(self._test_owner)  # the workers make their offers first
@@ -253,7 +254,8 @@ class TestApp(Bed):
     def receive(self, *frames: bytes, endpoint: str | None = None) -> None:
         """Deliver the frames of one message to the apps, as if received from the network.
 
-        The message may be invalid. An app that declares message forms (`Frames`) reads it in the form of the endpoint.
+        The message may be invalid. An app that declares message forms (`Frames`) reads the message in the form of the
+        endpoint.
 
         Args:
             *frames: the parts of the message.
@@ -264,14 +266,14 @@ class TestApp(Bed):
             UsageError: a part is not bytes, no app has the endpoint, or ``endpoint`` is missing and an app declares
                 more than one message form.
 
-        Errors that handlers raise are raised too, unless ``raise_errors=False``.
+        This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
         parts = self._parts(frames)
         self._do(lambda: self._bus.receive_at(endpoint, parts))
         self._raise()
 
     def replay(self, path: str | Path) -> None:
-        """Deliver a recording to the apps, with its pauses in virtual time.
+        """Deliver a recording to the apps; its pauses pass in virtual time.
 
         ``zroute record`` writes recordings. The messages are read in the form that is stored in the recording,
         regardless of the forms that the apps declare.
@@ -279,7 +281,7 @@ class TestApp(Bed):
         Raises:
             RecordingError: the file is not a recording.
 
-        Errors that handlers raise are raised too, unless ``raise_errors=False``.
+        This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
         from zroute.recordings import read
 

@@ -72,7 +72,7 @@ class _Stepping:
 
 
 _GRACE = 1.0
-"""The real time in seconds that the end of the block waits for handlers, for example for network requests."""
+"""The maximum real time in seconds that the end of the block waits for handlers, for example for network requests."""
 
 
 class AsyncTestApp(Bed):
@@ -81,10 +81,10 @@ class AsyncTestApp(Bed):
     **Time.** In functions of the apps, ``every=``, retries, timeouts and ``asyncio.sleep`` use virtual time, which only
     `advance` changes. The test itself, its fixtures and their tasks use real time.
 
-    **Loop.** In a running asyncio loop, ``async`` functions of the apps run as tasks of that loop. They can therefore
-    use objects that belong to the loop, such as clients, pools and locks from fixtures. They also run while the test
-    awaits something else. Operations outside the test, such as network requests, take real time; wait for them with
-    `handled`.
+    **Loop.** In a running asyncio loop, ``async`` functions of the apps run as tasks of that loop. These functions can
+    therefore use objects that belong to the loop, such as clients, pools and locks from fixtures. The functions also
+    run while the test awaits something else. Operations outside the test, such as network requests, take real time;
+    wait for such operations with `handled`.
     """
 
     __test__ = False
@@ -160,15 +160,15 @@ class AsyncTestApp(Bed):
             *more: further messages. All messages arrive before a handler is called.
             codec: as in ``app.publisher``; the default is the codec of the first app.
             headers: headers of each message.
-            schema: the type to encode as; the default is the type of each message. If that does not say how, as for a
-                Decimal, a set or a list of objects, it is the type of the first handler of the topic that fits.
+            schema: the type to encode as; the default is the type of each message. If that type is ambiguous, as for a
+                Decimal, a set or a list of objects, the default is the type of the first suitable handler of the topic.
 
         Raises:
             TopicError: the topic is invalid.
             SchemaError: no codec can carry ``schema``.
             EncodeError: a message can't be encoded.
 
-        Errors that handlers raise are raised too, unless ``raise_errors=False``.
+        This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
         sent = [self._framed(topic, each, codec, headers, schema) for each in (message, *more)]
 
@@ -227,19 +227,19 @@ class AsyncTestApp(Bed):
             UsageError: a part is not bytes, no app has the endpoint, or ``endpoint`` is missing and an app declares
                 more than one message form.
 
-        Errors that handlers raise are raised too, unless ``raise_errors=False``.
+        This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
         parts = self._parts(frames)
         await self._do(lambda: self._bus.receive_at(endpoint, parts))
         self._raise()
 
     async def replay(self, path: str | Path) -> None:
-        """Deliver a recording to the apps, with its pauses in virtual time.
+        """Deliver a recording to the apps; its pauses pass in virtual time.
 
         Raises:
             RecordingError: the file is not a recording.
 
-        Errors that handlers raise are raised too, unless ``raise_errors=False``.
+        This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
         from zroute.recordings import read
 
@@ -258,7 +258,8 @@ class AsyncTestApp(Bed):
     async def handled(self, timeout: float = 10.0) -> None:
         """Wait in real time until all messages are handled and no handler is running.
 
-        Use it if handlers await something outside the test, such as a network, a database or a thread of asyncio.
+        Use this method if handlers await something outside the test, such as a network, a database or a thread of
+        asyncio.
 
         Args:
             timeout: the maximum time to wait in seconds.
@@ -266,7 +267,7 @@ class AsyncTestApp(Bed):
         Raises:
             UnfinishedError: a handler is still running after that time.
 
-        Errors that handlers raise are raised too, unless ``raise_errors=False``.
+        This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
         await self._do(lambda: None)
         if not await self._driver.wait(lambda: not self._at_work(), timeout):

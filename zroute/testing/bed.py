@@ -40,7 +40,7 @@ _EVERYTHING = startswith("")
 
 
 class UnfinishedError(AssertionError):
-    """Handlers were still running when the test ended, or the app did not start."""
+    """Handlers were still running when the test ended, or an app did not start."""
 
 
 class Bed:
@@ -73,7 +73,7 @@ class Bed:
         self._services: list[AppService] = []
         self._owner: TestOwner | None = None
         self._looked_at_jobs = False
-        self._unserved: list[str] = []  # topics of jobs that no app of the test does
+        self._unserved: list[str] = []  # topics of jobs that no app of the test accepts
 
     def _kind_of(self, reactor: ReactorKind | None) -> ReactorKind | None:
         if reactor not in (None, "twisted", "asyncio"):
@@ -187,10 +187,10 @@ class Bed:
         schema: Any = None,
         kind: str = "subscribe",
     ) -> tuple[int, bytes]:
-        """Return the number of the codec, and the body.
+        """Encode a message; return the number of the codec, and the body.
 
         Without a schema, the message is encoded by its own type. If that type is ambiguous, as for a list of objects,
-        the message is encoded by the type of the first suitable handler of its topic.
+        the message is encoded by the type of the first suitable handler for the topic.
         """
         known = self.apps[0].compile().parts.codecs
         if schema is not None:
@@ -285,7 +285,7 @@ class Bed:
         return self._owner
 
     def _given_up(self, job: Job, reason: str) -> None:
-        """Record the failure of a job that was given up, so that it is raised later."""
+        """Record the failure of a given-up job, so that the error is raised later."""
         for error in reversed(self.failures):
             if reason == error_text(error):
                 self._unraised.append(error)
@@ -317,8 +317,7 @@ class Bed:
         """Return the jobs that the apps have put, in order, as envelopes.
 
         The result does not include jobs of the test itself, or jobs before the last `clear`. After a call of this
-        method, the test may end while jobs wait that no app of the test works on. A test of an owner therefore needs no
-        worker.
+        method, the test may end while some jobs have no worker. A test of an owner therefore needs no worker app.
 
         Args:
             pattern: return only jobs whose topic matches this pattern; the default matches all topics.
@@ -332,8 +331,8 @@ class Bed:
         Messages before the last `clear` are not included.
 
         Args:
-            pattern: return only messages whose topic matches this pattern; the default matches all topics. Its
-                separator is that of the publishing app.
+            pattern: return only messages whose topic matches this pattern; the default matches all topics. The
+                separator of the publishing app applies.
             schema: the type to which messages are decoded; the default is the declared type of the publication with
                 that topic.
         """
@@ -357,7 +356,7 @@ class Bed:
     def unheard(self) -> list[Envelope]:
         """The messages from `publish` and `receive` that no handler receives.
 
-        No pattern matches their topic, or a capture does not convert to its type. Messages that a function under
+        Either no pattern matches the topic, or a capture can't be converted to its type. Messages that a function under
         ``on_unrouted`` receives are not included.
         """
         return [parse_frames(frames, self._wall()) for frames in self._bus.unheard]
@@ -366,7 +365,7 @@ class Bed:
     def exit_code(self) -> int | None:
         """The exit code of ``app.stop(code)`` or of a SystemExit, else None.
 
-        If there are several codes, the value is the first code that is not 0.
+        If there are several codes, the value is the first nonzero code.
         """
         codes = [service.exit_code for service in self._services if service.exit_code is not None]
         return next(filter(None, codes), 0) if codes else None
@@ -449,9 +448,9 @@ class Bed:
 
 
 def _given_later(app: App) -> EndpointOptions:
-    """Return the endpoints of an app that gets its endpoints later, else none.
+    """Return endpoints for an app that gets its own later; none for other apps.
 
-    Such an app has ``loop=False`` and no endpoints of its own. `TestApp` gives each of its sides an endpoint. These
+    Such an app has ``loop=False`` and no endpoints of its own. `TestApp` gives each side of the app an endpoint. These
     endpoints are not connected to each other.
     """
     if app.loop or app.compile().addresses.ends:
@@ -463,6 +462,6 @@ def _given_later(app: App) -> EndpointOptions:
 
 
 def _in_its_form(plan: Plan, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Return a published message; with `Frames`, parsed into topic and body."""
+    """Return a published message, parsed into topic and body if `Frames` are used."""
     wire = plan.choices.wire
     return wire.parser(plan.choices.max_message, plan.name)(frames) if isinstance(wire, Frames) else frames

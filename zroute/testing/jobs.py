@@ -1,6 +1,6 @@
 """Connections in memory between the owners and the workers of one test.
 
-They carry the same messages as real connections.
+The connections carry the same messages as real connections.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class _Connection:
 class JobBus:
     """The owners and the workers of one test.
 
-    Each worker is connected to each owner. It is connected to the owner in its own app only if ``loops`` is True.
+    Each worker is connected to each owner, but to the owner in its own app only if ``loops`` is True.
 
     Attributes:
-        put: The jobs that the apps have put as envelopes, each with the plan of the app.
+        put: The envelopes of the jobs that the apps have put, each with the plan of the app.
         wall: Returns the time in Unix seconds.
     """
 

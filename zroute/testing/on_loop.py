@@ -1,9 +1,8 @@
 """Run the apps of a test on the asyncio loop of the test, in virtual time.
 
-The code of the apps runs in a context in which `_READS` is set. While a test uses the loop, the timers of the loop
-check this variable: timers that are created by the code of the apps, for example by ``asyncio.sleep``, run in virtual
-time, and all other timers in real time. One loop therefore serves both, and the apps can use objects that belong to the
-loop.
+The code of the apps runs in a context in which `_READS` is set. While a test uses the loop, each new timer of the loop
+depends on this variable. Timers of the apps' code, for example of ``asyncio.sleep``, run in virtual time, and all other
+timers in real time. One loop therefore serves both, and the apps can use objects that belong to the loop.
 """
 
 from __future__ import annotations
@@ -26,7 +25,9 @@ _READS: ContextVar[VirtualLoopReactor] = ContextVar("zroute_test_time")
 """The reactor whose virtual time applies to the running code."""
 
 _QUIET = 5
-"""The number of turns of the loop without work after which the apps are idle. Each callback of a chain takes one turn.
+"""The number of turns of the loop without work after which the apps count as idle.
+
+Each callback of a chain takes one turn.
 """
 
 _POLL = 0.001
@@ -135,7 +136,7 @@ _users: dict[asyncio.AbstractEventLoop, int] = {}
 
 
 def _replace_timers(loop: Any) -> None:
-    """Replace the timers of ``loop`` for the code of apps, and record its tasks."""
+    """Replace the timers of ``loop`` for the code of apps, and record apps' tasks."""
     _users[loop] = _users.get(loop, 0) + 1
     if _users[loop] > 1:
         return
@@ -179,7 +180,7 @@ def _restore_timers(loop: Any) -> None:
 class LoopDriver:
     """See `zroute.testing.awaited.Driver`.
 
-    Its coroutines can be awaited in an asyncio task or in a Twisted coroutine.
+    The methods can be awaited in an asyncio task or in a Twisted coroutine.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -254,7 +255,7 @@ class LoopDriver:
         self.reactor.close()
 
     async def _turn(self, seconds: float) -> None:
-        """Wait for the next turn of the loop, or for some real time."""
+        """Wait for the next turn of the loop, or for ``seconds`` of real time."""
         turn: Deferred[None] = Deferred()
         if seconds:
             self._loop.call_later(seconds, turn.callback, None)

@@ -45,7 +45,7 @@ def thread_hangs() -> RestlessError:
 
 
 class VirtualReactor(Clock):
-    """The parts of a reactor that a run needs; `settle` and `advance_to` run it."""
+    """The parts of a reactor that a run needs, driven by `settle` and `advance_to`."""
 
     def __init__(self, *, on_asyncio: bool) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class VirtualReactor(Clock):
         self._loop = _Loop(self.seconds) if on_asyncio else None
         self.running = False
         """True while the reactor makes a call."""
-        self._asyncioEventloop: asyncio.AbstractEventLoop | None = None  # the loop in which it does so; see check_loop
+        self._asyncioEventloop: asyncio.AbstractEventLoop | None = None  # the loop that makes the call; see check_loop
 
     # -- methods for the run --------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class _Pool:
 class _Selector(selectors.DefaultSelector):
     """A selector that never waits.
 
-    It records the requested waiting time, which shows when the next timer of the loop is due.
+    The selector records the requested waiting time, which shows when the next timer of the loop is due.
     """
 
     def __init__(self) -> None:
@@ -227,8 +227,8 @@ class _Loop(asyncio.SelectorEventLoop):
     def run(self, call: Callable[[], object]) -> None:
         """Make a call inside the running loop, then run until the loop would wait.
 
-        If the call raises an error, it is raised again. Another loop may already be running, but none of its tasks:
-        pytest-twisted calls tests in this situation if it uses asyncio's reactor.
+        If the call raises an error, this method raises the error again. Another loop may already be running, but none
+        of the tasks of that loop. pytest-twisted runs tests in this state on asyncio's reactor.
         """
         raised: list[BaseException] = []
 

@@ -56,7 +56,7 @@ class RequestBus:
     """The requests of a test.
 
     Attributes:
-        sent: The requests of the apps as envelopes, each with the plan of the app.
+        sent: The envelopes of the apps' requests, each with the plan of the app.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class RequestBus:
     def join(
         self, server: Server, client: Client | None, on_request: Callable[[Asked], object] | None, stats: Stats
     ) -> Callable[[], None]:
-        """Add an app; return the function after whose call the app receives requests."""
+        """Add an app; return a function that lets the app receive requests."""
         assert self._clock is not None
         listener = None if on_request is None else Listener(self._clock, stats, on_request, self._reply)
         member = _Member(server, client, listener)
@@ -88,7 +88,7 @@ class RequestBus:
         return answer
 
     def leave(self, server: Server) -> None:
-        """Remove an app. The requests that it has not answered are lost."""
+        """Remove an app. Requests that the app has not answered are lost."""
         for member in [each for each in self._members if each.server is server]:
             self._members.remove(member)
             if member.listener is not None:
@@ -102,7 +102,8 @@ class RequestBus:
     def lane_for(self, client: Client, topic: bytes) -> bool:
         """Connect a client of the test to the app that has a handler for a topic.
 
-        Without such an app, connect the client to any app that answers requests. Return False if no app does.
+        Without such an app, connect the client to any app that answers requests. Return False if no app answers
+        requests.
         """
         members = [each for each in self._members if each.answers]
         members.sort(key=lambda member: not _answers(member.server.plan, topic))
@@ -121,8 +122,8 @@ class RequestBus:
     def _asks(self, member: _Member, other: _Member) -> bool:
         """Return True if ``member`` would send requests to ``other``.
 
-        An app sends requests to the apps that answer at one of its addresses. If no app does, it sends requests to all
-        other apps.
+        An app sends requests to the apps that answer at one of its addresses. If there are none, the app sends requests
+        to all other apps.
         """
         own = member.server.req
         if own & other.server.rep:

@@ -33,7 +33,7 @@ __all__ = ["Bus", "MemoryTransport"]
 _log = logging.getLogger("zroute")
 
 _PAUSED = 0.005
-"""The virtual time in seconds between two checks if all waiting messages have been read."""
+"""The virtual time in seconds between two checks whether all waiting messages have been read."""
 
 
 class _NothingLeftError(Exception):
@@ -54,11 +54,11 @@ class _Outside:
 
 
 class Bus:
-    """A connection between the apps of a test that keeps the order of messages.
+    """Connects the apps of a test, and keeps the order of messages.
 
-    An app receives the messages of the other apps. It receives its own messages in two cases: if it has no endpoints,
-    or if it subscribes to an address to which it publishes. When it subscribes, it also receives the messages that the
-    other apps keep (``keep="last"``).
+    An app receives the messages of the other apps. An app receives its own messages in two cases: if it has no
+    endpoints, or if it subscribes to an address to which it publishes. When an app subscribes, it also receives the
+    messages that the other apps keep (``keep="last"``).
 
     Attributes:
         sent: all published messages, with the plan of the publishing app.
@@ -118,7 +118,7 @@ class Bus:
         """Deliver a message in the form that each member declares for an endpoint.
 
         Raises:
-            UsageError: The form of the message is unclear.
+            UsageError: No app receives from the endpoint, or the form of the message is unclear.
         """
         forms = [(member, member.stated_form(endpoint)) for member in self._members]
         met = [(member, *form) for member, form in forms if form]
@@ -151,7 +151,7 @@ class MemoryTransport:
 
     bound: tuple[str, ...] = ()
 
-    # The defaults: queues here have no bound, and there are no connections or subscriptions to report.
+    # The defaults: queues here have no limit, and there are no connections or subscriptions to report.
     summary = Transport.summary
     try_sender = Transport.try_sender
     announce = Transport.announce
@@ -213,7 +213,7 @@ class MemoryTransport:
     def take_jobs(self, make: MakeWorker) -> None:
         """Take jobs from the other apps.
 
-        Also take jobs from this app if it hands them out at an address at which it works.
+        The app also takes its own jobs if it hands out jobs at an address at which it works.
         """
         owned = {endpoint.address for endpoint in self._request.ends.jobs}
         loops = any(endpoint.address in owned for endpoint in self._request.ends.work)
@@ -272,7 +272,8 @@ class MemoryTransport:
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
         """Return a Deferred that fires at once; with ``state``, when the inbox is empty.
 
-        Kept messages are put into the inbox when the app subscribes, so they have been read when the inbox is empty.
+        Kept messages are put into the inbox when the app subscribes, so all kept messages have been read when the inbox
+        is empty.
         """
         done = self._listening and not state
         return succeed(None) if done else Deferred.fromCoroutine(self._ready(state=state))
@@ -283,7 +284,7 @@ class MemoryTransport:
             await self._turn(_PAUSED)
 
     def unready(self, *, state: bool) -> str:
-        """Return the only possible reason: some kept messages are not read yet."""
+        """Return why the app is not ready: some kept messages are not read yet."""
         return "kept messages are not read yet"
 
     def _turn(self, seconds: float = 0.0) -> Deferred[None]:
@@ -296,7 +297,7 @@ class MemoryTransport:
         return self is not sender or self._request.ends.hears_itself
 
     def keep(self, frames: tuple[bytes, ...]) -> None:
-        """Keep a message as the latest of its topic, if its header requests it."""
+        """Keep a message as the latest of its topic, if the header requests this."""
         if self.plan is not None and self.plan.choices.wire != "tracked":
             return
         topic, _, rest = frames[0].partition(NUL)
@@ -323,7 +324,7 @@ class MemoryTransport:
 
     @property
     def endpoints(self) -> list[str]:
-        """The endpoints to receive from."""
+        """The endpoints from which the app receives messages."""
         return [str(endpoint) for endpoint in self._request.ends.sub]
 
     def form_of(self, sender: MemoryTransport) -> Form | None:

@@ -1,6 +1,6 @@
 """The ZeroMQ sockets of an app's jobs.
 
-There is one for the owner of its jobs, and one for each owner that it works for.
+There is one socket for the owner of the app's jobs, and one for each owner from which the app takes jobs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["JobSockets"]
 
 
 class JobSockets:
-    """The sockets of one app's jobs. They are made by `hand_out` and `take_jobs`."""
+    """The sockets of one app's jobs. `hand_out` and `take_jobs` create them."""
 
     def __init__(self, request: TransportRequest) -> None:
         self._app = app = request.app
@@ -45,7 +45,7 @@ class JobSockets:
         return connection.tell
 
     def take_jobs(self, make: MakeWorker) -> None:
-        """Connect to all owners; a host name has an owner at each of its addresses."""
+        """Connect to all owners; a host name may have an owner at each address."""
         self._make = make
         for endpoint in self._ends.work:
             if has_addresses(endpoint):
@@ -66,14 +66,14 @@ class JobSockets:
         return address
 
     def _connect(self, address: str) -> None:
-        """Take jobs from an address of a host name too."""
+        """Take jobs from another address of a host name too."""
         if address not in self._works:
             self._add(Endpoint(address, bind=False))
 
     def _leave(self, address: str) -> None:
-        """Take no further jobs from an address that a host name no longer has.
+        """Take no further jobs from an address to which a host name no longer resolves.
 
-        The jobs that have not begun are given back. The socket is closed when those that run are reported.
+        The jobs that have not begun are given back. The socket is closed when the running jobs are reported.
         """
         left = self._works.pop(address, None)
         if left is None:
@@ -96,12 +96,12 @@ class JobSockets:
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        """The addresses of the owner; those of the endpoints if there is none."""
+        """The addresses of the owner, or of the endpoints if there is no owner."""
         return tuple(self._owner.endpoints if self._owner is not None else map(_address, self._ends.jobs))
 
     @property
     def work(self) -> tuple[str, ...]:
-        """The addresses of the owners that the app works for, or would work for."""
+        """The addresses of the owners from which the app takes jobs."""
         return tuple(self._addresses or map(_address, self._ends.work))
 
     @property

@@ -85,7 +85,7 @@ class StatedSockets:
             pair.pause()
 
     def resume(self) -> None:
-        """Read again."""
+        """Start reading again."""
         for pair in self.pairs:
             pair.resume()
 

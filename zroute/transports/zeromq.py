@@ -41,7 +41,7 @@ messages that arrive before those answers.
 _NONE = Ends()
 
 _PAUSED = 0.1
-"""Seconds between two checks if reading is still paused."""
+"""The time in seconds between two checks whether reading is still paused."""
 
 _ANSWERS = 0.005
 """The time in seconds between two checks for the last answers of publishers, while no other message can be read."""
@@ -144,7 +144,7 @@ class ZmqTransport(SocketPair):
         self._stated.leave()
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
-        """Return a Deferred that fires when this number of publishers has answered.
+        """Return a Deferred that fires when ``publishers`` publishers have answered.
 
         Publishers answer the marker that follows the subscriptions. A publisher of a stated form never answers; it
         counts as soon as it is connected. Each endpoint with a stated form must have a connected publisher.
@@ -309,9 +309,9 @@ class ZmqTransport(SocketPair):
         return None if pair.sub is None else pair.sub.paused and pair.readable()
 
     async def _leave_address(self, pair: SocketPair, address: str) -> None:
-        """Disconnect an address that its host name no longer has.
+        """Disconnect an address to which its host name no longer resolves.
 
-        Its messages are read first. There is no hurry: while reading is paused, the address stays connected.
+        The messages from the address are read first. While reading is paused, the address stays connected.
         """
         while pair.sub is not None and pair.sub.paused:
             await self._wait(_PAUSED)

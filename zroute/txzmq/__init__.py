@@ -1,7 +1,7 @@
 """The API of txZMQ, implemented with zroute's sockets, for existing programs.
 
 Replace ``from txzmq import …`` with ``from zroute.txzmq import …``. The page "Migrate from txZMQ" of the documentation
-lists the bugs of txZMQ that are fixed in this package, and the API that new programs should use instead.
+lists the bugs of txZMQ that this package fixes. The page also shows the API that new programs should use instead.
 """
 
 from __future__ import annotations

@@ -44,12 +44,12 @@ class _GlobalReactor:
 class ZmqFactory:
     """A ZeroMQ context and options that several connections share.
 
-    Set the options as attributes of the class or the instance. They are read when they are needed.
+    Set the options as attributes of the class or the instance. The options are read when they are needed.
 
     Attributes:
         reactor: the reactor of the connections; the default is Twisted's global reactor.
-        ioThreads: the I/O threads of the context (1).
-        lingerPeriod: the time in milliseconds for which a closed connection continues to send (100).
+        ioThreads: the number of I/O threads of the context; the default is 1.
+        lingerPeriod: the time in milliseconds for which a closed connection continues to send; the default is 100.
     """
 
     reactor: Any = _GlobalReactor()
@@ -125,7 +125,8 @@ class _TwistedLog(logging.Logger):
 class _Socket(Connection):
     """The zroute connection that a `ZmqConnection` contains.
 
-    `ZmqConnection` does not inherit from it, because the names of its attributes could collide with those of a program.
+    `ZmqConnection` does not inherit from `_Socket`, because attributes of `_Socket` could have the same names as
+    attributes of a program's subclass.
     """
 
     owner: ZmqConnection
@@ -144,22 +145,22 @@ class ZmqConnection:
     """A ZeroMQ socket that calls `messageReceived` for each message.
 
     Subclasses implement `messageReceived`, or the method that `messageReceived` calls. If that method raises an error,
-    the error is logged and counted in ``failed``. If it returns an awaitable, the awaitable is awaited, and its errors
-    are logged and counted in the same way. Messages in an unexpected form are logged and counted in ``malformed``.
+    the error is logged and counted in ``failed``. If the method returns an awaitable, zroute awaits it, and logs and
+    counts its errors in the same way. Messages in an unexpected form are logged and counted in ``malformed``.
 
-    Class attributes set the options of the socket. They are read when a connection is created.
+    Class attributes set the options of the socket. These attributes are read when a connection is created.
 
     Attributes:
         socketType: the type of the socket, such as zmq.PULL.
         highWaterMark: ZMQ_SNDHWM and ZMQ_RCVHWM: the maximum number of messages in a queue, 0 for no limit.
-        tcpKeepalive: ZMQ_TCP_KEEPALIVE: 1 to enable it, 0 for the setting of the system.
+        tcpKeepalive: ZMQ_TCP_KEEPALIVE: 1 to enable keepalive, 0 for the setting of the system.
         tcpKeepaliveIdle: ZMQ_TCP_KEEPALIVE_IDLE in seconds, 0 for the setting of the system.
         tcpKeepaliveInterval: ZMQ_TCP_KEEPALIVE_INTVL in seconds, 0 for the setting of the system.
         tcpKeepaliveCount: ZMQ_TCP_KEEPALIVE_CNT, 0 for the setting of the system.
         reconnectInterval: ZMQ_RECONNECT_IVL in milliseconds.
         reconnectIntervalMax: ZMQ_RECONNECT_IVL_MAX in milliseconds, 0 to always wait ``reconnectInterval``.
         multicastRate: ZMQ_RATE in kilobits per second.
-        allowLoopbackMulticast: accepted for txZMQ's programs; it has had no effect since libzmq 3.
+        allowLoopbackMulticast: accepted for existing programs; the option has had no effect since libzmq 3.
 
     Args:
         factory: the factory with the context.
@@ -256,7 +257,7 @@ class ZmqConnection:
         """Send one part, or a list of parts; text is sent as UTF-8.
 
         Raises:
-            zmq.Again: libzmq has no room for the message, or no peer to send it to.
+            zmq.Again: libzmq has no room for the message, or no peer is connected.
         """
         self._connection.check()
         parts = [as_bytes(message)] if isinstance(message, str | bytes) else [as_bytes(part) for part in message]

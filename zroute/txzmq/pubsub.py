@@ -21,7 +21,7 @@ class ZmqPubConnection(ZmqConnection):
     socketType = zmq.PUB
 
     def publish(self, message: bytes | str, tag: bytes | str = b"") -> None:
-        """Send ``tag NUL message`` to the subscribers whose tag is a prefix of it.
+        """Send ``tag NUL message`` to the subscribers of each prefix of these bytes.
 
         Args:
             message: the body; text is sent as UTF-8.
@@ -36,9 +36,9 @@ class ZmqSubConnection(ZmqConnection):
     socketType = zmq.SUB
 
     def subscribe(self, tag: bytes | str) -> None:
-        r"""Receive messages that begin with ``tag``; ``b"news\0"`` is exactly that tag.
+        r"""Receive messages that begin with ``tag``.
 
-        Subscriptions are counted: each call needs its own `unsubscribe`.
+        ``b"news\0"`` selects only the tag "news". Subscriptions are counted: each call needs its own `unsubscribe`.
         """
         self._subscription(zmq.SocketOption.SUBSCRIBE, tag)
 
@@ -68,7 +68,7 @@ class ZmqSubConnection(ZmqConnection):
         raise NotImplementedError(self)
 
     def _deliver(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
-        # A program may replace messageReceived, in a subclass or on the object. Then it must be called.
+        # If a program has replaced messageReceived, in a subclass or on the object, the replacement must be called.
         own = getattr(self.messageReceived, "__func__", None)
         if own is not ZmqSubConnection.messageReceived:
             super()._deliver(recv, more, budget)

@@ -81,7 +81,7 @@ class ZmqREQConnection(ZmqConnection):
             timeout: the time in seconds to wait for the reply; None uses ``defaultRequestTimeout``.
 
         Raises:
-            ZmqRequestTimeoutError: no reply arrived in time. The Deferred fails with it.
+            ZmqRequestTimeoutError: no reply arrived in time. The Deferred fails with this error.
         """
         self._connection.check()
         if self._lane is None:
