@@ -1,1 +1,4 @@
-"""All code that uses ZeroMQ sockets. Apart from look-ups and the proxy, it runs in the reactor's thread."""
+"""All code that uses ZeroMQ sockets.
+
+Apart from look-ups of names and the proxy, this code runs in the reactor's thread.
+"""
