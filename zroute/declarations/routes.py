@@ -563,9 +563,8 @@ class Routes:
         opener = generator_of(function)
         if not is_generator_function(opener):
             raise SignatureError(
-                f"resource decorates a generator function, but {name_of(function)} has no yield: open the object, "
-                "yield it once, "
-                "close",
+                f"resource must decorate a generator function, but {name_of(function)} has no yield: open the object, "
+                "yield it once, close it",
                 where=where,
             )
         self._resources.append(Resource(opener, where, local_names(function), scope))

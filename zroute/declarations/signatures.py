@@ -495,8 +495,8 @@ def _refuse_markers(
         if found is not None:
             marker, remedy = found
             raise SignatureError(
-                f"parameter {name!r} of {name_of(function)} has a {marker}(…), a marker of another framework that "
-                f"zroute does not call: {remedy}",
+                f"parameter {name!r} of {name_of(function)} has {marker}(…) of another framework, which zroute "
+                f"does not support: {remedy}",
                 parameter=name,
                 where=where,
             )

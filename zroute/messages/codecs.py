@@ -705,7 +705,7 @@ def find_codec(codec: str | Codec, where: str | None = None) -> Codec:
 
 
 def _fault_of(codec: Codec) -> str | None:
-    """Return what is wrong with the members of a user's codec, or None."""
+    """Return the text of the first fault in a user's codec, or None."""
     name, number = codec.name, codec.number
     if not isinstance(name, str) or not name or not name.isprintable():
         return f"{type(codec).__name__} has the name {_short(name)}: expected a printable text, such as 'cbor'"

@@ -315,4 +315,4 @@ def _check_headers(packed: bytes) -> None:
 
 def _check_version(what: str, packed: bytes) -> None:
     if not packed or packed[0] != VERSION:
-        raise EnvelopeError(f"{what} of version {packed[0] if packed else 'none'}; this reader knows {VERSION}")
+        raise EnvelopeError(f"{what} of version {packed[0] if packed else 'none'}; expected {VERSION}")

@@ -120,7 +120,7 @@ def parse(frame: bytes) -> Message:
     if magic != MAGIC:
         raise EnvelopeError("a frame without the magic number of requests")
     if version != _VERSION:
-        raise EnvelopeError(f"a frame of version {version}; this reader knows {_VERSION}")
+        raise EnvelopeError(f"a frame of version {version}; expected {_VERSION}")
     if kind > Kind.FAILED:
         raise EnvelopeError(f"a frame of unknown kind {kind}")
     return Message(kind, codec, id, frame[_PREFIX.size :])

@@ -364,9 +364,10 @@ class Results:
     def long_topic(self, topic: Topic) -> None:
         """Log that a topic is too long for the cache."""
         self._once(
-            "a topic of %d bytes was received, but topics over %d bytes are not cached: their messages take about ten "
-            "times as long, and are counted in stats.cache_misses; a topic ends at the first NUL, or is the first "
-            "part: shorten it, or move headers and data out of the topic. It begins with %r",
+            "a topic of %d bytes was received, but topics over %d bytes are not cached. zroute needs about ten times as "
+            "much time for each message with such a topic, and counts it in stats.cache_misses. The topic is the first "
+            "part of a message, up to the first NUL: shorten the topic, or move headers and data out of it. It begins "
+            "with %r",
             len(topic.wire),
             MAX_TOPIC,
             str(topic[:_FIRST_BYTES]),

@@ -93,7 +93,7 @@ A subscriber sends a new marker for each new connection, so an answer may be lat
 """
 
 PINGS_MAX = 16
-"""The number of latest pings whose answers are recognized. There are never more open pings."""
+"""The number of latest pings whose answers are recognized. Earlier pings are forgotten."""
 
 _DOUBT_SECONDS = 5.0
 """The time in seconds between two questions to a publisher whose messages are refused.
