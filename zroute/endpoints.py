@@ -349,7 +349,9 @@ def _check_tcp(text: str, rest: str, bind: bool) -> None:
         raise _error(text, f"has port {port}", "a port is at most 65535")
     if not bind and (host == "*" or port in ("*", "0")):
         raise _error(
-            text, "connects to '*' or to no port", "give the host and port to connect to, or write 'bind:' before it"
+            text,
+            "connects, but has no specific host or port",
+            "give the host and port to connect to, or write 'bind:' before it",
         )
 
 

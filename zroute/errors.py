@@ -213,7 +213,7 @@ class ForkedContextError(UsageError):
 
 
 class Reject(ZrouteError):  # noqa: N818  # a handler says it: raise Reject("no such account")
-    """Raised by a handler to refuse a message, without further attempts.
+    """Raised by a handler to refuse a message that must not be retried.
 
     The message is counted as a failure of the handler, and logged as a warning without a traceback. It is then
     published to the route's ``dead`` topic, or passed to an ``on_error`` function.

@@ -62,7 +62,7 @@ class RouteStats:
 class JobStats:
     """The counters of one job queue.
 
-    Each job that was ever put into the queue is counted under exactly one of these:
+    Each job that was put into the queue is counted under exactly one of these:
 
     - ``waiting``: it waits for a worker, or for its next attempt.
     - ``in_flight``: a worker has it.

@@ -8,7 +8,8 @@ then calls these methods in the reactor's thread, in this order:
    `announce` follows.
 3. `listen`, and again after each change of the app's patterns.
 4. At the stop: `finish`, ``accounts.close``, `leave` and `close`. They are called even if `open` failed or was never
-   called, so they must not raise in that state. `sender` is still used between `leave` and `close`.
+   called, so they must not raise in that state. The function
+   that `sender` returned may still be called between `leave` and `close`.
 
 `ready` may be called at any time after `open`. Before the first `listen`, it also waits for that call. `pause` and
 `resume` may be called at any time, also twice. `add` and `remove` may be called between `open` and `finish`.

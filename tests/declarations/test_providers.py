@@ -328,7 +328,7 @@ def test_a_marker_of_another_framework_is_refused(marker: Any, register: str, wa
     decorators: dict[str, Any] = {"subscribe": app.subscribe("x"), "every": app.every(1), "on_error": app.on_error()}
     decorators.get(register, getattr(app, register))(chosen)
     name = type(marker).__name__
-    text = rf"test_providers.py:[0-9]+: parameter 'user' of .*\(\) has a {name}\(…\), .*`@app.resource def user\(\)"
+    text = rf"test_providers.py:[0-9]+: parameter 'user' of .*\(\) uses {name}\(…\), .*`@app.resource def user\(\)"
     with pytest.raises(SignatureError, match=text):
         app.compile()
 

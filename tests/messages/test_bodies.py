@@ -151,7 +151,7 @@ def test_raw_bytes_where_the_type_does_not_decode() -> None:
 
 def test_a_type_in_text_or_raw_is_refused() -> None:
     """A typed handler refuses a text or raw body, and a route with codec='text' is an error."""
-    with pytest.raises(DecodeError, match="states text"):
+    with pytest.raises(DecodeError, match="states the codec text"):
         decode(Plain, b"{}", stated=TEXT)
     with pytest.raises(SchemaError, match="carries only str"):
         decode(Plain, b"{}", route=TEXT)
@@ -164,7 +164,7 @@ def test_a_bare_dict_or_list_is_never_text_or_bytes(schema: Any, codec: Codec) -
     """A handler of ``dict`` receives only dicts, whatever codec is stated or declared."""
     for body in (b"abc", b"5", b"\xff"):
         for how in ("stated", "route", "default"):
-            with pytest.raises(DecodeError, match="is expected"):
+            with pytest.raises(DecodeError, match="can't carry|is expected"):
                 decode(schema, body, **{how: codec})
     made = schema()
     assert decode(schema, json.dumps(made).encode(), route=codec) == made
@@ -209,7 +209,7 @@ def test_a_union_with_text_takes_a_text_body(schema: Any, default: Codec) -> Non
 @pytest.mark.parametrize("schema", [int | None, Plain | None, Literal["a"] | int, list[str]])
 def test_a_union_without_text_refuses_a_text_body(schema: Any) -> None:
     """Only plain text stands for any text."""
-    with pytest.raises(DecodeError, match="the sender states text"):
+    with pytest.raises(DecodeError, match="the sender states the codec text"):
         decode(schema, b"a", stated=TEXT)
 
 

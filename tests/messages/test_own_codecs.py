@@ -158,7 +158,7 @@ def test_a_built_in_codec_in_a_header_that_cannot_carry_the_type_is_a_decode_err
         t.publish("a", Foreign(2))
         t.advance(0)
     assert got == [Foreign(2)]
-    assert "the sender states json, which can't carry Foreign" in refused[0].reason
+    assert "the sender states the codec json, which can't carry Foreign" in refused[0].reason
 
 
 def test_a_bytes_handler_of_another_app_gets_the_body() -> None:

@@ -126,7 +126,7 @@ def test_a_frame_is_read_in_its_parts(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
-        (b"", "a frame of 0 bytes, but a prefix has 22"),
+        (b"", "a frame of 0 bytes; expected at least 22"),
         (prefix(0)[:-1], "a frame of 21 bytes"),
         (prefix(0, magic=b"\xc1ZR"), "without the magic number"),
         (prefix(0, version=0), "a frame of version 0; expected 1"),

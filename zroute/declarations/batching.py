@@ -46,8 +46,8 @@ def plan_lists(
     """Return ``call`` with the schema of one message, and the plan for the lists.
 
     The plan is None for a route without ``batch``. All messages of a list have the same topic if the function has a
-    parameter for the topic or for a capture. This also holds if its results or dead letters are published to a topic
-    with one of the ``captures`` of the route and its group.
+    parameter for the topic or for a capture. The same applies if the pattern for results or dead letters contains
+    one of ``captures``, the captures of the route and its group.
 
     Raises:
         SignatureError: The function cannot receive lists.

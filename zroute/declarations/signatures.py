@@ -389,8 +389,8 @@ def _only(optional: list[str], function: Callable[..., Any], where: str) -> str 
     if len(optional) > 1:
         raise SignatureError(
             f"parameters {optional[0]!r} and {optional[1]!r} of {name_of(function)} both have a default, so either "
-            "could receive the body: remove the default of the one that receives it, and bind parameters that are "
-            "not part of the message with functools.partial",
+            "could receive the body: remove the default of the parameter that receives the body, or bind the other one "
+            "with functools.partial",
             parameter=optional[1],
             where=where,
         )
@@ -495,8 +495,8 @@ def _refuse_markers(
         if found is not None:
             marker, remedy = found
             raise SignatureError(
-                f"parameter {name!r} of {name_of(function)} has {marker}(…) of another framework, which zroute "
-                f"does not support: {remedy}",
+                f"parameter {name!r} of {name_of(function)} uses {marker}(…), which belongs to another framework, "
+                f"and zroute does not support it: {remedy}",
                 parameter=name,
                 where=where,
             )

@@ -84,7 +84,9 @@ def body_decoder(
     except SchemaError as error:
         if stated is None:
             raise
-        return _refuse(f"the sender states {stated.name}, which can't carry {describe(schema)}: {error!s:.200}")
+        return _refuse(
+            f"the sender states the codec {stated.name}, which can't carry {describe(schema)}: {error!s:.200}"
+        )
 
 
 def _own_decoder(schema: Any, codec: Codec, extras: Extras, *, is_stated: bool) -> Decode:
@@ -135,7 +137,7 @@ def _built_in_decoder(schema: Any, stated: Codec | None, route: Codec | None, de
             return codec.decoder(schema)  # raises SchemaError, since the program declared this codec
         if codec is TEXT and takes_text(schema):
             return codec.decoder(str)
-        return _refuse(f"the sender states {codec.name}, but {describe(schema)} is expected")
+        return _refuse(f"the sender states the codec {codec.name}, which can't carry {describe(schema)}")
     return _decoder(codec, found.type, extras)
 
 

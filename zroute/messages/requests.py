@@ -115,7 +115,7 @@ def parse(frame: bytes) -> Message:
         EnvelopeError: The frame is too short, or the magic number, version or kind is unknown.
     """
     if len(frame) < _PREFIX.size:
-        raise EnvelopeError(f"a frame of {len(frame)} bytes, but a prefix has {_PREFIX.size}")
+        raise EnvelopeError(f"a frame of {len(frame)} bytes; expected at least {_PREFIX.size}")
     magic, version, kind, codec, id = _PREFIX.unpack_from(frame)
     if magic != MAGIC:
         raise EnvelopeError("a frame without the magic number of requests")

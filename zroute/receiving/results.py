@@ -364,10 +364,9 @@ class Results:
     def long_topic(self, topic: Topic) -> None:
         """Log that a topic is too long for the cache."""
         self._once(
-            "a topic of %d bytes was received, but topics over %d bytes are not cached. zroute needs about ten times as "
-            "much time for each message with such a topic, and counts it in stats.cache_misses. The topic is the first "
-            "part of a message, up to the first NUL: shorten the topic, or move headers and data out of it. It begins "
-            "with %r",
+            "a topic of %d bytes was received, but topics over %d bytes are not cached. Each message with such a topic "
+            "takes about ten times as long, and is counted in stats.cache_misses. The topic is the first part of a "
+            "message, up to the first NUL: shorten the topic, or move headers and data out of it. It begins with %r",
             len(topic.wire),
             MAX_TOPIC,
             str(topic[:_FIRST_BYTES]),
@@ -686,4 +685,6 @@ def _codec_hint(body: bytes, of_route: Codec | None, default: Codec, raw: RawFra
         return ""
     if looks is JSON and of_route is None and default is MSGPACK:  # JSON was tried; see `json_too`
         return ""
-    return f" (it starts like {looks.name}: if the publisher sends that, subscribe with codec={looks.name!r})"
+    return (
+        f" (the body looks like {looks.name}: if the publisher sends {looks.name}, subscribe with codec={looks.name!r})"
+    )

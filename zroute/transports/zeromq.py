@@ -179,7 +179,7 @@ class ZmqTransport(SocketPair):
         kept = ""
         if state and self.accounts.given < len(answered):
             not_given = len(answered) - self.accounts.given
-            kept = f"; {not_given} of them have not sent all their kept messages, or some of these are not read yet"
+            kept = f"; the kept messages of {not_given} of these publishers are not all sent, or not all read"
         return (
             f"{len(answered)} publishers have answered{names}{kept}{silent}; check that the publishers are running "
             "and use "
