@@ -17,7 +17,7 @@ STEPS = pytest.mark.parametrize("step", [-100_000, 100_000])
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 # In Python the clock is set, since all code that reads it calls `time.time`. The command to set it arrives by standard
-# input in a thread, since the main thread may be idle.
+# input in a thread, since the main thread may be idle. A fork would have imported Twisted with the true clock before.
 SET_BY_INPUT = """
 import sys, threading, time
 wall, step = time.time, 0
@@ -97,7 +97,7 @@ def test_timers_and_drain_timeouts_go_on_when_the_clock_is_set(program: str, rea
     """If the clock jumps by a day, timers go on, timeouts and stops keep their time, and the log reports it."""
     if reactor == "uvloop":
         pytest.importorskip("uvloop")
-    with Child("-c", SET_BY_INPUT + APP + program, reactor) as child:
+    with Child("-c", SET_BY_INPUT + APP + program, reactor, fresh=True) as child:
         child.wait_for(lambda lines: lines.count("tick") > 10)
         child.write(f"{step}\n")
         child.line_with("set")
@@ -122,7 +122,7 @@ app.subscribe("a")(print)
 
 def test_an_app_that_nothing_happens_to_notices_it_too() -> None:
     """An app without messages and timers notices the change as well."""
-    with Child("-c", SET_BY_INPUT + "from zroute import App\n" + IDLE + RUN, "epoll") as child:
+    with Child("-c", SET_BY_INPUT + "from zroute import App\n" + IDLE + RUN, "epoll", fresh=True) as child:
         child.line_with("subscribes, connects", stream="err")
         child.write("-3600\n")
         child.line_with("set back by 3600.0 s", stream="err")
