@@ -416,6 +416,29 @@ def test_a_job_that_ends_its_workers_is_given_up() -> None:
     assert bench.queue.stats.redelivered == JOB_LOSSES
 
 
+def test_a_job_that_no_worker_received_has_lost_none() -> None:
+    """If many workers end together, jobs that can't be sent to them are neither given up nor counted as redelivered."""
+    bench = Bench()
+    workers = [b"w%d" % number for number in range(JOB_LOSSES + 5)]
+    for worker in workers:
+        bench.offer(worker, (1, "jobs.*"))
+    bench.gone |= set(workers)
+    bench.put(b"jobs.x")
+    assert bench.given_up == []
+    assert (bench.queue.stats.waiting, bench.queue.stats.redelivered, bench.owner.workers) == (1, 0, 0)
+    bench.offer(A, (1, "jobs.*"))
+    assert bench.topics(A) == [b"jobs.x"]
+
+
+def test_a_closed_owner_tells_a_newcomer_that_it_has_stopped() -> None:
+    """Between its close and that of its socket, a worker that offers is not accepted."""
+    bench = Bench()
+    bench.owner.close()
+    bench.offer(A, (1, "jobs.*"))
+    assert (bench.kinds(A), bench.owner.workers) == ([STOPPED], 0)
+    assert bench.clock.getDelayedCalls() == []
+
+
 # -- strangers and liars ---------------------------------------------------------------------------------
 
 

@@ -127,6 +127,21 @@ def test_jobs_that_end_while_they_are_given_to_their_worker_again_are_done_once(
     assert (stats.done, stats.done_twice, stats.given_back) == (200, 0, 0)
 
 
+def test_a_report_over_a_new_connection_counts_when_the_old_one_is_lost() -> None:
+    """The worker reconnects and ends its job before the owner notices the end of the old connection."""
+    farm = Farm(1)
+    farm.put(b"jobs.x")
+    farm.deliver()
+    farm.worker.disconnected()
+    farm.worker.connected()
+    farm.end_all()
+    while farm.to_owner:
+        farm.owner.received(b"new connection", farm.to_owner.popleft())
+    assert farm.queue.stats.in_flight == 1
+    farm.owner.ended(ID)
+    assert farm.queue.stats == JobStats(put=1, done=1)
+
+
 def test_a_worker_that_begins_again_many_times_ends_no_job() -> None:
     """Its process lives, so that its jobs can't have ended it."""
     bench = Bench()

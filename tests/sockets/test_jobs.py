@@ -245,7 +245,7 @@ async def test_an_owner_drops_a_worker_that_reads_nothing(sockets: Sockets, open
             break
         await owner.queue.put(b"jobs.x", 1, bytes(100_000))
     assert owner.engine.workers == 0
-    assert owner.queue.stats.waiting == owner.queue.stats.redelivered > 0
+    assert owner.queue.stats.waiting == owner.queue.stats.redelivered + 1 > 1, "it never had the last one"
 
 
 @pytest_twisted.ensureDeferred

@@ -94,6 +94,8 @@ class Job:
         losses: The number of workers that had the job and ended or fell silent.
         was_lost: True if the owner has lost a worker that had the job. That worker may still report that the job is
             done.
+        is_reported: True if a worker that does not have the job has reported that the job is done. If the owner loses
+            the worker that has the job, this report counts.
         lane: The lane of the worker that has the job.
         next: The next waiting job of the same topic. The scheduler uses ``next`` and ``order``.
         reason: The text of the last failure.
@@ -101,7 +103,7 @@ class Job:
     """
 
     __slots__ = (
-        "attempt", "body", "codec", "ended", "id", "lane", "losses", "meta", "next", "order",
+        "attempt", "body", "codec", "ended", "id", "is_reported", "lane", "losses", "meta", "next", "order",
         "queue", "reason", "timer", "topic", "was_lost",
     )  # fmt: skip
 
@@ -116,7 +118,7 @@ class Job:
         self.losses = 0
         self.order = 0
         self.reason = ""
-        self.ended = self.was_lost = False
+        self.ended = self.was_lost = self.is_reported = False
         self.lane: Lane | None = None
         self.next: Job | None = None
         self.timer: Any = None
@@ -299,6 +301,10 @@ class JobOwner:
             try:
                 self._send(worker.id, (JOB, job.id, job.topic, job.body, job.meta))
             except (UnknownPeerError, HighWaterMarkError) as error:
+                del worker.jobs[job.id]  # the worker never had this job, so it is no loss of the job
+                self._leave(job)
+                stats.in_flight -= 1
+                self._again(job)
                 self._lose(worker, _reason(error))
 
     def unserved(self) -> Iterator[tuple[bytes, int]]:
@@ -366,7 +372,10 @@ class JobOwner:
         """
         if parts[0] == OFFER:
             self._answered.discard(id)
-            self._join(id, parts)
+            if self._closed:
+                self._try(id, (STOPPED,))
+            else:
+                self._join(id, parts)
             return
         if parts[0] in _REPORTS:
             job_id, _ = self._checked(parse_report, parts)
@@ -460,7 +469,8 @@ class JobOwner:
                 self.unknown += 1
             else:
                 self._queues[index].stats.done_twice += 1
-        elif not job.was_lost:
+        elif not job.was_lost:  # perhaps the worker has reconnected, and its old connection is not lost yet
+            job.is_reported = True
             self.unknown += 1
         else:
             self._withdraw(job)
@@ -581,7 +591,9 @@ class JobOwner:
             job.was_lost = True
             stats = job.queue.stats
             stats.in_flight -= 1
-            if job.losses > JOB_LOSSES:
+            if job.is_reported:
+                self._end(job, "done")
+            elif job.losses > JOB_LOSSES:
                 self._give_up(job, f"{JOB_LOSSES + 1} workers ended or fell silent while they had it")
             else:
                 stats.redelivered += 1

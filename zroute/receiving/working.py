@@ -117,6 +117,7 @@ class Working:
 
     def _begin(self, route: CompiledRoute, jobs: list[WorkerJob]) -> None:
         """Decode jobs, and call the handler."""
+        self._gathered, self._gathering = [], None
         for job in jobs:
             self._decode(route, job)
         self._job = None
