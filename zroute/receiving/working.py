@@ -117,7 +117,7 @@ class Working:
 
     def _begin(self, route: CompiledRoute, jobs: list[WorkerJob]) -> None:
         """Decode jobs, and call the handler."""
-        self._gathered, self._gathering = [], None
+        self._let_go()
         for job in jobs:
             self._decode(route, job)
         self._job = None
@@ -126,6 +126,10 @@ class Working:
             gathered, self._gathered = self._gathered, []
             call = partial(function, [message for _, message, _ in gathered])
             self._make(_Call(delivery, call, gathered[0][2], [job for job, _, _ in gathered]), lists=True)
+
+    def _let_go(self) -> None:
+        """Forget what an earlier list has left, because an error of zroute has ended it."""
+        self._gathered, self._gathering = [], None
 
     def _decode(self, route: CompiledRoute, job: WorkerJob) -> None:
         frame = job.frame
