@@ -603,7 +603,7 @@ class JobOwner:
         name, left = peer_name(worker.id), self._count()
         if jobs:
             text = "%s: worker %s %s: %d unfinished jobs are given to others (%s left)"
-            self._say("lost", "lost workers", logging.WARNING, text, self._name, name, reason, len(jobs), left)
+            self._say("lost", "lost workers", logging.WARNING, text, self._name, name, reason, len(back), left)
         elif self.logs_workers:
             text = "%s: worker %s %s (%s left)"
             self._say("left", "workers that left", logging.INFO, text, self._name, name, reason, left)
