@@ -20,9 +20,9 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests; arguments behind -- are pytest's."""
+    """Run the tests, and stop at the thirtieth failure; arguments behind -- are pytest's."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "-q", "-n", "4", *session.posargs)
+    session.run("pytest", "-q", "-n", "4", "--maxfail=30", *session.posargs)
 
 
 @nox.session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import symtable
 import sys
 from collections.abc import Iterator
 from functools import cache, partial
@@ -273,6 +274,44 @@ def test_every_private_name_of_a_module_is_used() -> None:
 def is_private(node: ast.AST, context: type[ast.expr_context]) -> TypeGuard[ast.Name]:
     """Return True if a node stores or loads a name with one leading underscore."""
     return isinstance(node, ast.Name) and isinstance(node.ctx, context) and node.id.strip("_") == node.id[1:] != ""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="only Python 3.11 lists comprehensions in its symbol table")
+def test_a_comprehension_takes_no_name_that_its_function_only_hands_on() -> None:
+    """CPython 3.12 and 3.13.0 lose the variable of an outer function if a comprehension between it and the inner
+    function that reads it uses the name again: the inner function then raises NameError.
+    """
+    folders = ("zroute", "tests", "examples", "docs", "chaos", "benchmarks")
+    found = [
+        f"{path.relative_to(ROOT)}: {function} {name!r}"
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for function, name in lost_names(path.read_text())
+    ]
+    assert found == []
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="only Python 3.11 lists comprehensions in its symbol table")
+def test_a_lost_name_is_found() -> None:
+    """The check above finds the fault in the smallest program that has it."""
+    program = "def outer(name):\n def middle():\n  def inner(): return name\n  return [name for name in ()]\n"
+    assert lost_names(program) == [("middle", "name")]
+    assert lost_names(program.replace("for name", "for other")) == []
+
+
+def lost_names(source: str) -> list[tuple[str, str]]:
+    """Return the functions that have a comprehension over a name of an outer function, each with the name."""
+    tables = [symtable.symtable(source, "source", "exec")]
+    found = []
+    for table in tables:
+        tables.extend(table.get_children())
+        if isinstance(table, symtable.Function):
+            inlined = [
+                child for child in table.get_children() if child.get_name() in ("listcomp", "dictcomp", "setcomp")
+            ]
+            own = {name for child in inlined for name in child.get_identifiers() if child.lookup(name).is_assigned()}
+            found.extend((table.get_name(), name) for name in table.get_frees() if name in own)
+    return found
 
 
 def test_the_tests_load_no_trial() -> None:

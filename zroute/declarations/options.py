@@ -254,7 +254,7 @@ def moved(name: str, now: str) -> Callable[[F], F]:
                 )
             return function(*args, **options)
 
-        known = [name for name in inspect.signature(function).parameters if name != "self"]
+        known = [parameter for parameter in inspect.signature(function).parameters if parameter != "self"]
         owner = function.__qualname__.partition(".")[0]
         return cast("F", guarded)
 
