@@ -15,7 +15,7 @@ reads this data from `Here`, the value of a context variable in the context of t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
@@ -199,7 +199,7 @@ async def _finish(result: Awaitable[Any], current: Here, many: int) -> Any:
         value = await awaitable_anywhere(result)
         if value is not None and is_awaitable(value):
             if inspect.iscoroutine(value):
-                value.close()
+                _close(value)
             raise UsageError(
                 f"{current.names} returned a {type(value).__name__} without awaiting it, so the handler has not "
                 "ended: write return await call(message) in async def around(message)"
@@ -207,6 +207,18 @@ async def _finish(result: Awaitable[Any], current: Here, many: int) -> Any:
         return value if current.called else Skipped(value, many)
     finally:
         current.clear()
+
+
+def _close(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Close a coroutine that has not begun, and those that are its arguments.
+
+    Python would otherwise warn of the arguments, such as the coroutine of the handler, at some later time.
+    """
+    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        for argument in inspect.getcoroutinelocals(coroutine).values():
+            if inspect.iscoroutine(argument):
+                _close(argument)
+    coroutine.close()
 
 
 def from_here(function: Callable[..., Any], scope: Scope, *given: Any, **named: Any) -> Any:
