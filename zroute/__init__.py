@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zroute.errors import ForkedContextError as ForkedContextError
     from zroute.errors import HighWaterMarkError as HighWaterMarkError
     from zroute.errors import JobFailedError as JobFailedError
+    from zroute.errors import KeyFileError as KeyFileError
     from zroute.errors import NoHandlerError as NoHandlerError
     from zroute.errors import NoServerError as NoServerError
     from zroute.errors import NotReadyError as NotReadyError
@@ -74,7 +75,7 @@ _HOME = {
         "declarations.routes": "Routes",
         "errors": """
             AppFrozenError BadRequestError BusyError DecodeError DuplicateRouteError EncodeError
-            EndpointError EnvelopeError ForkedContextError HighWaterMarkError JobFailedError NoHandlerError
+            EndpointError EnvelopeError ForkedContextError HighWaterMarkError JobFailedError KeyFileError NoHandlerError
             NoServerError NotReadyError NotRunningError PatternError PeerError Reject RequestError
             RequestLostError RequestRefused RequestRefusedError RequestTimeoutError SchemaError
             ServerError SignatureError TopicError UnknownPeerError UsageError WrongThreadError

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, get_args, overload
 
@@ -20,7 +21,7 @@ from zroute.declarations.limits import DEFAULT_LIMITS, Limits, check_limits, che
 from zroute.declarations.options import ROUTE_DEFAULTS, RouteOptions, complete, moved, takes
 from zroute.declarations.records import Hook, Hooks
 from zroute.declarations.routes import Routes, check_attached, coalescing, make_route
-from zroute.endpoints import Endpoint, EndpointOptions, Ends, ResolvedAddresses, parse_ends
+from zroute.endpoints import Endpoint, EndpointOptions, Ends, ResolvedAddresses, parse_access, parse_ends
 from zroute.errors import (
     EncodeError,
     EndpointError,
@@ -71,7 +72,7 @@ class App(Routes):
 
     For example:
 
-        app = App(sub="tcp://127.0.0.1:5555", pub="tcp://*:5556")
+        app = App(sub="tcp://127.0.0.1:5555", pub="tcp://127.0.0.1:5556")
 
         @app.subscribe("quotes.{symbol}")
         def on_quote(quote: Quote, symbol: str) -> None:
@@ -90,6 +91,13 @@ class App(Routes):
         req: The endpoints to send requests to: one or several. An endpoint connects unless it begins with ``bind:``.
         jobs: The endpoints to hand out jobs at: one or several. An endpoint binds unless it begins with ``connect:``.
         work: The endpoints to take jobs from: one or several. An endpoint connects unless it begins with ``bind:``.
+        keys: The secret file of this app's key, such as ``keys/desk.key_secret``; see ``zroute keys new``. All
+            connections over tcp and ipc are then encrypted, and both sides prove their keys (CURVE). An endpoint that
+            connects names the key of its peer: ``feed@tcp://feed-1:5555``. Default None: no encryption.
+        peers: The directory with the public keys of the peers that may connect. The default with ``keys`` is the folder
+            ``peers`` beside the secret file. ``"anyone"`` accepts all keys: the connections are encrypted, but anyone
+            can connect.
+        insecure: True to bind an address that other hosts can reach, although the app has no keys. Default False.
         codec: The encoding of message bodies: "msgpack" (default; compact, and supports bytes), "json", "text", "raw",
             or a `Codec`. Received messages that name their codec are decoded with that codec.
         types: Types that zroute's codecs do not support, each with two functions: ``types={Path: (str, Path)}``. The
@@ -145,6 +153,9 @@ class App(Routes):
         req: str | Iterable[str] = (),
         jobs: str | Iterable[str] = (),
         work: str | Iterable[str] = (),
+        keys: str | Path | None = None,
+        peers: str | Path | None = None,
+        insecure: bool = False,
         codec: str | Codec = "msgpack",
         types: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = MappingProxyType({}),
         wire: Wire | Frames = "tracked",
@@ -163,7 +174,12 @@ class App(Routes):
     ) -> None:
         super().__init__(separator=separator)
         self.where = users_line()
-        self._ends = self._set_up(lambda: _parse_ends(sub, pub=pub, rep=rep, req=req, jobs=jobs, work=work))
+        self._ends = self._set_up(
+            lambda: evolve(
+                _parse_ends(sub, pub=pub, rep=rep, req=req, jobs=jobs, work=work),
+                access=parse_access(keys=keys, peers=peers, insecure=insecure),
+            )
+        )
         self.codec = self._set_up(lambda: find_codec(codec))
         self.wire: Wire | Frames = _checked_wire(wire, self.where)
         if isinstance(wire, Frames):

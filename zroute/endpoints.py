@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 import attrs
@@ -15,13 +16,16 @@ from zroute.errors import EndpointError
 
 __all__ = [
     "LOOP",
+    "NO_KEYS",
     "SIDES",
+    "Access",
     "Endpoint",
     "EndpointOptions",
     "Ends",
     "Form",
     "ResolvedAddresses",
     "Side",
+    "parse_access",
     "parse_endpoint",
     "parse_endpoints",
     "parse_ends",
@@ -33,6 +37,7 @@ LOOP = "inproc://zroute-"
 _TRANSPORTS = ("tcp", "ipc", "inproc")
 _TCP = re.compile(r"(?:[^;]+;)?(?P<host>\[[^\]]+\]|[^:\[\];]+):(?P<port>\d+|\*)")
 _LOOPBACK = re.compile(r"127(\.\d+){1,3}|\[::ffff:127(\.\d+){3}\]|\[::1\]|localhost|lo0?")  # lo, lo0: interfaces
+_PEER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `zroute.sockets.keys.check_name`
 _IPC_PATH_MAX = 107  # sun_path of unix(7) holds 108 bytes with the closing NUL
 
 
@@ -57,15 +62,16 @@ class Endpoint:
 
     ``address`` is in libzmq's form, for example ``tcp://127.0.0.1:5555``. ``bind`` is True to bind the address, and
     False to connect to it. ``form`` is the specified form of received messages; with None, the wires of zroute are
-    recognised.
+    recognised. ``peer`` is the name of the key that the program at this address must have, or None.
     """
 
     address: str
     bind: bool
     form: Form | None = None
+    peer: str | None = None
 
     def __str__(self) -> str:
-        return f"{'bind' if self.bind else 'connect'}:{self.address}"
+        return f"{'bind' if self.bind else 'connect'}:{f'{self.peer}@' if self.peer else ''}{self.address}"
 
     @property
     def is_open(self) -> bool:
@@ -82,7 +88,7 @@ class Endpoint:
 
         The address before the bind may be a host name or contain ``*``.
         """
-        return Endpoint(address, self.bind, self.form)
+        return attrs.evolve(self, address=address)
 
 
 SideName = Literal["sub", "pub", "rep", "req", "jobs", "work"]
@@ -134,10 +140,42 @@ SIDES = (
 """All sides, in the order of the attributes of `Ends`."""
 
 
-class EndpointOptions(TypedDict, total=False):
-    """Endpoints that replace the app's own.
+@attrs.frozen
+class Access:
+    """Who may connect to the endpoints of an app.
 
-    A side that is absent or None keeps the endpoints of the app.
+    Attributes:
+        keys: The secret file of the app's own key, or None for connections without encryption.
+        peers: The directory with the public keys of peers, ``"anyone"``, or None for the folder ``peers`` beside
+            ``keys``.
+        insecure: True if the app may bind addresses that other hosts can reach, without keys.
+    """
+
+    keys: Path | None = None
+    peers: Path | Literal["anyone"] | None = None
+    insecure: bool = False
+
+    @property
+    def options(self) -> EndpointOptions:
+        """The same as options that replace those of an app."""
+        return EndpointOptions(keys=self.keys, peers=self.peers, insecure=self.insecure)
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory with the public keys of peers; None without keys."""
+        if self.keys is None:
+            return None
+        return self.peers if isinstance(self.peers, Path) else self.keys.parent / "peers"
+
+
+NO_KEYS = Access()
+"""The default of an app: it has no keys, and binds only addresses that other hosts can't reach."""
+
+
+class EndpointOptions(TypedDict, total=False):
+    """Endpoints and keys that replace the app's own.
+
+    An option that is absent or None keeps the value of the app.
     """
 
     sub: tuple[Endpoint, ...] | None
@@ -152,6 +190,12 @@ class EndpointOptions(TypedDict, total=False):
     """Endpoints to hand out jobs at, instead of the apps' own. Default: None, which keeps the apps' endpoints."""
     work: tuple[Endpoint, ...] | None
     """Endpoints to take jobs from, instead of the apps' own. Default: None, which keeps the apps' endpoints."""
+    keys: str | Path | None
+    """The secret file of the apps' key, instead of their own. Default: None, which keeps the apps' keys."""
+    peers: str | Path | None
+    """The directory of peers, or "anyone", instead of the apps' own. Default: None, which keeps the apps' peers."""
+    insecure: bool | None
+    """Replaces ``insecure=`` of the apps. Default: None, which keeps the apps' own."""
 
 
 @attrs.frozen
@@ -165,6 +209,7 @@ class Ends:
         req: The endpoints to send requests to.
         jobs: The endpoints to hand out jobs at.
         work: The endpoints to take jobs from.
+        access: Who may connect.
     """
 
     sub: tuple[Endpoint, ...] = ()
@@ -173,6 +218,7 @@ class Ends:
     req: tuple[Endpoint, ...] = ()
     jobs: tuple[Endpoint, ...] = ()
     work: tuple[Endpoint, ...] = ()
+    access: Access = NO_KEYS
 
     def of(self, side: Side) -> tuple[Endpoint, ...]:
         """Return the endpoints of one side."""
@@ -188,12 +234,25 @@ class Ends:
         return any(self.of(side) for side in SIDES)
 
     def __add__(self, other: Ends) -> Ends:
-        return Ends(**{side.name: self.of(side) + other.of(side) for side in SIDES})
+        return self.with_sides({side.name: self.of(side) + other.of(side) for side in SIDES})
+
+    def with_sides(self, sides: Mapping[Any, tuple[Endpoint, ...]]) -> Ends:
+        """Return a copy with the endpoints of some sides replaced.
+
+        The keys of ``sides`` are the names of the sides.
+        """
+        given: dict[str, Any] = dict(sides)
+        return attrs.evolve(self, **given)
 
     def replaced(self, options: EndpointOptions) -> Ends:
-        """Return these endpoints, with the sides in ``options`` replaced."""
+        """Return these endpoints and keys, with those in ``options`` replaced.
+
+        Raises:
+            EndpointError: ``peers`` is given without ``keys``.
+        """
         given: dict[str, Any] = {name: ends for name, ends in options.items() if ends is not None}
-        return attrs.evolve(self, **given)
+        access = {name: given.pop(name) for name in ("keys", "peers", "insecure") if name in given}
+        return attrs.evolve(self, **given, access=parse_access(self.access, **access))
 
     @property
     def hears_itself(self) -> bool:
@@ -254,8 +313,40 @@ class ResolvedAddresses:
             yield from self.of(side)
 
 
+def parse_access(
+    before: Access = NO_KEYS,
+    keys: str | Path | None = None,
+    peers: str | Path | None = None,
+    insecure: bool | None = None,
+) -> Access:
+    """Return ``before``, with the given values replaced.
+
+    Raises:
+        EndpointError: ``peers`` is given without ``keys``, or a value has the wrong type.
+    """
+    for name, value in (("keys", keys), ("peers", peers)):
+        if value is not None and (not isinstance(value, str | Path) or not str(value)):
+            raise EndpointError(f"{name}={value!r}: expected a path, such as {_EXAMPLES[name]!r}")
+    if insecure is not None and not isinstance(insecure, bool):
+        raise EndpointError(f"insecure={insecure!r}: expected True or False")
+    found = Access(
+        before.keys if keys is None else Path(keys),
+        before.peers if peers is None else "anyone" if peers == "anyone" else Path(peers),
+        before.insecure if insecure is None else insecure,
+    )
+    if found.peers is not None and found.keys is None:
+        raise EndpointError(
+            f"peers={str(found.peers)!r} has no effect without keys: create a key with zroute keys new NAME, and set "
+            f"keys={_EXAMPLES['keys']!r}"
+        )
+    return found
+
+
+_EXAMPLES = {"keys": "keys/desk.key_secret", "peers": "keys/peers"}
+
+
 def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
-    """Parse an endpoint of the form ``[bind:|connect:]transport://address``.
+    """Parse an endpoint of the form ``[bind:|connect:][peer@]transport://address``.
 
     Args:
         text: The text of the endpoint.
@@ -271,6 +362,11 @@ def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
         bind = verb == "bind"
     else:
         address = text
+    peer, at, after = address.partition("@")
+    if at and "://" not in peer:
+        address = after
+    else:
+        peer = ""
     transport, separator, rest = address.partition("://")
     if not separator:
         guess = address if ":" in address else f"127.0.0.1:{address if address.isdigit() else 5555}"
@@ -283,7 +379,9 @@ def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
         _check_tcp(text, rest, bind)
     elif transport == "ipc":
         _check_ipc(text, rest, bind)
-    return Endpoint(address, bind)
+    if at and "://" in after:
+        _check_peer(text, peer, transport, bind)
+    return Endpoint(address, bind, peer=peer or None)
 
 
 def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint, ...]:
@@ -295,7 +393,7 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
     if isinstance(given, Mapping):
         raise EndpointError(
             f"{dict(given)!r}: only sub= takes a form for each endpoint, to receive: give the endpoints alone, and "
-            "state a form for sending with wire=, as in App(pub='tcp://*:5556', wire=Frames(separator=b' '))"
+            "state a form for sending with wire=, as in App(pub='tcp://127.0.0.1:5556', wire=Frames(separator=b' '))"
         )
     if not isinstance(given, Iterable):
         raise EndpointError(f"expected an endpoint like 'tcp://127.0.0.1:5555', or several of them, not {given!r}")
@@ -320,7 +418,7 @@ def parse_ends(given: Mapping[str, str | Iterable[str]]) -> Ends:
         except EndpointError as error:
             error.args = (f"{side.name}: {error}",)
             raise
-    return Ends(**ends)
+    return Ends().with_sides(ends)
 
 
 def _clash(one: str, other: str) -> bool:
@@ -353,6 +451,16 @@ def _check_tcp(text: str, rest: str, bind: bool) -> None:
             "connects, but has no specific host or port",
             "give the host and port to connect to, or write 'bind:' before it",
         )
+
+
+def _check_peer(text: str, peer: str, transport: str, bind: bool) -> None:
+    if not _PEER.fullmatch(peer):
+        raise _error(text, f"names the peer {peer!r}", "write the name of its key file, as in 'feed@tcp://feed-1:5555'")
+    if bind:
+        remedy = "remove the name; the keys in the directory peers= decide who may connect"
+        raise _error(text, "binds, but names one peer", remedy)
+    if transport == "inproc":
+        raise _error(text, "names a peer, but inproc needs no keys", "remove the name")
 
 
 def _check_ipc(text: str, rest: str, bind: bool) -> None:

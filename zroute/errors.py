@@ -4,6 +4,7 @@
     ├── SetupError                 the app can't work as it is written
     │   ├── PatternError           (ValueError)  an invalid topic pattern
     │   ├── EndpointError          (ValueError)  an address that can't be parsed, bound or connected
+    │   │   └── KeyFileError       (ValueError)  a file with a key that can't be used
     │   ├── SchemaError            (TypeError)   a type that can't be encoded without loss
     │   ├── SignatureError         (TypeError)   a function that a message can't be passed to
     │   ├── DuplicateRouteError    two routes without a defined order
@@ -40,6 +41,7 @@ what was expected and what to do. Attributes contain the facts that a program ma
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "ForkedContextError",
     "HighWaterMarkError",
     "JobFailedError",
+    "KeyFileError",
     "NoHandlerError",
     "NoServerError",
     "NotReadyError",
@@ -111,6 +114,17 @@ class EndpointError(SetupError, ValueError):
     def __init__(self, message: str, *, endpoint: str | None = None, where: str | None = None) -> None:
         super().__init__(message, where=where)
         self.endpoint = endpoint
+
+
+class KeyFileError(EndpointError):
+    """A file with a key that is missing, invalid, or readable by other users.
+
+    ``path`` is the path of the file, or None if the name of a key is invalid.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None, where: str | None = None) -> None:
+        super().__init__(message, where=where)
+        self.path = path
 
 
 class SchemaError(SetupError, TypeError):

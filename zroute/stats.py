@@ -114,6 +114,8 @@ class Stats:
     - ``epochs``: runs of publishers from which messages arrived.
     - ``joins``: answers of publishers to a join. ``join_retries``: joins that were sent again.
     - ``peers``: publishers that are connected now.
+    - ``refused``: connections that were refused because their key is not authorized (with ``keys=``).
+      ``handshakes_failed``: connections that failed for another reason, for example because the peer has no keys.
     - ``negative_ages``: messages from a publisher whose clock is ahead, on routes that skip stale messages.
 
     Published messages:
@@ -172,6 +174,8 @@ class Stats:
     join_retries: int = 0
     peers: int = 0
     negative_ages: int = 0
+    refused: int = 0
+    handshakes_failed: int = 0
     published: int = 0
     send_retries: int = 0
     cache_misses: int = 0

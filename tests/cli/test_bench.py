@@ -248,8 +248,9 @@ def test_both_ends_meet_at_a_proxy() -> None:
 
 
 def test_who_opens_a_port_to_the_network_is_told() -> None:
-    """A bind to all interfaces is reported, as in every command that binds."""
-    done = zroute("bench", "tcp://*:*", "-n", "1")
+    """A bind to all interfaces is refused, and reported with --insecure, as in every command that binds."""
+    assert zroute("bench", "tcp://*:*", "-n", "1").returncode == 5
+    done = zroute("bench", "tcp://*:*", "-n", "1", "--insecure")
     assert (done.returncode, "is reachable from the network" in done.stderr) == (0, True), done.stderr
 
 

@@ -378,8 +378,11 @@ def test_endpoints_that_do_not_work_are_told(command: str, endpoint: str, code: 
 
 
 def test_a_bind_that_is_open_to_the_network_is_said(tmp_path: Path) -> None:
-    """A bind to all interfaces is reported."""
-    assert "is reachable from the network" in zroute("tail", "bind:tcp://*:*", "--wait", "10ms").stderr
+    """A bind to all interfaces is refused; with --insecure, it is reported."""
+    refused = zroute("tail", "bind:tcp://*:*", "--wait", "10ms")
+    assert (refused.returncode, "is open to the network" in refused.stderr) == (5, True)
+    done = zroute("tail", "bind:tcp://*:*", "--wait", "10ms", "--insecure")
+    assert "is reachable from the network" in done.stderr
 
 
 def name_of_loopback() -> str:

@@ -87,7 +87,7 @@ def test_a_usage_error_says_what_is_wrong(arguments: tuple[str, ...], reason: st
 
 def test_an_address_open_to_the_network_is_a_warning_and_json_has_the_counters() -> None:
     """An address that other hosts reach is warned about; in JSON the counters are fields of the last line."""
-    with forwarding(f"tcp://0.0.0.0:{free_port()}", free_endpoint(), "--log-format", "json") as proxy:
+    with forwarding(f"tcp://0.0.0.0:{free_port()}", free_endpoint(), "--insecure", "--log-format", "json") as proxy:
         assert proxy.end() == 0
     lines = [json.loads(line) for line in proxy.err]
     (warning,) = (line["message"] for line in lines if line["level"] == "warning")

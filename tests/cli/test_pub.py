@@ -405,8 +405,9 @@ def test_an_endpoint_in_use_is_5() -> None:
 
 
 def test_a_port_of_the_systems_choice_and_an_open_one_are_told() -> None:
-    """The command prints its address, and warns if it is open to the network."""
-    done = zroute("pub", "tcp://*:*", "a", "1", "--wait", "10ms")
+    """The command prints its address, and refuses one that is open to the network, or warns with --insecure."""
+    assert zroute("pub", "tcp://*:*", "a", "1", "--wait", "10ms").returncode == 5
+    done = zroute("pub", "tcp://*:*", "a", "1", "--wait", "10ms", "--insecure")
     assert "is reachable from the network, without authentication" in done.stderr
     assert "bound to tcp://0.0.0.0:" in done.stderr
 

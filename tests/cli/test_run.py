@@ -328,9 +328,11 @@ main(["run", "quotes", "--reactor", "poll"])
 
 
 def test_open_endpoints_and_catch_alls_are_warned_about(tmp_path: Path) -> None:
-    """The log warns of a bind to all interfaces, and of a pattern that matches all topics."""
+    """A bind to all interfaces is refused, or warned about; so is a pattern that matches all topics."""
     source = "from zroute import App\napp = App(pub='tcp://*:*', sub='tcp://127.0.0.1:1')\napp.subscribe('*.urgent')(print)\n"
-    done = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
+    refused = zroute("run", "quotes", "--for", "10ms", cwd=module(tmp_path, source))
+    assert (refused.returncode, "is open to the network" in refused.stderr) == (5, True)
+    done = zroute("run", "quotes", "--for", "10ms", "--insecure", cwd=module(tmp_path, source))
     assert "is reachable from the network, without authentication" in done.stderr
     assert "receives all messages" in done.stderr
 

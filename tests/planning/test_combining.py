@@ -50,6 +50,7 @@ SAYS_NOTHING = {
     "neither `sub` nor `pub`",
     "no `context` of another app",
     "no `every`",
+    "no `keys`",
 }
 IN_CHECK = {
     "`ready(state=True)`",

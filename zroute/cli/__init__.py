@@ -26,6 +26,7 @@ _COMMANDS = {
     "top": ("zroute.cli.top", "Show the rate of messages and bytes per topic."),
     "record": ("zroute.cli.record", "Write the messages of a publisher to a file."),
     "replay": ("zroute.cli.replay", "Publish a recording again, with its original pauses."),
+    "keys": ("zroute.cli.keys", "Create keys, and decide which keys may connect."),
     "proxy": ("zroute.cli.proxy", "Forward messages from many publishers to many subscribers."),
     "bench": ("zroute.cli.bench", "Measure message rate, CPU time and latency."),
     "info": ("zroute.cli.info", "Show versions, for bug reports."),

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import attrs
@@ -17,7 +18,7 @@ from twisted.python.failure import Failure
 from zroute.cli.listening import say, while_read
 from zroute.cli.options import reachable
 from zroute.cli.showing import Body, decoded, one_line
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Access, Endpoint
 from zroute.errors import EndpointError, NoServerError, RequestError, RequestTimeoutError
 from zroute.logs import set_up_logging
 from zroute.messages.codecs import BUILTIN, MSGPACK, Codecs
@@ -26,6 +27,8 @@ from zroute.requests.client import Client
 from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED, EXIT_TIMED_OUT
 from zroute.runtime.runner import install_reactor
 from zroute.runtime.signals import StopSignals, run_reactor
+from zroute.sockets.access import CurveGuard, guard_for
+from zroute.sockets.connection import Guard
 from zroute.sockets.names import host_name
 from zroute.sockets.reqrep import Server
 from zroute.sockets.router_dealer import DealerConnection
@@ -63,7 +66,7 @@ class Question:
     tracked: bool
 
 
-def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None]) -> int:
+def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None], access: Access) -> int:
     """Send a request, and show the replies.
 
     The first signal, with the number n, cancels the request on the server. A second signal ends the process at once.
@@ -72,6 +75,7 @@ def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None]) ->
         endpoint: The endpoint to connect or bind.
         question: The request.
         show: Prints a reply.
+        access: The keys, or that the endpoint may be open.
 
     Returns:
         The exit code. 0: the reply or the end of the stream arrived. 1: the server refused the request, failed or
@@ -82,7 +86,7 @@ def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None]) ->
         EncodeError: The headers are too large.
     """
     set_up_logging("warning", "auto")
-    asking = _Asking(install_reactor(None), endpoint, question, show)
+    asking = _Asking(install_reactor(None), endpoint, question, show, access)
     run_reactor(asking.reactor, asking.on_signal, asking.start)
     asking.context.term()
     if asking.failure is not None:
@@ -94,7 +98,14 @@ def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None]) ->
 class _Asking:
     """The state of one call of `ask`."""
 
-    def __init__(self, reactor: Any, endpoint: Endpoint, question: Question, show: Callable[[Body], None]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: Endpoint,
+        question: Question,
+        show: Callable[[Body], None],
+        access: Access,
+    ) -> None:
         self.reactor = reactor
         self.context: zmq.Context[Any] = zmq.Context()
         self.code = 0
@@ -102,8 +113,10 @@ class _Asking:
         self._endpoint = endpoint
         self._question = question
         self._show = show
+        self._access = access
         self._signals = StopSignals(lambda: reactor.callFromThread(self._stop), lambda number: os._exit(128 + number))
         self._work: Deferred[None] = Deferred()
+        self._end_guard: Callable[[], object] = lambda: None
 
     def on_signal(self, number: int, frame: object) -> None:
         """Cancel the request at the first signal; end the process at the second."""
@@ -138,15 +151,20 @@ class _Asking:
         )
         try:
             endpoint = reachable(self._endpoint)
+            guard = guard_for(self.reactor, self._access, "zroute request", Stats())
             limit: SocketOptions = {"maxmsgsize": frame_limit(_MAX_REPLY)}
-            server = Server(self.reactor, client.queue, endpoint, (), self.context, limit, _describe)
+            if isinstance(guard, CurveGuard):
+                guard.begin(self.context)
+                self._end_guard = guard.end
+            server = Server(self.reactor, client.queue, endpoint, (), self.context, limit, partial(_describe, guard))
         except EndpointError as error:
+            self._end_guard()
             say(str(error))
             self.code = EXIT_ENDPOINT
             return
         if endpoint.bind:
             say(f"bound to {server.address}, waits for a server")
-            if endpoint.resolved(server.address).is_open:
+            if self._access.keys is None and endpoint.resolved(server.address).is_open:
                 say(f"{server.address} is open to the network, without authentication")
         try:
             await self._ask(client)
@@ -163,6 +181,7 @@ class _Asking:
             with suppress(Exception):
                 client.close()
             server.close(_LINGER)
+            self._end_guard()
 
     async def _ask(self, client: Client) -> None:
         question = self._question
@@ -179,7 +198,8 @@ def _decode(number: int, body: bytes) -> Body:
     return decoded(body, number)
 
 
-def _describe(connection: DealerConnection) -> None:
-    """Let the socket's log lines refer to the command and its argument."""
+def _describe(guard: Guard, connection: DealerConnection) -> None:
+    """Give a socket its guard, and the names for its log lines."""
+    connection.guard = guard
     connection.log.name = click.get_current_context().command_path
     connection.endpoint_option, connection.size_option = "ENDPOINT", None

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from zroute.cli.options import DURATION, EndpointType
+from zroute.cli.options import DURATION, EndpointType, option
 from zroute.endpoints import Endpoint
 from zroute.options import MAX_MESSAGE, SENT_MAX
 from zroute.runtime.exit_codes import EXIT_FAILED
@@ -63,6 +63,7 @@ _OPEN_HOSTS = {"//0.0.0.0:": "//127.0.0.1:", "//[::]:": "//[::1]:", "//*:": "//1
 @click.option("--for", "seconds", type=DURATION, help="Stop after this time. [default: 5s without --count]")
 @click.option("--wait", type=DURATION, default="30s", show_default=True, help="How long to wait for the other end.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@option("--insecure", is_flag=True, help="Bind an address that other hosts can reach.")
 def command(
     endpoint: Endpoint | None,
     pub: Endpoint | None,
@@ -73,6 +74,7 @@ def command(
     seconds: float | None,
     wait: float,
     as_json: bool,
+    insecure: bool,
 ) -> None:
     """Measure message rate, CPU time and latency.
 
@@ -94,7 +96,7 @@ def command(
     _check_load(rate, size, seconds)
     if seconds is None and count is None:
         seconds = _SECONDS
-    orders = _orders(endpoint, pub, sub, wait)
+    orders = _orders(endpoint, pub, sub, wait, insecure=insecure)
     if "pub" in orders:
         orders["pub"]["workload"] = {"rate": rate, "size": size, "count": count, "seconds": seconds}
     with _progress() as show:
@@ -138,7 +140,9 @@ def _check_load(rate: float | None, size: int, seconds: float | None) -> None:
         )
 
 
-def _orders(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None, wait: float) -> dict[str, Any]:
+def _orders(
+    endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None, wait: float, *, insecure: bool
+) -> dict[str, Any]:
     """Return the known fields of each `zroute.cli.measuring.Order`, by role.
 
     A subscriber without an address gets the publisher's address as soon as the publisher has bound it.
@@ -151,7 +155,7 @@ def _orders(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | Non
     if sub is not None or both:
         orders["sub"] = {"address": sub.address if sub else None, "bind": bool(sub and sub.bind)}
         orders["sub"]["alone"] = "pub" in orders
-    return {role: order | {"role": role, "wait": wait} for role, order in orders.items()}
+    return {role: order | {"role": role, "wait": wait, "insecure": insecure} for role, order in orders.items()}
 
 
 # -- the two processes -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zroute.app import App
 from zroute.cli.options import reachable
 from zroute.declarations.limits import Limits
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Access, Endpoint, EndpointOptions
 from zroute.errors import EndpointError
 from zroute.logs import set_up_logging
 from zroute.messages.topics import Pattern, any_of, minimal_cover, startswith
@@ -76,6 +76,7 @@ class Listening:
         endpoints: Sequence[Endpoint],
         patterns: Sequence[Pattern],
         take: Callable[[Envelope], object],
+        access: Access,
         *,
         ignore: Sequence[Pattern] = (),
     ) -> None:
@@ -86,6 +87,7 @@ class Listening:
         self.stats = Stats()
         self._kept = 0
         self._endpoints = tuple(endpoints)
+        self._access = access
         self._take = take
         self._is_ignored = any_of(ignore)
         self._is_wanted = any_of(patterns) if patterns else lambda _topic: True
@@ -183,7 +185,8 @@ class Listening:
         """Start the app and the timers, in the running reactor."""
         try:
             endpoints = tuple(map(reachable, self._endpoints))
-            service = AppService(self._app.compile(), self.reactor, sub=endpoints, pub=(), drain_timeout=_LAST)
+            given: EndpointOptions = {**self._access.options, "sub": endpoints, "pub": ()}
+            service = AppService(self._app.compile(), self.reactor, **given, drain_timeout=_LAST)
             self._service = service
             service.reports = False
             service.startService()
@@ -195,7 +198,7 @@ class Listening:
         (connection,) = cast("SocketPair", service.transport).readers
         connection.endpoint_option, connection.size_option = "ENDPOINT", None  # the names that its log lines use
         for endpoint, resolved in zip(endpoints, self._app.addresses.sub, strict=True):
-            _say_opened(endpoint, resolved)
+            _say_opened(endpoint, resolved, self._access)
         for period, function in self._timers:
             LoopingCall(self.guarded, function).start(period, now=False)
         if wait is not None:
@@ -245,10 +248,10 @@ class Listening:
             self.guarded(self._take, envelope)
 
 
-def _say_opened(endpoint: Endpoint, resolved: str) -> None:
+def _say_opened(endpoint: Endpoint, resolved: str, access: Access) -> None:
     """Print the opened address, and a warning if other machines can connect to it."""
     say(f"{'bound to' if endpoint.bind else 'connects to'} {resolved}")
-    if endpoint.resolved(resolved).is_open:
+    if access.keys is None and endpoint.resolved(resolved).is_open:
         say(f"{resolved} is reachable from the network, without authentication")
 
 

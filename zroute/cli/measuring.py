@@ -88,6 +88,7 @@ class Order:
         address: The address to bind or connect.
         bind: True to bind the address, False to connect to it.
         wait: The time in seconds to wait for the other end.
+        insecure: True if other hosts may reach the address.
         alone: For a subscriber: True if it is the only subscriber. The load then begins when it has joined.
         workload: For a publisher: the load to send.
     """
@@ -96,6 +97,7 @@ class Order:
     address: str
     bind: bool
     wait: float
+    insecure: bool = False
     alone: bool = False
     workload: Workload = Workload()
 
@@ -222,7 +224,9 @@ class _Publisher(_End):
         # Without a rate, wait for the slowest subscriber; with one, drop messages like an ordinary publisher.
         overflow: Any = "wait" if order.workload.rate is None else "drop"
         endpoint = Endpoint(order.address, order.bind)
-        super().__init__(App(pub=str(endpoint), overflow=overflow, name="bench"), order, reactor)
+        super().__init__(
+            App(pub=str(endpoint), overflow=overflow, insecure=order.insecure, name="bench"), order, reactor
+        )
         self._load = self.app.publisher(_TOPIC, Load)
         self._reports = self.app.publisher(_REPORTS, Report)
         self._fill, size = padding(self.app, order.workload.size)
@@ -356,7 +360,8 @@ class _Subscriber(_End):
     """
 
     def __init__(self, order: Order, reactor: Any) -> None:
-        super().__init__(App(sub=str(Endpoint(order.address, order.bind)), name="bench"), order, reactor)
+        endpoint = Endpoint(order.address, order.bind)
+        super().__init__(App(sub=str(endpoint), insecure=order.insecure, name="bench"), order, reactor)
         self._latencies = Latencies()
         self._first: Load | None = None
         self._last: Load | None = None

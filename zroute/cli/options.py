@@ -15,7 +15,7 @@ import attrs
 import click
 from click.shell_completion import CompletionItem
 
-from zroute.endpoints import SIDES, Endpoint, EndpointOptions, parse_endpoint
+from zroute.endpoints import SIDES, Endpoint, EndpointOptions, parse_access, parse_endpoint
 from zroute.errors import EndpointError, PatternError, SetupError
 from zroute.messages.frames import parse_form, stated_form
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
@@ -24,6 +24,7 @@ __all__ = [
     "DURATION",
     "PATTERN",
     "EndpointType",
+    "access_options",
     "app_options",
     "complete_target",
     "endpoint_options",
@@ -200,6 +201,36 @@ def app_options(command: F) -> F:
     return option("--app-dir", default=".", metavar="DIR", help=where, shell_complete=_complete_folder)(command)
 
 
+def access_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--keys``, ``--peers`` and ``--insecure``.
+
+    The command function receives them as one argument ``access``, an `Access`.
+    """
+
+    @wraps(command)
+    def gathered(*, keys: str | None, peers: str | None, insecure: bool, **arguments: Any) -> None:
+        try:
+            access = parse_access(keys=keys, peers=peers, insecure=insecure)
+        except EndpointError as error:
+            raise click.UsageError(str(error)) from error
+        command(access=access, **arguments)
+
+    return _access_flags(gathered)
+
+
+def _access_flags(command: F) -> F:
+    option("--insecure", is_flag=True, help="Bind addresses that other hosts can reach, even without keys.")(command)
+    for flag, metavar, text in reversed(_ACCESS):
+        option(flag, metavar=metavar, help=text)(command)
+    return command
+
+
+_ACCESS = (
+    ("--keys", "FILE", "The secret file of a key (see zroute keys); encrypts all connections."),
+    ("--peers", "DIR", "The directory with the keys that may connect, or 'anyone'."),
+)
+
+
 def endpoint_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--sub``, ``--pub`` and so on, which replace the endpoints of an app.
 
@@ -211,7 +242,11 @@ def endpoint_options(command: Callable[..., None]) -> Callable[..., None]:
         ends: EndpointOptions = {}
         for side in SIDES:
             ends[side.name] = arguments.pop(side.name) or None
+        ends["keys"], ends["peers"] = arguments.pop("keys"), arguments.pop("peers")
+        ends["insecure"] = arguments.pop("insecure") or None
         command(ends=ends, **arguments)
+
+    _access_flags(gathered)
 
     for side in reversed(SIDES):
         option(side.flag, multiple=True, type=EndpointType(bind=side.binds), help=side.help)(gathered)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from zroute.cli.options import EndpointType
-from zroute.endpoints import Endpoint
+from zroute.cli.options import EndpointType, access_options
+from zroute.endpoints import Access, Endpoint
 from zroute.logs import FORMATS, LEVELS, set_up_logging
 from zroute.options import MAX_MESSAGE, SENT_MAX
 from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED
@@ -43,10 +43,17 @@ _log = logging.getLogger("zroute")
     metavar="N",
     help="Maximum number of waiting messages per subscriber; the proxy drops further ones.",
 )
+@access_options
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @click.option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
 def command(
-    front: Endpoint, back: Endpoint, max_message: int, send_queue: int, log_level: str, log_format: str
+    front: Endpoint,
+    back: Endpoint,
+    max_message: int,
+    send_queue: int,
+    access: Access,
+    log_level: str,
+    log_format: str,
 ) -> None:
     """Forward messages from many publishers to many subscribers, until a signal.
 
@@ -65,7 +72,7 @@ def command(
     reactor = install_reactor(None)
     forwarding = _Forwarding(reactor, click.get_current_context().command_path)
     signals = StopSignals(lambda: reactor.callFromThread(forwarding.stop), lambda number: os._exit(128 + number))
-    run_reactor(reactor, signals, forwarding.start, (front, back), max_message, send_queue)
+    run_reactor(reactor, signals, forwarding.start, (front, back), max_message, send_queue, access)
     raise SystemExit(forwarding.code)
 
 
@@ -78,13 +85,13 @@ class _Forwarding:
         self._name = name
         self._proxy: Proxy | None = None
 
-    def start(self, endpoints: tuple[Endpoint, Endpoint], max_message: int, send_queue: int) -> None:
+    def start(self, endpoints: tuple[Endpoint, Endpoint], max_message: int, send_queue: int, access: Access) -> None:
         """Open the sockets, and start to forward messages, in the running reactor."""
         from zroute.errors import EndpointError
         from zroute.sockets.proxy import Proxy
 
         proxy = self._proxy = Proxy(
-            self._reactor, self._name, self._failed, max_message=max_message, send_queue=send_queue
+            self._reactor, self._name, self._failed, max_message=max_message, send_queue=send_queue, access=access
         )
         for end, side in ((proxy.front, "FRONT"), (proxy.back, "BACK")):
             end.endpoint_option = side
@@ -102,7 +109,7 @@ class _Forwarding:
         for endpoint, resolved, whom in zip(endpoints, addresses, ("publishers", "subscribers"), strict=True):
             how = "bound to" if endpoint.bind else "connects to"
             _log.info("%s: for %s, %s %s", self._name, whom, how, resolved)
-            if endpoint.resolved(resolved).is_open:
+            if access.keys is None and endpoint.resolved(resolved).is_open:
                 _log.warning("%s: %s is open to the network, without authentication", self._name, resolved)
         proxy.start()
 

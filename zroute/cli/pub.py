@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zroute.cli.input import CODECS, INPUT_MAX, STDIN, Encode, encoder, parse_headers, read_body
-from zroute.cli.options import DURATION, EndpointType, frames_option, separator_option
-from zroute.endpoints import Endpoint
+from zroute.cli.options import DURATION, EndpointType, access_options, frames_option, separator_option
+from zroute.endpoints import Access, Endpoint
 from zroute.errors import EncodeError, TopicError
 from zroute.messages.topics import topic_bytes
 
@@ -44,6 +44,7 @@ _CHUNK = 65_536
 @click.option(
     "--wait", type=DURATION, default=5.0, show_default=True, help="How long to wait for a subscriber; 0 sends at once."
 )
+@access_options
 @separator_option(what="TOPIC", expose_value=True)
 def command(
     endpoint: Endpoint,
@@ -57,6 +58,7 @@ def command(
     times: int | None,
     every: float | None,
     wait: float,
+    access: Access,
     separator: str,
 ) -> None:
     """Publish BODY to TOPIC.
@@ -98,7 +100,15 @@ def command(
 
         whom = f"a subscriber to {topic!r}"
         raise SystemExit(
-            send(endpoint, publish, wait=wait, wanted=lambda live: covers(live, name), whom=whom, tracked=tracked)
+            send(
+                endpoint,
+                publish,
+                wait=wait,
+                wanted=lambda live: covers(live, name),
+                whom=whom,
+                tracked=tracked,
+                access=access,
+            )
         )
     except (TopicError, EncodeError) as error:
         raise click.UsageError(str(error)) from error

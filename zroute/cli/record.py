@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from zroute.cli.loading import fail
-from zroute.cli.options import DURATION, PATTERN, EndpointType, frames_option, in_form, separator_option
-from zroute.endpoints import Endpoint
+from zroute.cli.options import DURATION, PATTERN, EndpointType, access_options, frames_option, in_form, separator_option
+from zroute.endpoints import Access, Endpoint
 from zroute.messages.topics import Pattern
 from zroute.recordings import Writer
 from zroute.runtime.exit_codes import EXIT_FAILED
@@ -38,6 +38,7 @@ _SHOWN_EVERY = 0.25  # seconds between two updates of the progress line on a ter
 @click.option("--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @frames_option
+@access_options
 @separator_option()
 def command(
     endpoint: Endpoint,
@@ -49,6 +50,7 @@ def command(
     wait: float | None,
     force: bool,
     frames: str | None,
+    access: Access,
 ) -> None:
     """Write the messages of a publisher to FILE, until a signal.
 
@@ -80,7 +82,7 @@ def command(
         listening.guarded(writer.flush)
 
     pending: list[object] = []
-    listening = Listening((in_form(endpoint, frames),), patterns, take, ignore=ignore)
+    listening = Listening((in_form(endpoint, frames),), patterns, take, access, ignore=ignore)
     try:
         with writer, _progress(writer) as show:
             if show is not None:

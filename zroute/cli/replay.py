@@ -12,8 +12,8 @@ import attrs
 import click
 
 from zroute.cli.loading import fail
-from zroute.cli.options import DURATION, PATTERN, EndpointType, in_form, separator_option
-from zroute.endpoints import Endpoint
+from zroute.cli.options import DURATION, PATTERN, EndpointType, access_options, in_form, separator_option
+from zroute.endpoints import Access, Endpoint
 from zroute.errors import PeerError, SetupError
 from zroute.messages.topics import Pattern, any_of
 from zroute.options import MAX_TOPIC
@@ -54,9 +54,16 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
 @click.option(
     "--wait", type=DURATION, default=5.0, show_default=True, help="How long to wait for a subscriber; 0 sends at once."
 )
+@access_options
 @separator_option()
 def command(
-    file: Path, endpoint: Endpoint, speed: float, only: tuple[Pattern, ...], ignore: tuple[Pattern, ...], wait: float
+    file: Path,
+    endpoint: Endpoint,
+    speed: float,
+    only: tuple[Pattern, ...],
+    ignore: tuple[Pattern, ...],
+    wait: float,
+    access: Access,
 ) -> None:
     """Publish the messages in FILE again, with the original pauses.
 
@@ -92,6 +99,7 @@ def command(
             wait=wait,
             wanted=lambda live: any(covers(live, topic) for topic in found.topics),
             whom="a subscriber to one of its topics",
+            access=access,
         )
     )
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import click
 
 from zroute.cli.input import CODECS, encoder, parse_headers, read_body
-from zroute.cli.options import DURATION, EndpointType, separator_option
+from zroute.cli.options import DURATION, EndpointType, access_options, separator_option
 from zroute.cli.showing import Body, as_text, coloured, one_line
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Access, Endpoint
 from zroute.errors import EncodeError, TopicError
 from zroute.logs import has_colors
 from zroute.messages.topics import topic_bytes
@@ -37,6 +37,7 @@ _WIRES = ("tracked", "plain")
     "--wire", type=click.Choice(_WIRES), default="tracked", show_default=True, help="plain: send only TOPIC and BODY."
 )
 @click.option("-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="A header; may be repeated.")
+@access_options
 @separator_option(what="TOPIC", expose_value=True)
 def command(
     endpoint: Endpoint,
@@ -47,6 +48,7 @@ def command(
     codec: str,
     wire: str,
     headers: tuple[str, ...],
+    access: Access,
     separator: str,
 ) -> None:
     """Send a request with BODY to TOPIC, and print the reply.
@@ -69,7 +71,7 @@ def command(
         from zroute.cli.asking import Question, ask
 
         question = Question(name, "raw" if body is None else codec, given, fields, timeout, stream, wire == "tracked")
-        raise SystemExit(ask(endpoint, question, _shower()))
+        raise SystemExit(ask(endpoint, question, _shower(), access))
     except (TopicError, EncodeError) as error:
         raise click.UsageError(str(error)) from error
 

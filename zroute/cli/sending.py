@@ -22,7 +22,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from zroute.awaiting import within
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Access, Endpoint
 from zroute.errors import EndpointError
 from zroute.logs import set_up_logging
 from zroute.messages.control import FAREWELL, MARKER
@@ -183,6 +183,7 @@ def send(
     wanted: Callable[[Set[bytes]], bool],
     whom: str,
     tracked: bool = False,
+    access: Access,
 ) -> int:
     """Open ``endpoint``, wait for a subscriber, run ``job`` and flush.
 
@@ -196,6 +197,7 @@ def send(
         wanted: Called with the active subscriptions. Returns True if the job can begin.
         whom: A description of the expected subscriber, for messages to the user.
         tracked: True if the job uses `Sender.publish`. Subscribers can then join.
+        access: The keys, or that the endpoint may be open.
 
     Returns:
         0 if the subscribers have read all sent messages, also after a signal. 5 if the endpoint can't be opened. 75 if
@@ -207,7 +209,7 @@ def send(
     """
     set_up_logging("warning", "auto")
     reactor = install_reactor(None)
-    sending = _Sending(reactor, endpoint, job, wait, wanted, whom, tracked)
+    sending = _Sending(reactor, endpoint, job, wait, wanted, whom, tracked, access)
     run_reactor(reactor, sending.signals, sending.start)
     if sending.failure is not None:
         sending.failure.raiseException()
@@ -226,6 +228,7 @@ class _Sending:
         wanted: Callable[[Set[bytes]], bool],
         whom: str,
         tracked: bool,
+        access: Access,
     ) -> None:
         self.code = 0
         self.failure: Failure | None = None
@@ -241,6 +244,7 @@ class _Sending:
         self._connection.log.name = click.get_current_context().command_path
         # The names that the log lines of the connection use for its options.
         self._connection.endpoint_option, self._connection.size_option = "ENDPOINT", None
+        self._access = access
         self._sender = Sender(reactor, self._connection)
         if tracked:
             self._sender.track()
@@ -258,12 +262,13 @@ class _Sending:
     async def _run(self) -> None:
         """Open the socket, wait for a subscriber, and run the job."""
         try:
+            self._connection.protect(self._access)
             resolved = self._connection.open(self._endpoint)
         except EndpointError as error:
             _say(str(error))
             self.code = EXIT_ENDPOINT
             return
-        if self._endpoint.resolved(resolved).is_open:
+        if self._access.keys is None and self._endpoint.resolved(resolved).is_open:
             _say(f"{resolved} is reachable from the network, without authentication")
         if self._wait and not await self._subscriber(resolved):
             self.code = EXIT_TIMED_OUT

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zroute.cli.options import DURATION, PATTERN, EndpointType, frames_option, in_form, separator_option
+from zroute.cli.options import DURATION, PATTERN, EndpointType, access_options, frames_option, in_form, separator_option
 from zroute.cli.showing import Body, as_json, as_line, coloured, decoded, one_line, template
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Access, Endpoint
 from zroute.logs import has_colors
 from zroute.messages.topics import Pattern
 
@@ -38,6 +38,7 @@ _CLIP = 2000
     "--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time: 10s, 500ms, 2m."
 )
 @frames_option
+@access_options
 @separator_option()
 def command(
     endpoint: Endpoint,
@@ -50,6 +51,7 @@ def command(
     count: int | None,
     wait: float | None,
     frames: str | None,
+    access: Access,
 ) -> None:
     """Show the messages of a publisher, until a signal.
 
@@ -86,7 +88,7 @@ def command(
         if counts["shown"] == count:
             listening.stop()
 
-    listening = Listening((in_form(endpoint, frames),), patterns, take, ignore=ignore)
+    listening = Listening((in_form(endpoint, frames),), patterns, take, access, ignore=ignore)
     with while_read():
         code = listening.run(wait=wait)
     if not code:

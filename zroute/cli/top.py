@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from zroute.cli.options import DURATION, PATTERN, EndpointType, frames_option, in_form, separator_option
+from zroute.cli.options import DURATION, PATTERN, EndpointType, access_options, frames_option, in_form, separator_option
 from zroute.cli.showing import clock_time, one_line
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Access, Endpoint
 from zroute.messages.topics import Pattern
 from zroute.options import MAX_TOPIC
 from zroute.stats import losses
@@ -49,9 +49,16 @@ _AROUND = 5  # lines of the screen besides the topics: header, others, total, lo
 @click.option("--once", is_flag=True, help="Measure one interval, print it and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line and interval.")
 @frames_option
+@access_options
 @separator_option()
 def command(
-    endpoint: Endpoint, patterns: tuple[Pattern, ...], interval: float, once: bool, as_json: bool, frames: str | None
+    endpoint: Endpoint,
+    patterns: tuple[Pattern, ...],
+    interval: float,
+    once: bool,
+    as_json: bool,
+    frames: str | None,
+    access: Access,
 ) -> None:
     """Show messages and bytes per second for each topic.
 
@@ -65,7 +72,7 @@ def command(
 
     from zroute.cli.listening import Listening, say, while_read
 
-    listening = Listening((in_form(endpoint, frames),), patterns, lambda envelope: traffic.take(envelope))
+    listening = Listening((in_form(endpoint, frames),), patterns, lambda envelope: traffic.take(envelope), access)
     traffic = Traffic()  # created last, because the first interval begins here
 
     def measure() -> None:

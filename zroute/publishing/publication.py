@@ -111,7 +111,7 @@ class Coalesce:
 
     Example:
         ```python
-        app = App(pub="tcp://0.0.0.0:5556", coalesce=Coalesce(seconds=0.01, messages=500))
+        app = App(pub="tcp://127.0.0.1:5556", coalesce=Coalesce(seconds=0.01, messages=500))
         ```
 
     Attributes:

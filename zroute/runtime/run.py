@@ -456,7 +456,7 @@ class Run:
         closed = ResolvedAddresses(**addresses)
         closing = self.transport.remove(closed)
         self._closing_ends += closed.sub
-        self.ends = Ends(**left)
+        self.ends = self.ends.with_sides(left)
 
         def end(result: Any) -> Any:
             for address in closed.sub:

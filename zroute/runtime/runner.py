@@ -18,9 +18,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-from zroute.endpoints import Endpoint, EndpointOptions
+from zroute.endpoints import SIDES, Endpoint, EndpointOptions
 from zroute.errors import EndpointError, UsageError
 from zroute.logs import FORMATS, LEVELS, printable, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
@@ -215,6 +216,9 @@ def run(
     req: tuple[Endpoint, ...] | None = None,
     jobs: tuple[Endpoint, ...] | None = None,
     work: tuple[Endpoint, ...] | None = None,
+    keys: str | Path | None = None,
+    peers: str | Path | None = None,
+    insecure: bool | None = None,
     reactor: Reactor | None = None,
     uvloop: bool = False,
     seconds: float | None = None,
@@ -246,6 +250,9 @@ def run(
         req: endpoints that replace the apps' endpoints for sending requests.
         jobs: endpoints that replace the apps' endpoints for handing out jobs.
         work: endpoints that replace the apps' endpoints for taking jobs.
+        keys: the secret file of the apps' key, which replaces ``keys=`` of the apps.
+        peers: the directory of peers, or "anyone", which replaces ``peers=`` of the apps.
+        insecure: replaces ``insecure=`` of the apps; None keeps it.
         reactor: "epoll", "poll", "select" or "asyncio". None selects the reactor that the apps need, or Twisted's
             choice for the platform.
         uvloop: True to run the asyncio reactor on uvloop.
@@ -265,6 +272,7 @@ def run(
     """
     # Check all options and surroundings before installing anything.
     given: EndpointOptions = {"sub": sub, "pub": pub, "rep": rep, "req": req, "jobs": jobs, "work": work}
+    given |= {"keys": keys, "peers": peers, "insecure": insecure}
     _refuse_options(given, seconds, max_messages, drain_timeout, log_level, log_format)
     if len({id(app) for app in apps}) < len(apps):
         raise UsageError("an app is given twice, but a process can run each app only once: give each app once")
@@ -301,7 +309,8 @@ def _refuse_options(
     if max_messages is not None:
         check_seconds("max_messages", max_messages, what="a number")
     check_seconds("drain_timeout", drain_timeout)
-    for name, endpoints in given.items():
+    for side in SIDES:
+        name, endpoints = side.name, given.get(side.name)
         if endpoints is not None and not _are_endpoints(endpoints):
             raise UsageError(
                 f"{name} is {endpoints!r}, but run takes a tuple of Endpoints: pass addresses to App({name}=…)"

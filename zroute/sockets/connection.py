@@ -54,7 +54,7 @@ from functools import partial
 from itertools import count
 from threading import get_ident
 from time import perf_counter
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 from weakref import WeakSet
 
 import zmq
@@ -68,11 +68,11 @@ from zope.interface import implementer
 from zroute.endpoints import Endpoint, parse_endpoint
 from zroute.errors import EndpointError, ForkedContextError, NotRunningError, WrongThreadError
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
-from zroute.sockets.events import OnEvent, parse_event
+from zroute.sockets.events import OnEvent, SocketEvent, parse_event
 from zroute.sockets.ipc import bind
 from zroute.transport import Receive
 
-__all__ = ["Connection", "make_socket"]
+__all__ = ["Connection", "Guard", "Guarded", "make_socket"]
 
 _log = logging.getLogger("zroute.sockets")
 
@@ -93,6 +93,46 @@ if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
         f"zroute needs libzmq {'.'.join(map(str, _OLDEST_LIBZMQ))} or newer, and pyzmq {zmq.__version__} "
         f"uses {zmq.zmq_version()}: install the pyzmq wheel, or build it against a newer libzmq"
     )
+
+
+class Guarded(Protocol):
+    """A socket whose accepted connections can be closed."""
+
+    def end_accepted(self, name: str) -> int:
+        """Close the connections of a key, and those without a known key.
+
+        Return their number.
+        """
+
+
+class Guard(Protocol):
+    """Decides about the endpoints of an app; see `zroute.sockets.access`."""
+
+    @property
+    def secure(self) -> bool:
+        """True if the app has keys."""
+
+    def check(self, endpoint: Endpoint) -> None:
+        """Raise EndpointError if the endpoint can't be opened."""
+
+    def protect(self, socket: zmq.Socket[Any], endpoint: Endpoint) -> None:
+        """Set the options of a socket for an endpoint, before it is bound or connected.
+
+        Raises:
+            EndpointError: The endpoint may not be opened.
+        """
+
+    def check_bound(self, endpoint: Endpoint, resolved: str) -> None:
+        """Raise EndpointError if the resolved address must not stay bound."""
+
+    def watch(self, connection: Guarded) -> None:
+        """Close connections that ``connection`` has accepted when a key is revoked."""
+
+    def fault(self, endpoint: Endpoint, event: SocketEvent) -> str | None:
+        """Return the reason and the remedy for a failed handshake, or None."""
+
+    def failed(self, event: SocketEvent) -> None:
+        """Count and log the failed handshake of a peer that has connected to us."""
 
 
 def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option]) -> zmq.Socket[Any]:
@@ -134,6 +174,8 @@ class Connection:
         """True after all messages have been read. The code that reads this flag must clear it."""
         self.closed = False
         self.endpoints: list[str] = []
+        self.guard: Guard | None = None
+        """Sets the keys of each endpoint, and may refuse to open it; None for sockets without a guard."""
         self._socket = socket
         self._recv = _recv.__get__(self._socket)
         self._send = _send.__get__(self._socket)
@@ -166,6 +208,8 @@ class Connection:
         if self.closed:
             raise NotRunningError(f"this {type(self).__name__} is closed: create a new one")
         endpoint = self._parsed(endpoint)
+        if self.guard is not None:
+            self.guard.protect(self._socket, endpoint)
         if endpoint.bind:
             self._endpoint("bind", partial(bind, self._socket), endpoint)
         else:
@@ -173,6 +217,12 @@ class Connection:
         last: Any = self._socket.get(zmq.SocketOption.LAST_ENDPOINT)
         resolved: str = last.rstrip(b"\0").decode()
         self.endpoints.append(resolved)
+        if self.guard is not None and endpoint.bind:
+            try:
+                self.guard.check_bound(endpoint, resolved)
+            except EndpointError:
+                self.unbind(resolved)
+                raise
         return resolved
 
     def _parsed(self, endpoint: Endpoint | str) -> Endpoint:

@@ -13,6 +13,7 @@ import zmq
 from zroute.endpoints import Endpoint
 from zroute.errors import EnvelopeError, HighWaterMarkError, UnknownPeerError
 from zroute.options import JOB_MESSAGES, LINGER_ABORT, OFFER_MAX, SocketOptions
+from zroute.sockets.connection import Guard
 from zroute.sockets.events import OnEvent, SocketEvent
 from zroute.sockets.reopening import Reopening
 from zroute.sockets.router_dealer import DealerConnection, RouterConnection
@@ -148,6 +149,7 @@ class WorkConnection:
         self._dealer: DealerConnection | None = None
         self._connected = self._connected_before = False
         self.closed = False
+        self.guard: Guard | None = None
         self.worker: Worker
 
     def open(self) -> str:
@@ -159,7 +161,7 @@ class WorkConnection:
             EndpointError: The endpoint can't be opened.
         """
         dealer = DealerConnection(self._reactor, self._received, context=self._context, **self._options)
-        dealer.log.name, dealer.endpoint_option = self._name, "work="
+        dealer.log.name, dealer.endpoint_option, dealer.guard = self._name, "work=", self.guard
         dealer.size_option = "App(limits=Limits(max_message=…))"
         try:
             dealer.watch(lambda event: self._seen(dealer, event))

@@ -32,10 +32,12 @@ import attrs
 import zmq
 from twisted.internet.defer import Deferred
 
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Access, Endpoint
 from zroute.options import MAX_SUBSCRIPTION_BYTES
+from zroute.sockets.access import CurveGuard, guard_for
 from zroute.sockets.events import SocketEvent, parse_event
 from zroute.sockets.pubsub import XPubConnection
+from zroute.stats import Stats
 
 __all__ = ["LosslessPubConnection"]
 
@@ -97,6 +99,7 @@ class LosslessPubConnection(XPubConnection):
         self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "Subscribe to fewer or shorter prefixes")
         self._peers: dict[int, _Peer] = {}
         self._opened: list[Endpoint] = []
+        self._ends_guard: Callable[[], object] = lambda: None
         self._resets: list[tuple[str, float]] = []  # host, and time in seconds of the reactor
         self.lost_to = 0
         """The number of subscribers that have lost messages.
@@ -104,6 +107,19 @@ class LosslessPubConnection(XPubConnection):
         These subscribers reset their connection before they had read all messages, and reconnected.
         """
         self.watch(self._follow_peer)
+
+    def protect(self, access: Access) -> None:
+        """Use the keys of ``access``, or refuse addresses that are open.
+
+        Call this before `open`.
+
+        Raises:
+            KeyFileError: The secret file can't be used.
+        """
+        self.guard = guard_for(self._reactor, access, self.log.name, Stats())
+        if isinstance(self.guard, CurveGuard):
+            self.guard.begin(self._context)
+            self._ends_guard = self.guard.end
 
     def open(self, endpoint: Endpoint | str) -> str:
         """See `Connection.open`."""
@@ -123,6 +139,7 @@ class LosslessPubConnection(XPubConnection):
         if self._monitor is not None:
             self._monitor.doRead()  # process the events that the reactor has not delivered yet
         self.close(int(seconds * 1000))
+        self._ends_guard()
         done: Deferred[bool] = Deferred()
         before = self._recent_resets()
 

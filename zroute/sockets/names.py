@@ -90,12 +90,15 @@ def addresses_of(host: str, prefer_ipv6: bool) -> list[str]:
 class _Followed:
     """A followed name, its connected addresses, and the timer of a look-up.
 
+    ``peer`` is the name of the key at all addresses, or None.
+
     ``failed`` is True if the last look-up has failed. ``refused`` is True if the last attempt to connect to new
     addresses has failed for at least one address.
     """
 
     endpoint: str
     host: str
+    peer: str | None = None
     addresses: list[str] = attrs.field(factory=list)
     failed: bool = False
     refused: bool = False
@@ -149,13 +152,14 @@ class Names:
             if address in followed.addresses:
                 followed.addresses.remove(address)  # connected again after the next look-up
 
-    def follow(self, endpoint: str) -> None:
+    def follow(self, endpoint: str, peer: str | None = None) -> None:
         """Connect to the addresses of the name in this endpoint from now on.
 
         The socket connects to the first addresses when the first look-up has ended.
 
         Args:
             endpoint: An address with a host name, such as ``tcp://feeds:5555``; see `has_addresses`.
+            peer: The name of the key that the programs at all these addresses have, or None.
 
         Raises:
             EndpointError: The name contains characters that are not valid in a host name.
@@ -166,8 +170,13 @@ class Names:
                 f"can't connect {endpoint}: {host!r} is not a host name: write tcp://host:port",
                 endpoint=f"connect:{endpoint}",
             )
-        followed = self._followed[endpoint] = _Followed(endpoint, host)
+        followed = self._followed[endpoint] = _Followed(endpoint, host, peer)
         self._look(followed)
+
+    def endpoint_at(self, address: str) -> Endpoint:
+        """Return the endpoint for an address of a name that is followed."""
+        peers = (each.peer for each in self._followed.values() if address in each.addresses)
+        return Endpoint(address, bind=False, peer=next(peers, None))
 
     def of(self, endpoint: str) -> tuple[str, ...]:
         """Return the connected addresses of the name in this endpoint."""

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, frame_limit
+from zroute.sockets.access import CurveGuard, OpenGuard
 from zroute.sockets.connection import Connection
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.links import Links
@@ -148,6 +149,8 @@ class SocketPair:
         """The resolved addresses to which the XPUB socket is bound."""
         self.sub: SubConnection | None = None
         self.pub: XPubConnection | None = None
+        self.guard: OpenGuard | CurveGuard | None = None
+        """Sets the keys of each endpoint; see `zroute.sockets.access`."""
 
     @property
     def is_open(self) -> bool:
@@ -209,7 +212,7 @@ class SocketPair:
             address = self.sub.open(endpoint)
             self._names.keep(address)
             return address
-        self._names.follow(endpoint.address)
+        self._names.follow(endpoint.address, endpoint.peer)
         return endpoint.address
 
     def drop_subscribed(self, endpoint: Endpoint, address: str) -> None:
@@ -240,7 +243,7 @@ class SocketPair:
         if address in self._vanishing:  # the socket is still connected to this address
             self._vanishing.discard(address)
         elif self.sub is not None:
-            self.sub.open(Endpoint(address, bind=False))
+            self.sub.open(self._names.endpoint_at(address))
 
     def _vanish(self, address: str) -> None:
         self._vanishing.add(address)
@@ -306,6 +309,7 @@ class SocketPair:
         return lambda parts: send(*parts)
 
     def _watched(self, connection: C) -> C:
+        connection.guard = self.guard
         if _log.isEnabledFor(logging.DEBUG):  # checked once, so that events cost nothing unless they are logged
             connection.watch(lambda event: _log.debug("%s %s", type(connection).__name__, event))
         return connection

@@ -86,8 +86,11 @@ class PartsConnection(PersistentConnection):
 
     def _drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
         on_message, dontwait = self._on_message, zmq.DONTWAIT.value
+        secure = self.guard is not None and self.guard.secure
         for _ in range(budget):
             frame = recv(dontwait, False)  # asking the frame for ``more`` costs a third less than asking the socket
+            if secure:
+                self.learn(frame)
             parts = all_parts(frame, recv, dontwait) if frame.more else [frame.bytes]
             self.received += 1
             try:

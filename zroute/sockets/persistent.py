@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 from zroute.endpoints import Endpoint
+from zroute.errors import EndpointError
 from zroute.options import LINGER_DRAIN
 from zroute.sockets.connection import Connection
 from zroute.sockets.connection_log import ConnectionLog
@@ -50,6 +51,11 @@ _FITTING = {
     zmq.ROUTER: "DEALER, REQ or ROUTER",
 }
 
+_PAUSE = 1.0
+_PAUSE_MAX = 30.0
+"""The first and the maximum pause in seconds after a failed handshake of a socket with keys."""
+
+_SRCFD = zmq.MessageOption.SRCFD.value
 _REST_AFTER = 0.03  # seconds; less than the 0.1 s after which libzmq reconnects (RECONNECT_IVL)
 _GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq reports each attempt as soon as it is planned
 
@@ -71,6 +77,10 @@ class PersistentConnection(Connection):
         """The argument that log lines recommend to check if the peer has an incompatible socket."""
         self.dialled: list[str] = []
         """The items of ``endpoints`` to which the socket connects."""
+        self.keys: dict[int, str] = {}
+        """The names of the keys of accepted connections, by id, for connections that have sent a frame."""
+        self._as_given: dict[str, Endpoint] = {}
+        self._pauses: dict[str, float] = {}  # after failed handshakes of a socket with keys, by endpoint
         self._identities: dict[int, Identity] = {}
         self._given_up: dict[str, Any] = {}
         self._ends: dict[str, Link] = {}  # the last connection that ended, by endpoint
@@ -82,10 +92,15 @@ class PersistentConnection(Connection):
     def open(self, endpoint: Endpoint | str) -> str:
         """See `Connection.open`."""
         endpoint = self._parsed(endpoint)
+        if self.guard is not None and self.guard.secure and not self.closed:
+            self._follow()
+            if endpoint.bind:
+                self.guard.watch(self)
         if endpoint.bind or self.closed:
             return super().open(endpoint)
         self._follow()
         address = super().open(endpoint)
+        self._as_given[address] = endpoint
         self.dialled.append(address)
         self.links.dial(address)
         self.log.dial(address)
@@ -120,6 +135,8 @@ class PersistentConnection(Connection):
         self._hang_up(address)
         self.log.forget(address)
         self.dialled = [other for other in self.dialled if other != address]
+        self._as_given.pop(address, None)
+        self._pauses.pop(address, None)
         self._cancel(address)
         self._ends.pop(address, None)
         self._lookups.forget(address)
@@ -156,6 +173,30 @@ class PersistentConnection(Connection):
         if link.endpoint is not None:
             self.log.told(link.endpoint)  # the caller logs the end of the connection
         return True
+
+    def learn(self, frame: zmq.Frame) -> None:
+        """Record the key of the connection that delivered a frame.
+
+        libzmq names the key only in the frames of a connection. A frame may be older than the current connection with
+        its descriptor; such a connection is ``doubtful``.
+        """
+        try:
+            link = self.links.at(frame.get(_SRCFD))
+            if link is not None and link.id not in self.keys and not link.doubtful:
+                self.keys[link.id] = str(frame.get("User-Id"))
+        except zmq.ZMQError:  # over inproc, a frame has neither
+            return
+
+    def end_accepted(self, name: str) -> int:
+        """Close the accepted connections of a key, and those without a known key.
+
+        The key of a connection is known once it has sent a frame. A connection of another key reconnects. Return the
+        number of connections.
+        """
+        self._read_events()
+        links = [link for link in map(self.links.get, self.links.alive) if link is not None and link.endpoint is None]
+        ended = [self.end(link.id, discard=True) for link in links if self.keys.get(link.id, name) == name]
+        return sum(ended)
 
     def peer(self, id: int) -> str:
         """Return the address of a peer for log lines, if it is known."""
@@ -212,6 +253,7 @@ class PersistentConnection(Connection):
         """Remove the connections that ended without an event of libzmq."""
         alive = self.links.alive
         self._identities = {id: identity for id, identity in self._identities.items() if id in alive}
+        self.keys = {id: name for id, name in self.keys.items() if id in alive}
 
     # -- events of libzmq ------------------------------------------------------------------------------------
 
@@ -229,6 +271,8 @@ class PersistentConnection(Connection):
             self._disconnected(link)
         elif event.name == "accepted" and link is not None:
             self._accepted(link)
+        elif event.name.startswith("handshake_failed") and self.guard is not None and endpoint is None:
+            self.guard.failed(event)
         if endpoint is not None and not self.closed:
             self._note(event, endpoint, link)
 
@@ -240,6 +284,7 @@ class PersistentConnection(Connection):
     def _note(self, event: SocketEvent, endpoint: str, link: Link | None) -> None:
         """Log an event of a dialled endpoint."""
         if event.name == "handshake_succeeded":
+            self._pauses.pop(endpoint, None)
             self.log.connected(endpoint)
         elif event.name != "disconnected":
             self.log.attempted(endpoint, event)
@@ -261,12 +306,32 @@ class PersistentConnection(Connection):
 
     def _disconnected(self, link: Link) -> None:
         self._identities.pop(link.id, None)
+        self.keys.pop(link.id, None)
         self._read_again()  # when all messages have been read, no message of this connection is left
         if link.endpoint is not None and not self.closed:
             self._cancel(link.endpoint)
+            if self._rest_after_fault(link.endpoint, link.fault):
+                return
             self._ends[link.endpoint] = link
             again = self._reactor.callLater(_GIVEN_UP_AFTER, self._connect_again, link.endpoint)
             self._given_up[link.endpoint] = again
+
+    def _rest_after_fault(self, endpoint: str, fault: SocketEvent | None) -> bool:
+        """Pause an endpoint after a failed handshake, if the socket has keys.
+
+        The reason is logged. libzmq never reconnects to a peer that has refused our key, and reconnects ten times a
+        second to a peer that has closed the connection. The pause is 1 s at first, and doubles up to 30 s. Return False
+        without a pause.
+        """
+        if self.guard is None or not self.guard.secure or fault is None or endpoint not in self._as_given:
+            return False
+        reason = self.guard.fault(self._as_given[endpoint], fault)
+        if reason is None:
+            return False
+        self._pauses[endpoint] = pause = min(max(2 * self._pauses.get(endpoint, 0.0), _PAUSE), _PAUSE_MAX)
+        self.log.refused(endpoint, reason, handshake=True)
+        self._rest_soon(endpoint, pause)
+        return True
 
     # -- connecting again ------------------------------------------------------------------------------------
 
@@ -291,9 +356,9 @@ class PersistentConnection(Connection):
             return f"connection closed: the peer sent a frame of more than {limit} bytes, or invalid ZMTP{remedy}"
         if link.fault is not None and link.fault.value == _NEEDS_KEY:
             return (
-                "the peer requires authentication (CURVE, PLAIN or GSSAPI), which this version of zroute does not "
-                "support: "
-                "disable it at the peer (curve_server, plain_server), or connect through a proxy that has the key"
+                "the peer requires authentication (CURVE, PLAIN or GSSAPI): for CURVE, create a key with zroute keys "
+                "new NAME, set keys= (--keys), and write the name of the peer before its address (feed@tcp://…); "
+                "zroute does not support PLAIN and GSSAPI, so disable them at the peer (plain_server)"
             )
         if link.fault is not None:
             return f"the handshake failed ({link.fault.reason})"
@@ -317,6 +382,13 @@ class PersistentConnection(Connection):
     def _redial(self, endpoint: str) -> None:
         self._drop_rest()
         self._let_go(endpoint)
+        if self.guard is not None and endpoint in self._as_given:
+            try:
+                self.guard.protect(self._socket, self._as_given[endpoint])  # another endpoint may have another key
+            except EndpointError as error:
+                self.log.warn(endpoint, "key", str(error))
+                self._resting[endpoint] = self._reactor.callLater(_PAUSE_MAX, self._rested, endpoint)
+                return
         with self._family(endpoint):
             self._socket.connect(endpoint)
         self.log.redialled(endpoint)

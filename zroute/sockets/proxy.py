@@ -23,12 +23,14 @@ import attrs
 import zmq
 from twisted.internet.defer import Deferred
 
-from zroute.endpoints import Endpoint
+from zroute.endpoints import NO_KEYS, Access, Endpoint
 from zroute.options import LINGER_ABORT, frame_limit, socket_options, with_options
+from zroute.sockets.access import CurveGuard, guard_for
 from zroute.sockets.connection import make_socket
 from zroute.sockets.names import Names, has_addresses
 from zroute.sockets.pair import SharedContext
 from zroute.sockets.persistent import PersistentConnection
+from zroute.stats import Stats
 
 __all__ = ["Forwarded", "Proxy"]
 
@@ -67,17 +69,25 @@ class Proxy:
         max_message: The maximum size of a message body in bytes. A larger frame ends the connection of its publisher.
         send_queue: The maximum number of frames that wait for each subscriber. While a subscriber's queue is full,
             libzmq drops messages for this subscriber.
+        access: The keys of the proxy, or that its endpoints may be open.
     """
 
     def __init__(
-        self, reactor: Any, name: str, failed: Callable[[BaseException], object], *, max_message: int, send_queue: int
+        self,
+        reactor: Any,
+        name: str,
+        failed: Callable[[BaseException], object],
+        *,
+        max_message: int,
+        send_queue: int,
+        access: Access = NO_KEYS,
     ) -> None:
         self._reactor = reactor
         self._name = name
         self._names: list[Names] = []
         self._failed = failed
         self._context = SharedContext()
-        context = self._context.acquire()
+        self.context = context = self._context.acquire()
         limit = frame_limit(max_message)
         # The front sends only subscriptions, and all of them to each new peer. So unsent subscriptions can be dropped.
         front = with_options(socket_options("XSUB"), {"maxmsgsize": limit, "linger": LINGER_ABORT})
@@ -88,6 +98,8 @@ class Proxy:
         self.back = _End(reactor, make_socket(context, zmq.XPUB, back), self._halted)
         """The XPUB socket."""
         self.front.log.name = self.back.log.name = name
+        self._access = access
+        self._guard: CurveGuard | None = None
         self._control: zmq.Socket[Any] = context.socket(zmq.PAIR)
         self._steered: zmq.Socket[Any] = context.socket(zmq.PAIR)  # the control socket that the proxy's thread reads
         self._control.set(zmq.SocketOption.RCVTIMEO, _ANSWER)
@@ -107,17 +119,22 @@ class Proxy:
         If an endpoint has a host name, `Names` follows the addresses of that name.
 
         Raises:
-            EndpointError: An endpoint can't be opened.
+            EndpointError: An endpoint can't be opened, or a key file can't be used.
         """
+        guard = guard_for(self._reactor, self._access, self._name, Stats())
+        if isinstance(guard, CurveGuard):
+            guard.begin(self.context)
+            self._guard = guard
+        self.front.guard = self.back.guard = guard
         return self._open(self.front, front), self._open(self.back, back)
 
     def _open(self, end: _End, endpoint: Endpoint) -> str:
         if not has_addresses(endpoint):
             return end.open(endpoint)
-        names = Names(
-            self._reactor, self._name, lambda address: end.open(Endpoint(address, bind=False)), end.disconnect
-        )
-        names.follow(endpoint.address)
+        names = Names(self._reactor, self._name, lambda address: end.open(names.endpoint_at(address)), end.disconnect)
+        if end.guard is not None:
+            end.guard.check(endpoint)
+        names.follow(endpoint.address, endpoint.peer)
         self._names.append(names)
         return endpoint.address
 
@@ -135,6 +152,9 @@ class Proxy:
         """
         for names in self._names:
             names.close()
+        if self._guard is not None:
+            self._guard.end()
+            self._guard = None
         self._halt()
         self.front.close(LINGER_ABORT)
         self.back.close()
@@ -218,6 +238,14 @@ class _End(PersistentConnection):
     def _connect_again(self, endpoint: str) -> None:
         with self._halted():
             super()._connect_again(endpoint)
+
+    def _rest(self, endpoint: str, seconds: float) -> None:
+        with self._halted():
+            super()._rest(endpoint, seconds)
+
+    def _rested(self, endpoint: str) -> None:
+        with self._halted():
+            super()._rested(endpoint)
 
     def _connect_by_ipv6(self, endpoint: str) -> None:
         with self._halted():

@@ -343,6 +343,8 @@ class XPubConnection(SendingConnection):
 
     def _take(self, recv: Callable[..., Any]) -> None:
         frame = recv(_AT_ONCE, False)
+        if self.guard is not None and self.guard.secure:
+            self.learn(frame)
         parts = all_parts(frame, recv, _AT_ONCE) if frame.more else [frame.bytes]
         self.received += 1
         change, link = _change(parts), self._account()

@@ -27,6 +27,7 @@ from zroute.options import (
 )
 from zroute.requests.asked import Asked, Listener
 from zroute.requests.client import Client
+from zroute.sockets.connection import Guard
 from zroute.sockets.names import Names, has_addresses
 from zroute.sockets.parts import SendingConnection
 from zroute.sockets.reqrep import Server
@@ -223,6 +224,8 @@ class RequestSockets:
         prefer_ipv6 = bool(app.options.get("ipv6"))
         self._names = Names(reactor, app.name, self._connect, self._leave, prefer_ipv6=prefer_ipv6)
         self._is_open = False
+        self.guard: Guard | None = None
+        """Sets the keys of each endpoint; see `zroute.sockets.access`."""
 
     def open(
         self,
@@ -256,7 +259,7 @@ class RequestSockets:
                 client.check = self._check
                 for endpoint in req:
                     if has_addresses(endpoint):
-                        self._names.follow(endpoint.address)
+                        self._names.follow(endpoint.address, endpoint.peer)
                         self._addresses.append(endpoint.address)
                     else:
                         address = self._add(endpoint).address
@@ -275,13 +278,14 @@ class RequestSockets:
 
     def _describe(self, connection: SendingConnection, side: str) -> None:
         """Use the name of the app and the names of its options in a socket's log lines."""
+        connection.guard = self.guard
         connection.log.name, connection.endpoint_option = self._app.name, side
         connection.size_option = f"App(limits=Limits(max_message={self._app.max_message}))"
 
     def _connect(self, address: str) -> None:
         """Also send requests to a new address of a host name."""
         if address not in self._servers:
-            self._add(Endpoint(address, bind=False))
+            self._add(self._names.endpoint_at(address))
 
     def _leave(self, address: str) -> None:
         """Send no further requests to an address that a host name no longer has."""

@@ -233,7 +233,7 @@ class MemoryTransport:
         ends, left = self._request.ends, {}
         for side in SIDES:
             left[side.name] = tuple(each for each in ends.of(side) if each.address not in addresses.of(side))
-        self._request = evolve(self._request, ends=Ends(**left))
+        self._request = evolve(self._request, ends=ends.with_sides(left))
         return succeed(None)
 
     @property

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, frame_limit
+from zroute.sockets.connection import Guard
 from zroute.sockets.jobs import JobsConnection, WorkConnection
 from zroute.sockets.names import Names, has_addresses
 from zroute.transport import JobOwner, JobWorker, MakeWorker, OwnerLink, SendJob, TransportRequest
@@ -32,6 +33,8 @@ class JobSockets:
         self._works: dict[str, tuple[WorkConnection, JobWorker]] = {}
         self._leaving: list[tuple[WorkConnection, JobWorker]] = []
         self._addresses: list[str] = []
+        self.guard: Guard | None = None
+        """Sets the keys of each endpoint; see `zroute.sockets.access`."""
         prefer_ipv6 = bool(app.options.get("ipv6"))
         self._names = Names(request.reactor, app.name, self._connect, self._leave, prefer_ipv6=prefer_ipv6)
 
@@ -39,7 +42,7 @@ class JobSockets:
         """See `zroute.transport.Transport`, also for the methods below."""
         connection = self._owner = JobsConnection(self._reactor, context=self._context, **self._app.options)
         connection.owner = owner
-        connection.log.name = self._app.name
+        connection.log.name, connection.guard = self._app.name, self.guard
         for endpoint in self._ends.jobs:
             connection.open(endpoint)
         return connection.tell
@@ -49,7 +52,7 @@ class JobSockets:
         self._make = make
         for endpoint in self._ends.work:
             if has_addresses(endpoint):
-                self._names.follow(endpoint.address)
+                self._names.follow(endpoint.address, endpoint.peer)
                 self._addresses.append(endpoint.address)
             else:
                 address = self._add(endpoint)
@@ -60,6 +63,7 @@ class JobSockets:
         """Connect to an owner; return its address."""
         given = {"name": self._app.name, "context": self._context, "maxmsgsize": frame_limit(self._app.max_message)}
         work = WorkConnection(self._reactor, endpoint, **{**given, **self._app.options})
+        work.guard = self.guard
         worker = work.worker = self._make(OwnerLink(endpoint.address, work.tell, work.reconnect))
         address = work.open()
         self._works[address] = work, worker
@@ -68,7 +72,7 @@ class JobSockets:
     def _connect(self, address: str) -> None:
         """Take jobs from another address of a host name too."""
         if address not in self._works:
-            self._add(Endpoint(address, bind=False))
+            self._add(self._names.endpoint_at(address))
 
     def _leave(self, address: str) -> None:
         """Take no further jobs from an address to which a host name no longer resolves.

@@ -19,6 +19,7 @@ from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.session import SubscriberSession
 from zroute.requests.asked import Asked
 from zroute.requests.client import Client
+from zroute.sockets.access import CurveGuard, guard_for
 from zroute.sockets.pair import SocketPair
 from zroute.sockets.pubsub import SubConnection
 from zroute.sockets.requests import RequestSockets
@@ -68,6 +69,7 @@ class ZmqTransport(SocketPair):
         self._listening = False
         self._ends = request.ends
         self._is_open = False
+        self._curve: CurveGuard | None = None
         self._requests = RequestSockets(request.reactor, app, request.stats)
         self.accounts = SubscriberSession(request.reactor, request.stats, _log, app.name, request.found)
         self.accounts.ended = self.expect_end
@@ -85,13 +87,40 @@ class ZmqTransport(SocketPair):
 
     def open(self, receive: Receive) -> None:
         """Open all sockets; see `SocketPair.open`, also for the methods below."""
-        super().open(receive)
         try:
-            self._stated.open()
+            self._protect()
+            super().open(receive)
+            try:
+                self._stated.open()
+            except BaseException:
+                super().close(LINGER_ABORT)
+                raise
         except BaseException:
-            super().close(LINGER_ABORT)
+            self._end_guard()
             raise
         self._is_open = True
+
+    def _protect(self) -> None:
+        """Give all sockets a guard, which decides who may connect."""
+        request = self._request
+        guard = guard_for(request.reactor, request.ends.access, request.app.name, request.stats)
+        if isinstance(guard, CurveGuard):
+            self._curve = guard
+            guard.begin(request.app.context.acquire())
+        for endpoint in request.ends:
+            guard.check(endpoint)
+        self.guard = self._requests.guard = self._jobs.guard = guard
+        for pair in self._stated.pairs:
+            pair.guard = guard
+
+    def _end_guard(self) -> Deferred[None]:
+        """Refuse all further connections, and release the context of the guard."""
+        guard, self._curve = self._curve, None
+        if guard is None:
+            return succeed(None)
+        guard.end()
+        released: Deferred[None] = self._request.app.context.release(self._request.reactor)
+        return released
 
     def pause(self) -> None:
         """Stop reading until `resume`."""
@@ -108,7 +137,8 @@ class ZmqTransport(SocketPair):
         self._is_open = False
         stated, requests, jobs = self._stated.close(linger), self._requests.close(linger), self._jobs.close(linger)
         closed = super().close(linger).addCallback(lambda _: stated).addCallback(lambda _: requests)
-        return closed.addCallback(lambda _: jobs)
+        guarded = self._end_guard()
+        return closed.addCallback(lambda _: jobs).addCallback(lambda _: guarded)
 
     @property
     def workers(self) -> Sequence[JobWorker]:
@@ -201,7 +231,7 @@ class ZmqTransport(SocketPair):
             how = "bound to" if endpoint.bind else "connects to"
             form = "" if endpoint.form is None else f", reads {endpoint.form}"
             yield logging.INFO, f"{name}: {side.verb}, {how} {resolved}{form}"
-            if endpoint.resolved(resolved).is_open:
+            if endpoint.resolved(resolved).is_open and self._request.ends.access.keys is None:
                 yield logging.WARNING, f"{name}: {resolved} is reachable from the network, without authentication"
 
     def _resolved(self, before: Ends = _NONE) -> Iterator[tuple[Side, Endpoint, str]]:

@@ -1,0 +1,66 @@
+"""``zroute keys``: keys are created, shown, authorized and revoked from the shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.commands import zroute
+
+
+def test_a_key_is_created_authorized_listed_and_revoked(tmp_path: Path) -> None:
+    """The way of one key, as the how-to shows it."""
+    done = zroute("keys", "new", "desk", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    wrote = [line.partition(" (")[0] for line in done.stdout.splitlines()]
+    assert wrote[:2] == ["wrote keys/desk.key_secret", "wrote keys/desk.key"]
+    fingerprint = done.stdout.rpartition(" ")[2].strip()
+    for file, kind in (("desk.key_secret", "secret"), ("desk.key", "public")):
+        shown = zroute("keys", "show", f"keys/{file}", cwd=tmp_path).stdout.split()
+        assert (shown[:2], shown[3]) == (["desk", kind], fingerprint)
+    done = zroute("keys", "authorize", "keys/desk.key", "--name", "risk", cwd=tmp_path)
+    assert done.stdout == f"authorized risk ({fingerprint}): wrote keys/peers/risk.key\n"
+    assert zroute("keys", "list", cwd=tmp_path).stdout.split()[::2] == ["risk", fingerprint]
+    assert zroute("keys", "revoke", "risk", cwd=tmp_path).stdout == "revoked risk: removed keys/peers/risk.key\n"
+    done = zroute("keys", "list", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no keys in keys/peers: no peer may connect\n")
+
+
+def test_no_secret_key_is_printed(tmp_path: Path) -> None:
+    """The text of the secret key is only in its file."""
+    done = zroute("keys", "new", "desk", cwd=tmp_path)
+    secret = (tmp_path / "keys" / "desk.key_secret").read_text().partition('secret-key = "')[2][:40]
+    shown = zroute("keys", "show", "keys/desk.key_secret", cwd=tmp_path)
+    assert len(secret) == 40
+    for each in (done, shown):
+        assert secret not in each.stdout + each.stderr
+
+
+def test_what_a_command_can_not_do_is_said_in_one_line(tmp_path: Path) -> None:
+    """Each error has the exit code 5, one line, and changes no file."""
+    zroute("keys", "new", "desk", cwd=tmp_path)
+    zroute("keys", "authorize", "keys/desk.key", cwd=tmp_path)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    cases = {
+        ("new", "desk"): "keys/desk.key exists already",
+        ("new", "a/b"): "'a/b' is not a name of a key",
+        ("show", "keys/eve.key"): "can't read the key file keys/eve.key: No such file",
+        ("authorize", "keys/desk.key"): "this key is already authorized, as desk (keys/peers/desk.key)",
+        ("authorize", "keys/desk.key_secret"): "keys/desk.key_secret contains a secret key",
+        ("revoke", "eve"): "can't remove keys/peers/eve.key: No such file",
+        ("revoke", "../desk"): "'../desk' is not a name of a key",
+    }
+    for words, text in cases.items():
+        done = zroute("keys", *words, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1), words
+        assert done.stderr.startswith(f"zroute: {text}"), done.stderr
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_a_broken_file_among_the_peers_is_listed_as_a_fault(tmp_path: Path) -> None:
+    """The other keys are listed, and the exit code is 1."""
+    zroute("keys", "new", "desk", cwd=tmp_path)
+    zroute("keys", "authorize", "keys/desk.key", cwd=tmp_path)
+    (tmp_path / "keys" / "peers" / "old.key").write_text("")
+    done = zroute("keys", "list", cwd=tmp_path)
+    assert (done.returncode, done.stdout.split()[0]) == (1, "desk")
+    assert "keys/peers/old.key contains no public-key" in done.stderr

@@ -1,0 +1,261 @@
+"""The guards of sockets: who may connect, without keys or with CURVE keys.
+
+CURVE is the encryption and authentication of ZeroMQ (RFC 26).
+
+Each socket of an app has a guard, which sets libzmq's options before each bind and connect. libzmq copies them into the
+new listener or connection, so one socket can have several endpoints with different keys. `OpenGuard` is for apps
+without keys. It refuses to bind an address that other hosts can reach. `CurveGuard` is for apps with keys:
+
+- A bound endpoint requires CURVE. Its domain, ZAP_ENFORCE_DOMAIN and the `ZapHandler` together refuse every key that is
+  not in the directory of peers. Without any one of the three, libzmq lets everybody in.
+- A connected endpoint names its peer, and requires the key of that peer. CURVE can't trust a key on first use, because
+  a client needs the key of the server before it can send anything.
+- ``inproc`` needs no keys, because both ends are in one process.
+
+libzmq puts the name of a key into the queue of received messages, where it takes the room of one message for ever
+(measured with 4.3.5). A queue of one message would therefore never receive anything, so it gets room for two.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import count
+from typing import Any
+from weakref import WeakSet
+
+import zmq
+
+from zroute.endpoints import Access, Endpoint
+from zroute.errors import EndpointError
+from zroute.sockets.connection import Guarded
+from zroute.sockets.events import SocketEvent
+from zroute.sockets.keys import PUBLIC, Key, read_secret
+from zroute.sockets.peers import PeerKeys
+from zroute.sockets.zap import ZapHandler
+from zroute.stats import Stats
+from zroute.throttle import ThrottledLog
+
+__all__ = ["CurveGuard", "OpenGuard", "guard_for"]
+
+_log = logging.getLogger("zroute")
+
+_LOOK = 0.5
+"""The time in seconds between two looks into the directory of peers. A removed key is refused within a second."""
+
+_EPIPE = 32
+_ENCRYPTED = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+_numbers = count(1)
+
+
+class OpenGuard:
+    """The guard of an app without keys.
+
+    ``insecure`` is True if the app may bind addresses that other hosts can reach.
+    """
+
+    secure = False
+
+    def __init__(self, *, insecure: bool) -> None:
+        self._insecure = insecure
+
+    def check(self, endpoint: Endpoint) -> None:
+        """Raise EndpointError if the endpoint names a peer, which needs keys."""
+        if endpoint.peer is not None:
+            raise EndpointError(
+                f"endpoint {str(endpoint)!r} names the peer {endpoint.peer!r}, but the app has no key: create one with "
+                "zroute keys new NAME, and set keys='keys/NAME.key_secret'",
+                endpoint=str(endpoint),
+            )
+
+    def protect(self, socket: zmq.Socket[Any], endpoint: Endpoint) -> None:
+        """Refuse an endpoint that names a peer; see `check`."""
+        self.check(endpoint)
+
+    def check_bound(self, endpoint: Endpoint, resolved: str) -> None:
+        """Raise EndpointError if other hosts can reach the address."""
+        if not self._insecure and endpoint.resolved(resolved).is_open:
+            raise EndpointError(
+                f"{endpoint.address} is open to the network, and without keys any program that reaches it can receive "
+                "and send everything. Use one of: keys='keys/NAME.key_secret' (see zroute keys new), an address of "
+                "127.0.0.1, or insecure=True (--insecure, ZROUTE_INSECURE=1)",
+                endpoint=str(endpoint),
+            )
+
+    def watch(self, connection: Guarded) -> None:
+        """Without keys, no connection is closed."""
+
+    def fault(self, endpoint: Endpoint, event: SocketEvent) -> None:
+        """Without keys, the connection itself explains failed handshakes."""
+
+    def failed(self, event: SocketEvent) -> None:
+        """Nothing is counted without keys."""
+
+
+class CurveGuard:
+    """The guard of an app with keys.
+
+    Args:
+        reactor: The reactor of the sockets.
+        access: The paths of the app's secret file and of the directory of peers.
+        name: The name of the app, for log lines.
+        stats: Its counters ``refused`` and ``handshakes_failed`` are increased.
+
+    Raises:
+        KeyFileError: The secret file can't be used.
+    """
+
+    secure = True
+
+    def __init__(self, reactor: Any, access: Access, name: str, stats: Stats) -> None:
+        assert access.keys is not None
+        assert access.directory is not None
+        self._reactor = reactor
+        self._name = name
+        self._stats = stats
+        self.own: Key = read_secret(access.keys)
+        self.anyone = access.peers == "anyone"
+        self._reports = ThrottledLog(_log, reactor)
+        self.peers = PeerKeys(access.directory, self._report_fault)
+        self._domain = b"zroute-%d" % next(_numbers)
+        self._handler: ZapHandler | None = None
+        self._next_look: Any = None
+        self._watched: WeakSet[Guarded] = WeakSet()
+
+    def begin(self, context: zmq.Context[Any]) -> None:
+        """Start to decide about keys, in the context of the sockets.
+
+        Raises:
+            EndpointError: The context has a ZAP handler of another library.
+        """
+        self._handler = ZapHandler.join(self._reactor, context, self._domain, self._decide)
+        if self.anyone:
+            _log.info("%s: encrypts as %s, and accepts any key (peers='anyone')", self._name, self._described)
+        else:
+            keys = ", ".join(key.name for key in self.peers) or "no peer, because the directory contains no key"
+            text = "%s: encrypts as %s; may connect: %s (%s)"
+            _log.info(text, self._name, self._described, keys, self.peers.path)
+        self._next_look = self._reactor.callLater(_LOOK, self._look_again)
+
+    def end(self) -> None:
+        """Refuse all further connections."""
+        if self._handler is not None:
+            self._handler.leave(self._domain)
+            self._handler = None
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        self._reports.close()
+
+    def check(self, endpoint: Endpoint) -> None:
+        """Raise EndpointError if the endpoint connects to an unknown peer."""
+        if not endpoint.bind and not endpoint.address.startswith("inproc://"):
+            self._key_at(endpoint)
+
+    def _key_at(self, endpoint: Endpoint) -> Key:
+        if endpoint.peer is None:
+            raise EndpointError(
+                f"endpoint {str(endpoint)!r} does not name its peer, but the app has keys: write the name of the "
+                f"peer's key before the address, as in 'feed@{endpoint.address}' for {self.peers.path}/feed{PUBLIC}",
+                endpoint=str(endpoint),
+            )
+        self.peers.look()  # the file may be new
+        return self.peers.key_of(endpoint.peer)
+
+    def protect(self, socket: zmq.Socket[Any], endpoint: Endpoint) -> None:
+        """Set the keys of an endpoint.
+
+        Raises:
+            EndpointError: The endpoint connects, and the key of its peer is unknown.
+        """
+        if endpoint.address.startswith("inproc://"):
+            return
+        if endpoint.bind:
+            socket.set(zmq.SocketOption.CURVE_SERVER, 1)
+            socket.set(zmq.SocketOption.ZAP_DOMAIN, self._domain)
+            socket.set(zmq.SocketOption.ZAP_ENFORCE_DOMAIN, 1)
+            if socket.get(zmq.SocketOption.RCVHWM) == 1:
+                socket.set(zmq.SocketOption.RCVHWM, 2)
+        else:
+            socket.set(zmq.SocketOption.CURVE_SERVER, 0)
+            socket.set(zmq.SocketOption.CURVE_SERVERKEY, self._key_at(endpoint).public)
+        socket.set(zmq.SocketOption.CURVE_PUBLICKEY, self.own.public)
+        socket.set(zmq.SocketOption.CURVE_SECRETKEY, self.own.secret or b"")
+
+    def check_bound(self, endpoint: Endpoint, resolved: str) -> None:
+        """An address with keys may be open."""
+
+    def watch(self, connection: Guarded) -> None:
+        """Close connections that ``connection`` has accepted when a key is revoked."""
+        self._watched.add(connection)
+
+    def fault(self, endpoint: Endpoint, event: SocketEvent) -> str | None:
+        """Return the reason and the remedy for a failed handshake, or None."""
+        if event.name == "handshake_failed_auth":
+            if event.value == 500:
+                return f"the peer could not check the key of {self._described}: see the log of the peer"
+            return (
+                f"the peer refuses the key of {self._described}: run there: zroute keys authorize "
+                f"{self.own.name}{PUBLIC}"
+            )
+        if event.name == "handshake_failed_protocol" and event.value == _ENCRYPTED:
+            return "the peer has no keys: start it with keys=…, or connect without keys"
+        if event.name == "handshake_failed_no_detail" and event.value == _EPIPE:
+            return (
+                f"the peer closes the connection during the handshake: it does not have the key in "
+                f"{self.peers.path}/{endpoint.peer}{PUBLIC}, or it has no keys"
+            )
+        return None
+
+    def failed(self, event: SocketEvent) -> None:
+        """Count and log the failed handshake of a peer that has connected to us."""
+        if event.name != "handshake_failed_auth":  # a refusal, which `_decide` has counted
+            self._stats.handshakes_failed += 1
+            text = "%s: a connection to %s has failed: %s: the peer has no keys, or the key of another program"
+            subject = f"{self._name}: failed handshakes"
+            self._reports("failed", subject, logging.WARNING, text, self._name, event.address, event.reason)
+
+    @property
+    def _described(self) -> str:
+        return f"{self.own.name} ({self.own.fingerprint})"
+
+    def _decide(self, public: bytes, address: str) -> str | None:
+        if self.anyone:
+            return self.peers.name_of(public) or ""
+        name = self.peers.name_of(public)
+        if name is None:
+            self._look()
+            name = self.peers.name_of(public)
+        if name is None:
+            self._stats.refused += 1
+            key = Key("", zmq.utils.z85.encode(public))
+            text = "%s: refused a connection from %s: its key %s (%s) is not in %s"
+            facts = self._name, address, key.public.decode(), key.fingerprint, self.peers.path
+            self._reports("refused", f"{self._name}: refused connections", logging.WARNING, text, *facts)
+        return name
+
+    def _look_again(self) -> None:
+        self._next_look = self._reactor.callLater(_LOOK, self._look_again)
+        self._look()
+
+    def _look(self) -> None:
+        changed = self.peers.look()
+        for key in changed.came:
+            _log.info("%s: %s may connect now (%s)", self._name, key.name, key.fingerprint)
+        for key in changed.went:
+            _log.info("%s: the key of %s was revoked (%s)", self._name, key.name, key.fingerprint)
+            for connection in tuple(self._watched):
+                connection.end_accepted(key.name)
+
+    def _report_fault(self, text: str) -> None:
+        self._reports("file", f"{self._name}: key files", logging.WARNING, "%s: %s", self._name, text)
+
+
+def guard_for(reactor: Any, access: Access, name: str, stats: Stats) -> OpenGuard | CurveGuard:
+    """Return the guard of an app.
+
+    Raises:
+        KeyFileError: The secret file of the app can't be used.
+    """
+    if access.keys is None:
+        return OpenGuard(insecure=access.insecure)
+    return CurveGuard(reactor, access, name, stats)
