@@ -310,7 +310,8 @@ def _refuse_options(
         check_seconds("max_messages", max_messages, what="a number")
     check_seconds("drain_timeout", drain_timeout)
     for side in SIDES:
-        name, endpoints = side.name, given.get(side.name)
+        name: str = side.name
+        endpoints = given.get(side.name)
         if endpoints is not None and not _are_endpoints(endpoints):
             raise UsageError(
                 f"{name} is {endpoints!r}, but run takes a tuple of Endpoints: pass addresses to App({name}=…)"
