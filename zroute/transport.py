@@ -115,7 +115,7 @@ __all__ = [
     "TransportRequest",
 ]
 
-_FIXED = "can't {what} {endpoint}: this transport can't change endpoints during a run; restart the app"
+_FIXED = "can't {what} {endpoint}: this transport can't change endpoints during a run. Restart the app"
 
 Receive = Callable[[Callable[..., Any], Callable[[], int], int], None]
 """A function that reads and delivers up to ``budget`` messages: ``receive(recv, more, budget)``; see above."""
@@ -414,7 +414,7 @@ class Transport(Protocol):
         Raises:
             EndpointError: An endpoint can't be opened.
         """
-        raise EndpointError("this transport carries no requests: use tcp://, ipc:// or inproc:// for rep and req")
+        raise EndpointError("this transport does not support requests: use tcp://, ipc:// or inproc:// for rep and req")
 
     def answer(self) -> None:
         """Begin to read requests: the app has started."""

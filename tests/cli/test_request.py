@@ -193,7 +193,7 @@ def test_the_empty_topic_is_refused_before_it_is_sent() -> None:
     """As ``app.request`` refuses it: usage, with 2."""
     done = zroute("request", "tcp://127.0.0.1:1", "")
     assert done.returncode == 2
-    assert "a request needs a topic: the empty one has no handler" in done.stderr
+    assert "the topic of a request can't be empty: no handler has an empty topic" in done.stderr
 
 
 def test_a_server_that_ends_is_a_failure() -> None:

@@ -60,7 +60,7 @@ def test_for_stops_after_a_time(tmp_path: Path) -> None:
     done = zroute("run", "quotes", "--for", "300ms", cwd=module(tmp_path, LOOP))
     assert done.returncode == 0
     assert "stopping: 0.3 s elapsed" in done.stderr
-    assert "its publishers feed its own subscribers" in done.stderr
+    assert "has no endpoints, so the app receives only its own messages" in done.stderr
 
 
 def test_max_messages_stops_after_exactly_so_many(tmp_path: Path) -> None:

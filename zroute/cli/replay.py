@@ -135,7 +135,9 @@ def _topics(recording: Recording) -> Callable[[Recorded], bytes]:
         parse = None if form is None else form.parser(_BODY_MAX, str(recording.path))
     except SetupError as error:
         text = str(error).removeprefix(f"{error.where}: ")
-        raise RecordingError(f"contains messages of an unknown form: {text}", path=recording.path) from error
+        raise RecordingError(
+            f"the recording contains messages of an unknown form: {text}", path=recording.path
+        ) from error
     if parse is None:
         return lambda recorded: recorded.topic
     return lambda recorded: bytes(parse(recorded.frames).topic)

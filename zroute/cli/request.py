@@ -62,7 +62,7 @@ def command(
     try:
         name = topic_bytes(topic, separator, filled="")
         if not name:
-            raise TopicError("a request needs a topic: the empty one has no handler", topic=topic)
+            raise TopicError("the topic of a request can't be empty: no handler has an empty topic", topic=topic)
         fields = parse_headers(headers)
         given = b"" if body is None else encoder(codec)(read_body(body), where)
 
