@@ -117,8 +117,8 @@ def _faults(target: str, app: App, ends: Ends, module: ModuleType, loaded: list[
     """Yield an error for each mistake that lets an app start but do nothing."""
     for name, group in never_included(module, loaded):
         yield SetupError(
-            f"no app includes Routes {name!r}: write app.include({name}), or add the app that includes it to this "
-            "command",
+            f"no app includes the Routes object {name!r}: write app.include({name}), or add an app that includes "
+            f"{name} to this command",
             where=group.where,
         )
     if app.compile().is_empty(ends):

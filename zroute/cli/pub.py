@@ -38,11 +38,17 @@ _CHUNK = 65_536
 @click.option("--codec", type=click.Choice(CODECS), default="json", show_default=True)
 @click.option("--wire", type=click.Choice(_WIRES), default="tracked", show_default=True)
 @frames_option
-@click.option("-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="A header; may be repeated.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="Header of the message. Can be repeated."
+)
 @click.option("-n", "--count", "times", type=click.IntRange(min=1), metavar="N", help="Send BODY N times.")
 @click.option("--every", type=DURATION, help="Pause between messages. Without --count, send until a signal.")
 @click.option(
-    "--wait", type=DURATION, default=5.0, show_default=True, help="How long to wait for a subscriber; 0 sends at once."
+    "--wait",
+    type=DURATION,
+    default=5.0,
+    show_default=True,
+    help="Maximum time to wait for a subscriber. 0 sends at once.",
 )
 @separator_option(what="TOPIC", expose_value=True)
 def command(

@@ -29,14 +29,20 @@ _WIRES = ("tracked", "plain")
     type=DURATION,
     default=10.0,
     show_default=True,
-    help="How long to wait for the reply, or for each reply of a stream.",
+    help="Maximum time to wait for the reply, or for each reply of a stream.",
 )
-@click.option("--stream", is_flag=True, help="Ask a handler that yields replies; print one per line.")
+@click.option("--stream", is_flag=True, help="Send the request to a handler that yields replies. Print one per line.")
 @click.option("--codec", type=click.Choice(CODECS), default="json", show_default=True)
 @click.option(
-    "--wire", type=click.Choice(_WIRES), default="tracked", show_default=True, help="plain: send only TOPIC and BODY."
+    "--wire",
+    type=click.Choice(_WIRES),
+    default="tracked",
+    show_default=True,
+    help="With plain, send only TOPIC and BODY.",
 )
-@click.option("-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="A header; may be repeated.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="Header of the request. Can be repeated."
+)
 @separator_option(what="TOPIC", expose_value=True)
 def command(
     endpoint: Endpoint,

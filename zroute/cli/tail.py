@@ -30,12 +30,16 @@ _CLIP = 2000
 @click.option("--format", "text", metavar="TEMPLATE", help="Format each line, as in '{topic} {body[price]:.2f}'.")
 @click.option("--topics-only", is_flag=True, help="Show only the topic of each message.")
 @click.option(
-    "--ignore", type=PATTERN, multiple=True, metavar="'PATTERN'", help="Omit topics that match; may be repeated."
+    "--ignore",
+    type=PATTERN,
+    multiple=True,
+    metavar="'PATTERN'",
+    help="Omit topics that match PATTERN. Can be repeated.",
 )
 @click.option("--sample", type=click.IntRange(min=1), default=1, metavar="N", help="Show the first of each N messages.")
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are shown.")
 @click.option(
-    "--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time: 10s, 500ms, 2m."
+    "--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time, such as 10s or 500ms."
 )
 @frames_option
 @separator_option()
