@@ -285,7 +285,7 @@ def loop_hint(error: BaseException) -> str:
             " (to await asyncio code, run the app on asyncio: App(reactor='asyncio'), or zroute run --reactor asyncio)"
         )
     if isinstance(error, RequestRefused):
-        return " (RequestRefused is for handlers under @app.reply: raise Reject here)"
+        return " (only handlers under @app.reply may raise RequestRefused: raise Reject instead)"
     if isinstance(error, TypeError) and "ReplyStream can't be used in 'await' expression" in text:
         return " (to read the replies, write: async for reply in app.request_stream(…))"
     if isinstance(error, RuntimeError) and "Task got bad yield: <Deferred" in text:

@@ -361,7 +361,7 @@ def _check_ipc(text: str, rest: str, bind: bool) -> None:
     if len(rest.encode()) > _IPC_PATH_MAX:
         raise _error(text, f"has a path of {len(rest.encode())} bytes", f"use at most {_IPC_PATH_MAX} bytes")
     if rest == "*" and not bind:
-        raise _error(text, "connects to '*'", "give the path to connect to")
+        raise _error(text, "connects to '*'", "write a path instead of '*'")
 
 
 def _error(text: str, wrong: str, remedy: str) -> EndpointError:

@@ -525,7 +525,7 @@ class Transport(Protocol):
         Raises:
             EndpointError: An endpoint can't be opened.
         """
-        raise EndpointError(f"{type(self).__name__} has no jobs: use ZeroMQ endpoints")
+        raise EndpointError(f"{type(self).__name__} does not support jobs: use ZeroMQ endpoints")
 
     def take_jobs(self, make: MakeWorker) -> None:
         """Connect to the endpoints of ``ends.work``, and take jobs there.
@@ -536,7 +536,7 @@ class Transport(Protocol):
         Raises:
             EndpointError: An endpoint can't be opened.
         """
-        raise EndpointError(f"{type(self).__name__} has no jobs: use ZeroMQ endpoints")
+        raise EndpointError(f"{type(self).__name__} does not support jobs: use ZeroMQ endpoints")
 
     @property
     def workers(self) -> Sequence[JobWorker]:

@@ -87,7 +87,7 @@ def command(
     """
     if sub and not pub and any(given is not None for given in (rate, size, count, seconds)):
         raise click.UsageError(
-            "--rate, --size, --count and --for are options of the publisher: give them to the command with --pub"
+            "--rate, --size, --count and --for are options of the publisher: use them in the command with --pub"
         )
     size = size or _SIZE
     _check_endpoints(endpoint, pub, sub)

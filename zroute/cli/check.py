@@ -37,7 +37,7 @@ def command(apps: tuple[str, ...], ends: EndpointOptions, app_dir: str, factory:
 
     Checks signatures, schemas, patterns, resources and endpoints of all apps.
 
-    The exit code is that of the first error. 2: the apps can't share a reactor. 3: an app can't be loaded. 4: routes,
+    The first error decides the exit code. 2: the apps can't share a reactor. 3: an app can't be loaded. 4: routes,
     schemas or resources are invalid, a Routes object is not included in any app, or nothing is registered in an app. 5:
     an endpoint is missing.
     """

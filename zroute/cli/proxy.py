@@ -51,10 +51,10 @@ def command(
     """Forward messages from many publishers to many subscribers, until a signal.
 
     Publishers connect to FRONT, with App(pub="connect:tcp://…"). Subscribers connect to BACK, with
-    App(sub="tcp://…"). The proxy binds both endpoints. It connects to an endpoint that begins with connect:, for
-    example the BACK of another proxy.
+    App(sub="tcp://…"). The proxy binds both endpoints, but connects to an endpoint that begins with
+    connect:, for example the BACK of another proxy.
 
-    zroute proxy tcp://127.0.0.1:5559 tcp://127.0.0.1:5560
+    For example: zroute proxy tcp://127.0.0.1:5559 tcp://127.0.0.1:5560
     """
     if front.address == back.address and "*" not in front.address:
         raise click.UsageError(f"FRONT and BACK are both {front.address}: use a different endpoint for each")

@@ -67,9 +67,9 @@ def command(
 ) -> None:
     """Publish BODY to TOPIC.
 
-    Binds ENDPOINT, or connects to it if it begins with connect:. Waits until the topic has a subscriber, sends the
-    message, and exits when the subscribers have read it. BODY is JSON text; with --codec text or raw, it is sent
-    unchanged. If BODY is omitted or -, the body is read from standard input.
+    Binds ENDPOINT, or connects if ENDPOINT begins with connect:. Waits until the topic has a subscriber, sends the
+    message, and exits when the subscribers have read the message. BODY is JSON text. With --codec text or raw, BODY is
+    sent unchanged. If BODY is omitted or -, the body is read from standard input.
     """
     if lines and (times is not None or body not in (None, "-")):
         raise click.UsageError("with --lines, each line of standard input is a message: omit BODY and --count")
@@ -139,7 +139,7 @@ def _stated(wire: Wire | Frames, frames: str) -> Wire | Frames:
     from zroute.messages.frames import parse_form
 
     if wire != "tracked":
-        raise click.UsageError("--frames and --wire are mutually exclusive: omit one of them")
+        raise click.UsageError("--frames and --wire are mutually exclusive: omit one of the two")
     return parse_form(frames) or wire
 
 

@@ -56,9 +56,9 @@ def command(
 ) -> None:
     """Write the messages of a publisher to FILE, until a signal.
 
-    Connects to ENDPOINT, or binds it if it begins with bind:. Stores the unchanged frames of each message, and the time
-    of arrival. Reads all wires of zroute, or the form in --frames. zroute replay publishes the messages again. If no
-    message arrives, no file is written.
+    Connects to ENDPOINT, or binds the address if ENDPOINT begins with bind:. Stores the unchanged frames
+    of each message, and the time of arrival. Reads all wires of zroute, or the form in --frames. zroute replay
+    publishes the messages again. If no message arrives, no file is written.
 
     Quote patterns, because shells expand them: zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
     """

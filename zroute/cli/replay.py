@@ -70,9 +70,9 @@ def command(
 ) -> None:
     """Publish the messages in FILE again, with the original pauses.
 
-    Binds ENDPOINT, or connects to it if it begins with connect:. Waits until one of the topics has a subscriber. Sends
-    the frames exactly as they were recorded, with the original headers, sequence numbers and times. This is also true
-    for messages that were recorded with zroute record --frames.
+    Binds ENDPOINT, or connects if ENDPOINT begins with connect:. Waits until one of the topics has a subscriber. Sends
+    the frames exactly as they were recorded, with the original headers, sequence numbers and times. Messages
+    that were recorded with zroute record --frames are also sent unchanged.
     """
     chosen = _chooser(only, ignore)
     try:

@@ -57,8 +57,9 @@ def command(
 ) -> None:
     """Send a request with BODY to TOPIC, and print the reply.
 
-    Connects to ENDPOINT, or binds it if it begins with bind:. BODY is JSON text; with --codec text or raw it is sent
-    unchanged. If BODY is -, the body is read from standard input. Without BODY, the request has an empty body.
+    Connects to ENDPOINT, or binds the address if ENDPOINT begins with bind:. BODY is JSON text. With --codec text or
+    raw, BODY is sent unchanged. If BODY is -, the body is read from standard input. Without BODY, the request has an
+    empty body.
 
     The exit code is 1 if the server refused the request, failed or disconnected, and 124 if no reply arrived in time.
     """

@@ -69,7 +69,7 @@ def command(
     """
     for_one_app(apps, ends)
     if (twice := next((name for name in apps if apps.count(name) > 1), None)) is not None:
-        raise click.UsageError(f"{twice} is given twice, but a process can run each app only once: give it once")
+        raise click.UsageError(f"{twice} is given twice, but a process can run each app only once: give each app once")
     _refuse_repeated(ends)
     if reload:
         from zroute.cli.reload import supervise

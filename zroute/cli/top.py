@@ -55,8 +55,8 @@ def command(
 ) -> None:
     """Show messages and bytes per second for each topic.
 
-    The topic with the highest rate comes first. Connects to ENDPOINT, or binds it if it begins with bind:. Reads all
-    wires of zroute, or the form in --frames.
+    The topic with the highest rate comes first. Connects to ENDPOINT, or binds the address if ENDPOINT begins
+    with bind:. Reads all wires of zroute, or the form in --frames.
 
     Quote patterns, because shells expand them: zroute top tcp://127.0.0.1:5555 'stocks.>'
     """

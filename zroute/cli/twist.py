@@ -78,7 +78,9 @@ class Options(usage.Options):
         if late is not None:
             raise usage.UsageError(f"the option {late} comes after an app: write all options before the apps")
         if (twice := next((name for name in apps if apps.count(name) > 1), None)) is not None:
-            raise usage.UsageError(f"{twice} is given twice, but a process can run each app only once: give it once")
+            raise usage.UsageError(
+                f"{twice} is given twice, but a process can run each app only once: give each app once"
+            )
         fault = fault_of_several(apps, self["ends"])
         if fault is not None:
             raise usage.UsageError(fault)

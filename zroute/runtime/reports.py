@@ -65,7 +65,7 @@ def _start_lines(service: Reported, transport: Transport) -> Iterator[tuple[int,
         yield logging.INFO, f"{name}: publishes as {service.identity}"
     for pattern in (pattern for route in compiled.routes for pattern in route.patterns):
         if pattern.subscription == b"":
-            text = f"{name}: receives all messages of its publishers, because of the pattern {pattern.text!r}"
+            text = f"{name}: receives all messages of the connected publishers, because of the pattern {pattern.text!r}"
             yield logging.WARNING, text
 
 
