@@ -187,7 +187,7 @@ def test_a_subscriber_that_is_ended_counts_up_to_its_last_message(tmp_path: Path
         shown, code = on_terminal("bench", "--sub", endpoint, cwd=tmp_path, until="messages, 0 lost")
         assert publisher.end(None) == 1
     assert code == 0
-    assert "Messages after the last received one are not counted" in shown
+    assert "Messages after the last received message are not counted" in shown
     assert "sent = received + lost: " in shown
     assert "the subscriber disconnected before the end" in publisher.err[-1]
 

@@ -111,7 +111,7 @@ def test_a_torn_recording_is_replayed_up_to_the_tear(tmp_path: Path) -> None:
         done = zroute("replay", str(path), endpoint)
         assert len(received(child, 10)) == 10
     assert done.returncode == 0
-    assert "its last record is incomplete: " in done.stderr
+    assert "the last record is incomplete: " in done.stderr
 
 
 def test_it_waits_for_a_subscriber_to_one_of_its_topics(tmp_path: Path) -> None:

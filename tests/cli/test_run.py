@@ -372,7 +372,7 @@ def test_an_app_is_named_once() -> None:
 def test_a_factory_that_returns_nothing_and_an_app_with_nothing_in_it_are_told(tmp_path: Path) -> None:
     """A factory without a return, and an app without routes, are reported as such."""
     module(tmp_path, "def create_app():\n    pass\n")
-    assert "must return its App" in zroute("run", "quotes", cwd=tmp_path).stderr
+    assert "must return an App" in zroute("run", "quotes", cwd=tmp_path).stderr
     module(tmp_path, "from zroute import App\napp = App()\n", "empty")
     assert "app.include(routes) missing" in zroute("run", "empty", "--for", "10ms", cwd=tmp_path).stderr
 

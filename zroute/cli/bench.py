@@ -439,7 +439,7 @@ def _remarks(document: dict[str, Any]) -> Iterator[str]:
     if publisher and subscriber and document["rate"] is None:
         yield "Without --rate, the latency is mostly time in full queues: use --rate for the latency of the wire."
     if document.get("complete") is False:
-        yield "Messages after the last received one are not counted, because the publisher did not report its total."
+        yield "Messages after the last received message are not counted: the publisher did not report its total."
     if document.get("before_join"):
         yield f"{document['before_join']:,} messages were sent before this subscriber joined."
 

@@ -152,7 +152,7 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
     from zroute.app import App  # imported late: errors of the target's import don't need it
 
     if value is None:
-        fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory must return its App")
+        fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory must return an App")
     if not isinstance(value, App):
         what = f"{module.__name__}:{name}"
         call = "; if the name is that of a function that returns an App, add --factory" if callable(value) else ""

@@ -128,7 +128,7 @@ class _Found:
         """Return a line that describes the contents and the skipped bytes."""
         others = self.messages - self.chosen
         filtered = f", {others} of them excluded by --only and --ignore" if others else ""
-        torn = f"; its last record is incomplete: {recording.torn} bytes skipped" if recording.torn else ""
+        torn = f"; the last record is incomplete: {recording.torn} bytes skipped" if recording.torn else ""
         return f"{recording.path} contains {self.messages} messages in {self.last - self.first:.3g} s{filtered}{torn}"
 
 

@@ -388,7 +388,7 @@ class Run:
             missing = describe(closed[0])
             raise UsageError(
                 f"{what}: {made.name} needs {missing}, but TestApp did not open {missing}, because only replaced "
-                f"resources need {missing}. Replace {missing} too, as in TestApp(app, {{{missing}: fake}})"
+                f"resources needed {missing} before. Replace {missing} too, as in TestApp(app, {{{missing}: fake}})"
             )
         made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
         refuse_duplicates((*self._table.routes, made), self.plan.dispatch)

@@ -24,8 +24,8 @@ __all__ = ["Threads"]
 _log = logging.getLogger("zroute")
 
 _FORKED = (
-    "{} in a fork of the process that runs the app, but ZeroMQ sockets do not work in a fork. Start "
-    "processes before the app, or with multiprocessing's 'spawn'. Create an app in each process"
+    "{}: this process is a fork of the process that runs the app. ZeroMQ sockets do not work in a fork: start "
+    "processes before the app, or with multiprocessing's 'spawn', and create an app in each process"
 )
 
 
@@ -186,6 +186,6 @@ def _finished(result: Any) -> Any:
     if is_awaitable(result):
         raise UsageError(
             f"a function returned a {type(result).__name__} in a thread, but zroute can't await results in threads. In "
-            "the thread, call app.from_thread(function, …), which awaits on the reactor's thread"
+            "the thread, call app.from_thread(function, …), which awaits the result on the reactor's thread"
         )
     return result
