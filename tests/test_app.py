@@ -21,7 +21,11 @@ from zroute.messages.codecs import JSON
     ("options", "kind", "says"),
     [
         *(
-            ({side.name: ["tcp://127.0.0.1:x"]}, EndpointError, f"{side.name}: endpoint .* is not 'tcp://host:port'")
+            (
+                {side.name: ["tcp://127.0.0.1:x"]},
+                EndpointError,
+                f"{side.name}: endpoint .* does not have the form 'tcp://host:port'",
+            )
             for side in SIDES
         ),
         ({"codec": "pickle"}, SchemaError, "unknown codec 'pickle'"),

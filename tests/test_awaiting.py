@@ -529,7 +529,9 @@ def test_asyncio_run_in_a_plain_function_never_waits_for_the_app() -> None:
     @app.subscribe("b")
     def handler(message: int) -> None:
         for call in (ask, ask_for_stream, put_two, ready, listen):
-            with pytest.raises(UsageError, match="the app waits until that loop ends: make the handler") as error:
+            with pytest.raises(
+                UsageError, match="its own asyncio loop, which blocks the app: make the handler"
+            ) as error:
                 asyncio.run(call())
             refused.append(str(error.value))
 

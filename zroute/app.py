@@ -321,7 +321,7 @@ class App(Routes):
             NotReadyError: The timeout has elapsed. The error lists the publishers that have answered.
             NotRunningError: The app is not running, or stops during the call.
         """
-        run = self._running("ready()", "await it in a handler or a timer, after on_startup")
+        run = self._running("call ready()", "Await ready() in a handler or a timer, after on_startup")
         await as_awaitable(run.ready(publishers, timeout, state=state))
 
     def _register(self, hooks: list[Hook], function: F, what: str) -> F:
@@ -369,7 +369,7 @@ class App(Routes):
         publish = self._live.publish
         if publish is None:
             raise self._not_running(
-                f"publish({topic!r})", "publish from a handler, a timer, or a function under @app.on_startup"
+                f"publish to {topic!r}", "Publish from a handler, a timer, or a function under @app.on_startup"
             )
         return publish(message, headers, topic_bytes(topic, self.separator))
 
@@ -512,16 +512,18 @@ class App(Routes):
     def _packed(self, topic: str, message: object, timeout: float | None) -> tuple[Client, bytes, int, bytes]:
         client = self._live.client
         if client is None:
-            self._running(f"request({topic!r})", "ask in a handler, a timer, or a function under @app.on_startup")
+            self._running(
+                f"request {topic!r}", "Send requests in a handler, a timer, or a function under @app.on_startup"
+            )
             raise EndpointError(
-                f"request({topic!r}): {self.name!r} has no endpoint to send requests to: add "
-                "App(req='tcp://127.0.0.1:5557'), the address that the server binds",
+                f"can't request {topic!r}: {self.name!r} has no endpoint to send requests to. Add the address that the "
+                "server binds, as in App(req='tcp://127.0.0.1:5557')",
                 where=self.where,
             )
         checked_wait(timeout)
         raw = topic_bytes(topic, self.separator, "app.requester({}, T, Reply).request(message, name=…)")
         if not raw:
-            raise TopicError("a request needs a topic: the empty one has no handler", topic=topic)
+            raise TopicError("the topic of a request can't be empty: no handler has an empty topic", topic=topic)
         if message is None:
             return client, raw, RAW.number, b""
         try:
@@ -567,7 +569,8 @@ class App(Routes):
         chosen = complete("attach", options, ROUTE_DEFAULTS)
         where = users_line()
         check_attached(pattern, function, where)
-        run = self._running(f"attach({pattern!r})", "register handlers that are known in advance with @app.subscribe")
+        remedy = "Register handlers that are known in advance with @app.subscribe"
+        run = self._running(f"call attach({pattern!r})", remedy)
         route = make_route(function, self._parse((pattern,), where), chosen, where)
         return Attached(run, run.attach(route))
 
@@ -622,7 +625,7 @@ class App(Routes):
         """
         where = users_line()
         return Stream(  # a stream may be made before the app runs, and is opened later
-            lambda: self._running(f"stream({pattern!r})", "open it in a handler or a timer"),
+            lambda: self._running(f"open stream({pattern!r})", "Open streams in a handler or a timer"),
             self._parse((pattern,), where),
             schema,
             codec=codec,
@@ -660,7 +663,7 @@ class App(Routes):
             ForkedContextError: The process was forked from the one that runs the app.
             Exception: Any error that the function raises.
         """
-        run = self._running(f"from_thread({name_of(function)})", "call it while the app runs")
+        run = self._running(f"call from_thread({name_of(function)})", "Call from_thread while the app runs")
         return run.from_thread(partial(function, *args, **kwargs))
 
     def _running(self, what: str, remedy: str) -> RunningApp:
@@ -670,9 +673,9 @@ class App(Routes):
 
     def _not_running(self, what: str, remedy: str) -> NotRunningError:
         if self._live.ended is None:
-            return NotRunningError(f"{what} while {self.name!r} is not running: {remedy}")
+            return NotRunningError(f"can't {what}: {self.name!r} is not running. {remedy}")
         code = "" if self.exit_code is None else f" (exit code {self.exit_code})"
-        return NotRunningError(f"{what}: {self.name!r} has stopped{code}: {remedy}")
+        return NotRunningError(f"can't {what}: {self.name!r} has stopped{code}. {remedy}")
 
     # -- running --------------------------------------------------------------------------------------
 
@@ -741,7 +744,7 @@ class App(Routes):
         Raises:
             NotRunningError: The app is not running, or has not opened its endpoints yet.
         """
-        return self._running("addresses", "read them in on_startup or later").addresses
+        return self._running("read addresses", "Read addresses in on_startup or later").addresses
 
     def add_endpoints(
         self,
@@ -770,7 +773,7 @@ class App(Routes):
                 app was started without an endpoint on that side, so that it has no socket for the new endpoint.
             WrongThreadError: The caller is not on the reactor's thread.
         """
-        run = self._running("add_endpoints()", "call it while the app runs")
+        run = self._running("call add_endpoints()", "Call add_endpoints() while the app runs")
         self._set_up(lambda: run.add_endpoints(_parse_ends(sub, pub=pub)), users_line())
 
     def remove_endpoints(self, *, sub: str | Iterable[str] = (), pub: str | Iterable[str] = ()) -> Awaitable[None]:
@@ -792,7 +795,7 @@ class App(Routes):
             EndpointError: The app does not have such an endpoint.
             WrongThreadError: The caller is not on the reactor's thread.
         """
-        run = self._running("remove_endpoints()", "call it while the app runs")
+        run = self._running("call remove_endpoints()", "Call remove_endpoints() while the app runs")
         ends = self._set_up(lambda: _parse_ends(sub, pub=pub), users_line())
         return as_awaitable(run.remove_endpoints(ends))
 
@@ -906,7 +909,8 @@ class App(Routes):
         """
         ended = self._live.ended
         if ended is None:
-            raise self._not_running("stopped()", "await it after the start, as in `async with app.running():`")
+            remedy = "Await stopped() after the start, as in `async with app.running():`"
+            raise self._not_running("call stopped()", remedy)
         waiting: Deferred[None] = Deferred()
         ended.addCallback(lambda _: waiting.callback(None))
         await as_awaitable(waiting)
@@ -945,10 +949,10 @@ class App(Routes):
             NotRunningError: The app is not running.
         """
         if not isinstance(code, int) or not 0 <= code <= 255:
-            raise UsageError(f"stop({code!r}): an exit code is a number from 0 to 255")
+            raise UsageError(f"stop({code!r}): expected an exit code from 0 to 255")
         run = self._live.run or self._live.closing
         if run is None:
-            raise self._not_running(f"stop({code})", "call it in a handler, a timer, a hook or a resource")
+            raise self._not_running(f"call stop({code})", "Call stop() in a handler, a timer, a hook or a resource")
         run.stop(int(code), f"stop({int(code)}) at {users_line()}")
 
     def __repr__(self) -> str:
@@ -1001,8 +1005,8 @@ def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire | Frames) -> 
     for publication in (outlet.publication for outlet in outlets):
         if publication.keep and wire != "tracked":
             raise SignatureError(
-                f"keep={publication.keep!r} needs wire='tracked', but this app has wire={wire!r}, which does not "
-                "report new subscribers: set wire='tracked', or remove keep",
+                f"keep={publication.keep!r} needs wire='tracked', but this app has wire={wire!r}. Only the tracked "
+                "wire reports new subscribers: set wire='tracked', or remove keep",
                 parameter="keep",
                 where=publication.where,
             )
@@ -1017,7 +1021,7 @@ def _check_coalescing(outlets: Sequence[CompiledPublication], choices: Choices, 
     if wanting:
         raise SignatureError(
             "coalesce can't be combined with overflow='raise': coalesced messages are sent after publish has returned, "
-            "so publish can't raise; remove one of the two, or use overflow='wait'",
+            "when publish can't raise. Remove one of the two options, or use overflow='wait'",
             parameter="coalesce",
             where=wanting[0],
         )

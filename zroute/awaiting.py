@@ -226,8 +226,8 @@ def way_to_the_reactor(call: str) -> str:
     """
     if in_task():
         return (
-            "this task runs on another event loop than the app: run both on one loop, for example with "
-            "httpx.ASGITransport in place of a test client that has a thread of its own"
+            "this task and the app run on different event loops. Run both on one loop. For example, use "
+            "httpx.ASGITransport instead of a test client that starts its own thread"
         )
     return f"use {call}"
 
@@ -246,8 +246,8 @@ def check_loop(reactor: Any) -> None:
         frame = frame.f_back
     if not _is_on_deferred(frame):
         raise UsageError(
-            "this coroutine runs in another asyncio loop than the app, and the app waits until that loop ends: make "
-            "the handler, timer or hook `async def`, and await the call there, without asyncio.run()"
+            "this coroutine runs in its own asyncio loop, which blocks the app: make the handler, timer or hook "
+            "`async def`, and await the call in this function, without asyncio.run()"
         )
 
 
@@ -281,13 +281,15 @@ def loop_hint(error: BaseException) -> str:
     if type(error).__name__ in _LOOPLESS or (
         isinstance(error, RuntimeError) and ("no running event loop" in text or "await wasn't used with future" in text)
     ):
-        return " (to await asyncio code, use its loop: App(reactor='asyncio'), or zroute run --reactor asyncio)"
+        return (
+            " (to await asyncio code, run the app on asyncio: App(reactor='asyncio'), or zroute run --reactor asyncio)"
+        )
     if isinstance(error, RequestRefused):
-        return " (RequestRefused is for handlers under @app.reply: raise Reject here)"
+        return " (only handlers under @app.reply may raise RequestRefused: raise Reject instead)"
     if isinstance(error, TypeError) and "ReplyStream can't be used in 'await' expression" in text:
-        return " (loop over it: async for reply in app.request_stream(…))"
+        return " (to read the replies, write: async for reply in app.request_stream(…))"
     if isinstance(error, RuntimeError) and "Task got bad yield: <Deferred" in text:
-        return " (a task of asyncio can't await a Deferred: await zroute.as_awaitable(deferred))"
+        return " (an asyncio task can't await a Deferred: await zroute.as_awaitable(deferred))"
     return ""
 
 

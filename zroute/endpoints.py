@@ -105,7 +105,7 @@ class Side:
         binds: True if endpoints of this side bind unless they begin with ``connect:``; False if they connect unless
             they begin with ``bind:``.
         verb: The action of the app at these endpoints, for log lines.
-        action: The same action, for help texts.
+        action: The same action with its preposition, for help texts.
     """
 
     name: SideName
@@ -126,16 +126,16 @@ class Side:
     @property
     def help(self) -> str:
         """The help text of the option."""
-        return f"{self.action} here instead; may be repeated."
+        return f"{self.action} ENDPOINT instead of the app's endpoints. Can be repeated."
 
 
 SIDES = (
-    Side("sub", False, "subscribes", "Subscribe"),
-    Side("pub", True, "publishes", "Publish"),
-    Side("rep", True, "answers requests", "Answer requests"),
-    Side("req", False, "sends requests", "Send requests"),
-    Side("jobs", True, "hands out jobs", "Hand out jobs"),
-    Side("work", False, "takes jobs", "Take jobs"),
+    Side("sub", False, "subscribes", "Subscribe to"),
+    Side("pub", True, "publishes", "Publish to"),
+    Side("rep", True, "answers requests", "Answer requests at"),
+    Side("req", False, "sends requests", "Send requests to"),
+    Side("jobs", True, "hands out jobs", "Hand out jobs at"),
+    Side("work", False, "takes jobs", "Take jobs from"),
 )
 """All sides, in the order of the attributes of `Ends`."""
 
@@ -392,16 +392,18 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
     """
     if isinstance(given, Mapping):
         raise EndpointError(
-            f"{dict(given)!r}: only sub= takes a form for each endpoint, to receive: give the endpoints alone, and "
-            "state a form for sending with wire=, as in App(pub='tcp://127.0.0.1:5556', wire=Frames(separator=b' '))"
+            f"expected endpoints without forms, not {dict(given)!r}: only sub= accepts a form for each endpoint. To "
+            "send in a form, use wire=, as in App(pub='tcp://127.0.0.1:5556', wire=Frames(separator=b' '))"
         )
     if not isinstance(given, Iterable):
-        raise EndpointError(f"expected an endpoint like 'tcp://127.0.0.1:5555', or several of them, not {given!r}")
+        raise EndpointError(f"expected one or several endpoints, such as 'tcp://127.0.0.1:5555', not {given!r}")
     texts = (given,) if isinstance(given, str) else tuple(given)
     endpoints = tuple(parse_endpoint(text, bind=bind) for text in texts)
     for index, endpoint in enumerate(endpoints):
         if endpoint in endpoints[:index] and "*" not in endpoint.address:  # each * is a different port
-            raise _error(texts[index], "is given twice", "give it only once, because each message would arrive twice")
+            raise _error(
+                texts[index], "is given twice", "remove one of the two, because each message would arrive twice"
+            )
     return endpoints
 
 
@@ -441,15 +443,15 @@ _SAME_HOSTS = {"localhost": "127.0.0.1", "0.0.0.0": "*"}  # compared, not bound
 def _check_tcp(text: str, rest: str, bind: bool) -> None:
     match = _TCP.fullmatch(rest)
     if match is None:
-        raise _error(text, "is not 'tcp://host:port'", "write for example 'tcp://127.0.0.1:5555'")
+        raise _error(text, "does not have the form 'tcp://host:port'", "write for example 'tcp://127.0.0.1:5555'")
     host, port = match["host"], match["port"]
     if port != "*" and int(port) > 65_535:
-        raise _error(text, f"has port {port}", "a port is at most 65535")
+        raise _error(text, f"has port {port}", "use a port of at most 65535")
     if not bind and (host == "*" or port in ("*", "0")):
         raise _error(
             text,
             "connects, but has no specific host or port",
-            "give the host and port to connect to, or write 'bind:' before it",
+            "give the host and port to connect to, or write 'bind:' before the address",
         )
 
 
@@ -465,9 +467,9 @@ def _check_peer(text: str, peer: str, transport: str, bind: bool) -> None:
 
 def _check_ipc(text: str, rest: str, bind: bool) -> None:
     if len(rest.encode()) > _IPC_PATH_MAX:
-        raise _error(text, f"has a path of {len(rest.encode())} bytes", f"a socket's path is at most {_IPC_PATH_MAX}")
+        raise _error(text, f"has a path of {len(rest.encode())} bytes", f"use at most {_IPC_PATH_MAX} bytes")
     if rest == "*" and not bind:
-        raise _error(text, "connects to '*'", "give the path to connect to")
+        raise _error(text, "connects to '*'", "write a path instead of '*'")
 
 
 def _error(text: str, wrong: str, remedy: str) -> EndpointError:

@@ -284,7 +284,7 @@ class RequestRefused(ZrouteError):  # noqa: N818  # a handler says it: raise Req
             )
         if not isinstance(code, int) or isinstance(code, bool) or not 100 <= code <= 999 or code in _OWN_CODES:
             raise UsageError(
-                f"RequestRefused({code!r}, …): expected a code from 100 to 999, without "
+                f"RequestRefused({code!r}, …): expected a code from 100 to 999, except "
                 f"{', '.join(map(str, _OWN_CODES))}, which zroute uses itself"
             )
         super().__init__(code, reason)
@@ -378,7 +378,7 @@ class RequestRefusedError(RequestError):
             if cls is RequestRefusedError and len(given) == 2:
                 code, reason = given
                 raise UsageError(
-                    "RequestRefusedError is the error of the caller: in a handler, raise "
+                    "zroute raises RequestRefusedError in the program that sent the request: in a handler, raise "
                     f"RequestRefused({code!r}, {reason!r})"
                 )
             return super().__new__(cls, *given)

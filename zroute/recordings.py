@@ -97,8 +97,8 @@ class Recording:
 
     def _broken(self, end: int) -> RecordingError:
         return RecordingError(
-            f"the data at byte {end} is not a record: the file was changed, or the disk failed. The records before it "
-            f"are intact; to extract them, use 'head -c {end}'",
+            f"the data at byte {end} is not a record: perhaps the file was changed, or the disk failed. All records "
+            f"before byte {end} are intact; to extract these records, use 'head -c {end}'",
             path=self.path,
         )
 
@@ -124,23 +124,23 @@ def read(path: str | os.PathLike[str]) -> Recording:
             header = _unpacker(file).unpack()
         except msgpack.OutOfData:
             raise RecordingError(
-                "is empty or contains only a part of a header, so no messages were recorded", path=path
+                "the file is empty or contains only a part of a header, so no messages were recorded", path=path
             ) from None
         except (ValueError, TypeError):  # not msgpack: the same error as for msgpack of another program
             header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise RecordingError("is not a recording: create recordings with 'zroute record'", path=path)
+        raise RecordingError("the file is not a recording: create recordings with 'zroute record'", path=path)
     version = header.get("version")
     if version != VERSION:
         remedy = f"this zroute reads version {VERSION}: update zroute"
-        raise RecordingError(f"is a recording of version {version!r:.48}, but {remedy}", path=path)
+        raise RecordingError(f"the recording has version {version!r:.48}, but {remedy}", path=path)
     try:
         frames = header.get("frames")
         return Recording(
             path, float(header["began_at"]), str(header["source"]), frames=None if frames is None else str(frames)
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordingError(f"is a recording with an invalid header: {header!r:.200}", path=path) from error
+        raise RecordingError(f"the recording has an invalid header: {header!r:.200}", path=path) from error
 
 
 def _unpacker(file: BinaryIO) -> Any:

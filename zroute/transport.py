@@ -115,7 +115,7 @@ __all__ = [
     "TransportRequest",
 ]
 
-_FIXED = "can't {what} {endpoint}: this transport can't change endpoints during a run; restart the app"
+_FIXED = "can't {what} {endpoint}: this transport can't change endpoints during a run. Restart the app"
 
 Receive = Callable[[Callable[..., Any], Callable[[], int], int], None]
 """A function that reads and delivers up to ``budget`` messages: ``receive(recv, more, budget)``; see above."""
@@ -414,7 +414,7 @@ class Transport(Protocol):
         Raises:
             EndpointError: An endpoint can't be opened.
         """
-        raise EndpointError("this transport carries no requests: use tcp://, ipc:// or inproc:// for rep and req")
+        raise EndpointError("this transport does not support requests: use tcp://, ipc:// or inproc:// for rep and req")
 
     def answer(self) -> None:
         """Begin to read requests: the app has started."""
@@ -525,7 +525,7 @@ class Transport(Protocol):
         Raises:
             EndpointError: An endpoint can't be opened.
         """
-        raise EndpointError(f"{type(self).__name__} has no jobs: use ZeroMQ endpoints")
+        raise EndpointError(f"{type(self).__name__} does not support jobs: use ZeroMQ endpoints")
 
     def take_jobs(self, make: MakeWorker) -> None:
         """Connect to the endpoints of ``ends.work``, and take jobs there.
@@ -536,7 +536,7 @@ class Transport(Protocol):
         Raises:
             EndpointError: An endpoint can't be opened.
         """
-        raise EndpointError(f"{type(self).__name__} has no jobs: use ZeroMQ endpoints")
+        raise EndpointError(f"{type(self).__name__} does not support jobs: use ZeroMQ endpoints")
 
     @property
     def workers(self) -> Sequence[JobWorker]:

@@ -129,7 +129,7 @@ async def test_mistakes_name_the_endpoint() -> None:
             change(pub=other)
     async with running(app):
         for wrong, change, text in (
-            ({"pub": address}, app.add_endpoints, "has it already"),
+            ({"pub": address}, app.add_endpoints, "already has this endpoint"),
             ({"pub": [other, other]}, app.add_endpoints, "given twice"),
             ({"pub": "nonsense"}, app.add_endpoints, "no transport"),
             ({"pub": "nonsense"}, app.remove_endpoints, "no transport"),
@@ -138,7 +138,7 @@ async def test_mistakes_name_the_endpoint() -> None:
             ({"sub": other}, app.add_endpoints, r"without an endpoint to receive from.*App\(sub=…\)"),
             ({"sub": {other: Frames(whole=True, topic="x")}}, app.add_endpoints, "without an endpoint to receive"),
             ({"pub": [other, "tcp://192.0.2.1:5555"]}, app.add_endpoints, "192.0.2.1"),
-            ({"pub": third}, app.remove_endpoints, f"does not have it.*{address}"),
+            ({"pub": third}, app.remove_endpoints, f"does not have this endpoint.*{address}"),
             ({"sub": "inproc://elsewhere"}, app.add_endpoints, "context"),
         ):
             with pytest.raises(EndpointError, match=rf"test_changing_endpoints\.py:\d+: .*{text}"):

@@ -239,4 +239,4 @@ async def stubborn():
     with Child("-m", "zroute", "run", "--app-dir", str(tmp_path), "stubborn", *options) as child:
         child.line_with("waits")
         assert child.end() == 75
-    assert any("abandoned: stubborn(): 1" in line for line in child.err), child.err
+    assert any("abandoned after the drain timeout: stubborn(): 1" in line for line in child.err), child.err

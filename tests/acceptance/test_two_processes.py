@@ -117,7 +117,9 @@ def test_what_one_process_publishes_the_other_handles(way: Way, wire: str, codec
     assert stats["malformed"] == stats["unrouted"] == stats["duplicate"] == stats["lost"] == 0
     assert stats["routed"] == MANY + 6 + sum(words[0] in ("sync", "end") for words in said)
     warnings = [line.partition("WARNING ")[2] for line in reader.err + sender.err if "WARNING" in line]
-    assert warnings == ["reader: receives all messages of its publishers, because of the pattern 'startswith(\"\")'"]
+    assert warnings == [
+        "reader: receives all messages of the connected publishers, because of the pattern 'startswith(\"\")'"
+    ]
 
 
 def check_facts(facts: list[list[Any]], wire: str, codec: str) -> None:

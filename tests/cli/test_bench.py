@@ -187,7 +187,7 @@ def test_a_subscriber_that_is_ended_counts_up_to_its_last_message(tmp_path: Path
         shown, code = on_terminal("bench", "--sub", endpoint, cwd=tmp_path, until="messages, 0 lost")
         assert publisher.end(None) == 1
     assert code == 0
-    assert "Messages after the last received one are not counted" in shown
+    assert "Messages after the last received message are not counted" in shown
     assert "sent = received + lost: " in shown
     assert "the subscriber disconnected before the end" in publisher.err[-1]
 
@@ -265,7 +265,9 @@ def test_an_endpoint_is_judged_after_its_bind(end: tuple[str, ...], host: str) -
     assert "or 127.0.0.1" in said
 
 
-@pytest.mark.parametrize(("end", "text"), [("--pub", "no subscriber within"), ("--sub", "no publisher answered")])
+@pytest.mark.parametrize(
+    ("end", "text"), [("--pub", "no subscriber connected within"), ("--sub", "no publisher answered")]
+)
 def test_an_end_that_stays_alone_ends_with_124(end: str, text: str) -> None:
     """An end without the other one ends with 124 after --wait."""
     done = zroute("bench", end, free_endpoint(), "--wait", "300ms")
@@ -277,7 +279,7 @@ def test_ctrl_c_before_the_other_end_has_come_is_no_fault() -> None:
     with bench("--sub", free_endpoint()) as child:
         child.line_with("waiting for", stream="err")
         assert child.end() == 0
-        assert child.err[-1] == "zroute: stopped before the first message"
+        assert child.err[-1] == "zroute: the measurement stopped before the first message"
 
 
 def test_a_second_ctrl_c_ends_it_at_once() -> None:

@@ -111,7 +111,8 @@ def test_routes_that_no_app_includes_are_told(tmp_path: Path, source: str, name:
     done = zroute("check", "quotes", cwd=module(tmp_path, START + source))
     assert done.returncode == 4, done.stdout
     assert re.search(
-        rf"(orders|quotes)\.py:\d+: no app includes Routes '{name}': write app\.include\({name}\)", done.stderr
+        rf"(orders|quotes)\.py:\d+: no app includes the Routes object '{name}': write app\.include\({name}\)",
+        done.stderr,
     )
     assert done.stderr.count("no app includes") == 1
 
@@ -148,7 +149,7 @@ def test_apps_that_are_checked_together_share_their_routes(tmp_path: Path) -> No
     module(tmp_path, GROUP, "orders")
     module(tmp_path, source + "    app.every(1)(print)\n    return app\n", "one")
     module(tmp_path, source + "    app.include(routes)\n    return app\n", "two")
-    assert "no app includes Routes 'routes'" in zroute("check", "one", cwd=tmp_path).stderr
+    assert "no app includes the Routes object 'routes'" in zroute("check", "one", cwd=tmp_path).stderr
     done = zroute("check", "one", "two", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 

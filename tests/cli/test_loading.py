@@ -39,7 +39,7 @@ def test_a_file_in_a_package_keeps_its_relative_imports(tmp_path: Path, target: 
         (":app", "does not name a module"),
         (".", "does not name a module"),
         ("a..b", "does not name a module"),
-        ("nothing.py", "no file"),
+        ("nothing.py", "nothing.py does not exist"),
         ("sys", "built into Python"),
         ("folder", "has no 'app' or 'create_app'"),
     ],

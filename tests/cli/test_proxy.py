@@ -91,7 +91,7 @@ def test_an_address_open_to_the_network_is_a_warning_and_json_has_the_counters()
         assert proxy.end() == 0
     lines = [json.loads(line) for line in proxy.err]
     (warning,) = (line["message"] for line in lines if line["level"] == "warning")
-    assert warning.endswith("is open to the network, without authentication")
+    assert warning.endswith("is reachable from the network, without authentication")
     assert {name: lines[-1][name] for name in ("frames", "bytes", "subscriptions")} == {
         "frames": 0,
         "bytes": 0,

@@ -355,7 +355,7 @@ def test_a_second_signal_ends_at_once() -> None:
         (("a", "123456789012345678901234567890"), "exceeds 64 bits"),
         (("a", "NaN"), "not finite"),
         (("a", '"\\ud800"'), "can't be sent"),
-        (("a", "1", "-H", "x"), "'x' has no '='"),
+        (("a", "1", "-H", "x"), "'x': expected KEY=VALUE"),
         (("a", "1", "-H", "x=1", "-H", "x=2"), "given twice"),
         (("a", "1", "-H", "x=1", "--wire", "plain"), "needs the tracked wire"),
         (("a", "1", "-H", "x=" + "y" * 5000), "headers take"),

@@ -107,7 +107,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
     file.write_text("mine")
     done = zroute("record", endpoint, str(file))
     assert done.returncode == 2
-    assert "already exists: choose another name, or replace it with --force" in done.stderr
+    assert "already exists: choose another name, or replace the file with --force" in done.stderr
     assert file.read_text() == "mine"
     assert zroute("record", endpoint, str(file), "--force", "--for", "10ms").returncode == 0
     assert file.read_text() == "mine", "until a message comes"

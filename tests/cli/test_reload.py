@@ -122,7 +122,7 @@ def test_a_handler_that_never_returns_does_not_outlive_its_parent(tmp_path: Path
     with reloading(module(tmp_path, SPINS), "polling", "--drain-timeout", "100ms") as child:
         child.line_with("spinning")
         child.process.send_signal(signal.SIGKILL)
-        child.line_with("still running 5.1 s after the stop began", stream="err")
+        child.line_with("the apps have not stopped within 5.1 s", stream="err")
         child.end(None)
         assert not any(reader.is_alive() for reader in child._readers), "a process still holds the output"
 

@@ -111,7 +111,7 @@ def test_a_torn_recording_is_replayed_up_to_the_tear(tmp_path: Path) -> None:
         done = zroute("replay", str(path), endpoint)
         assert len(received(child, 10)) == 10
     assert done.returncode == 0
-    assert "its last record is incomplete: " in done.stderr
+    assert "the last record is incomplete: " in done.stderr
 
 
 def test_it_waits_for_a_subscriber_to_one_of_its_topics(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_can_not_be_replayed(tmp_path: Path) -> None:
     empty.write_bytes(msgpack.packb({"format": "zroute recording", "version": 1, "began_at": 1.0, "source": ""}))
     for arguments, code, said in (
         ((str(tmp_path / "none"), endpoint), 2, "does not exist"),
-        ((str(other), endpoint), 1, f"{other}: is not a recording: create recordings with 'zroute record'"),
+        ((str(other), endpoint), 1, f"{other}: the file is not a recording: create recordings with 'zroute record'"),
         ((str(empty), endpoint), 1, "no messages to replay"),
         ((str(other), endpoint, "--speed", "0x"), 2, "write 10x, 0.5x or max"),
         ((str(other), endpoint, "--speed", "fast"), 2, "write 10x, 0.5x or max"),

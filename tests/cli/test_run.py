@@ -60,7 +60,7 @@ def test_for_stops_after_a_time(tmp_path: Path) -> None:
     done = zroute("run", "quotes", "--for", "300ms", cwd=module(tmp_path, LOOP))
     assert done.returncode == 0
     assert "stopping: 0.3 s elapsed" in done.stderr
-    assert "its publishers feed its own subscribers" in done.stderr
+    assert "has no endpoints, so the app receives only its own messages" in done.stderr
 
 
 def test_max_messages_stops_after_exactly_so_many(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_an_app_is_named_once() -> None:
 def test_a_factory_that_returns_nothing_and_an_app_with_nothing_in_it_are_told(tmp_path: Path) -> None:
     """A factory without a return, and an app without routes, are reported as such."""
     module(tmp_path, "def create_app():\n    pass\n")
-    assert "must return its App" in zroute("run", "quotes", cwd=tmp_path).stderr
+    assert "must return an App" in zroute("run", "quotes", cwd=tmp_path).stderr
     module(tmp_path, "from zroute import App\napp = App()\n", "empty")
     assert "app.include(routes) missing" in zroute("run", "empty", "--for", "10ms", cwd=tmp_path).stderr
 

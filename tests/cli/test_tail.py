@@ -107,11 +107,11 @@ def test_a_body_that_is_not_what_its_publisher_says_is_shown_as_bytes() -> None:
     assert "not valid msgpack: " in one["error"]
     assert "deeper than 100 levels" in two["error"]
     (compressed,) = told(plain("a", body=zlib.compress(b"{}")))
-    assert compressed["error"] == "it looks compressed: add decompress=zlib to --frames"
+    assert compressed["error"] == "the body looks compressed: add decompress=zlib to --frames"
     with feed() as publisher, listening("tail", publisher, "a", "-n", "2") as child:
         publisher.send(*broken)
         assert child.end(None) == 0
-        assert "b'\\xc1\\n' (not valid msgpack: " in child.out[0]
+        assert "b'\\xc1\\n' (the body is not valid msgpack: " in child.out[0]
         assert "undecodable 2" in child.err[-1]
 
 

@@ -687,5 +687,5 @@ def test_a_dead_letter_says_how_to_run_on_the_loop_of_asyncio() -> None:
     with TestApp(app) as t:
         t.publish("a", 1)
         (letter,) = t.envelopes("dead")
-    assert "no running event loop (to await asyncio code, use its loop: " in letter.headers["zr-error"]
+    assert "no running event loop (to await asyncio code, run the app on asyncio: " in letter.headers["zr-error"]
     assert "App(reactor='asyncio')" in letter.headers["zr-error"]

@@ -575,7 +575,9 @@ def test_awaiting_asyncio_without_its_loop_says_what_to_do(caplog: pytest.LogCap
         await asyncio.sleep(1)
 
     Wired(app).feed(plain("a", 1))
-    assert "no running event loop (to await asyncio code, use its loop: App(reactor='asyncio'), " in caplog.text
+    assert (
+        "no running event loop (to await asyncio code, run the app on asyncio: App(reactor='asyncio'), " in caplog.text
+    )
 
 
 def test_awaiting_a_deferred_in_an_asyncio_task_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:

@@ -1502,4 +1502,4 @@ def test_a_refusal_without_a_caller_names_reject(kind: str, caplog: pytest.LogCa
     getattr(app, kind)("a")(handle)
     with TestApp(app, raise_errors=False) as t:
         t.publish("a", 1) if kind == "subscribe" else t.put("a", 1)
-    assert "(RequestRefused is for handlers under @app.reply: raise Reject here)" in caplog.text
+    assert "(only handlers under @app.reply may raise RequestRefused: raise Reject instead)" in caplog.text

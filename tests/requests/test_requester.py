@@ -238,7 +238,7 @@ def test_an_app_without_an_endpoint_for_requests_says_so() -> None:
     @app.subscribe("a")
     def handle(n: int) -> None: ...
 
-    with TestApp(app), pytest.raises(EndpointError, match=r"add App\(req="):
+    with TestApp(app), pytest.raises(EndpointError, match=r"as in App\(req="):
         result(begun(app.request("n", 1)))
 
 
@@ -421,7 +421,7 @@ def test_a_requester_and_a_stream_explain_how_to_use_them(caplog: pytest.LogCapt
             list(stream)
         begun(stream.aclose())
         t.publish("await", 1)
-    assert "loop over it: async for reply in app.request_stream" in caplog.text
+    assert "to read the replies, write: async for reply in app.request_stream" in caplog.text
 
 
 def test_an_app_that_asks_itself_in_on_startup_is_told_why() -> None:

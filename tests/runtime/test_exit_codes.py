@@ -113,7 +113,7 @@ def test_an_incomplete_drain_changes_only_the_code_0(tmp_path: Path, code: int, 
     )
     done = zroute("run", "quotes", "--drain-timeout", "0.1", cwd=module(tmp_path, HEAD + source))
     assert done.returncode == returned, done.stderr
-    assert "unfinished after the drain timeout, abandoned: on()" in done.stderr
+    assert "abandoned after the drain timeout: on()" in done.stderr
     assert "INFO    quotes: received" in done.stderr
 
 
@@ -123,7 +123,7 @@ def test_an_exit_during_the_start_has_its_code(tmp_path: Path, place: str, code:
     """SystemExit in on_startup or an opening resource ends the process with its code."""
     done = zroute("run", "quotes", cwd=module(tmp_path, HEAD + f"{place}sys.exit({code})"))
     assert done.returncode == returned, done.stderr
-    assert f"did not start: {'no room' if returned == 1 else f'it exits with code {returned}'}" in done.stderr
+    assert f"did not start: {'no room' if returned == 1 else f'SystemExit with code {returned}'}" in done.stderr
 
 
 def test_run_in_a_script_raises_the_code_as_system_exit() -> None:
@@ -291,15 +291,19 @@ def test_system_exit_in_a_hook_is_no_failed_hook(
 def test_stop_refuses_what_is_no_exit_code_and_an_app_that_does_not_run() -> None:
     """stop() names the range of codes, and says where to call it."""
     app = App(name="desk")
-    with pytest.raises(NotRunningError, match=r"stop\(3\) while 'desk' is not running: call it in a handler"):
+    with pytest.raises(
+        NotRunningError, match=r"can't call stop\(3\): 'desk' is not running\. Call stop\(\) in a handler"
+    ):
         app.stop(3)
     with TestApp(app) as t:
         app.stop(3)
         t.advance(0)
-        with pytest.raises(NotRunningError, match=r"publish\('a'\): 'desk' has stopped \(exit code 3\): publish from"):
+        with pytest.raises(
+            NotRunningError, match=r"can't publish to 'a': 'desk' has stopped \(exit code 3\)\. Publish from"
+        ):
             app.publish("a", 1)
     for wrong in (-1, 256, "3", 1.0, None):
-        with pytest.raises(UsageError, match="an exit code is a number from 0 to 255"):
+        with pytest.raises(UsageError, match="expected an exit code from 0 to 255"):
             app.stop(wrong)  # type: ignore[arg-type]
 
 

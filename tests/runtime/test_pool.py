@@ -82,7 +82,7 @@ async def test_the_pool_of_another_program_is_not_changed(caplog: pytest.LogCapt
     assert pool.max == most
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line.startswith("_job() at ")
-    assert f"max_in_flight={most + 1}, but the reactor's thread pool has {most} threads" in line
+    assert f"max_in_flight={most + 1} exceeds the {most} threads of the reactor's thread pool" in line
     assert f"call reactor.suggestThreadPoolSize({most + 1})" in line
 
 

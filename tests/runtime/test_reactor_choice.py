@@ -67,7 +67,7 @@ def test_app_run_obeys_too(tmp_path: Path) -> None:
         assert set(child.out) == {"asyncioreactor"}
 
 
-NEEDS_ASYNCIO = "needs reactor='asyncio', but the requested reactor is 'poll': remove one of them"
+NEEDS_ASYNCIO = "needs reactor='asyncio', but the requested reactor is 'poll': remove one of the two"
 REFUSED = {
     "a flag": (("mine", "--reactor", "poll"), NEEDS_ASYNCIO),
     "a flag for Deferreds": (
@@ -75,7 +75,7 @@ REFUSED = {
         "needs reactor='twisted', but the requested reactor is 'asyncio'",
     ),
     "two apps": (("mine", "deferreds"), "run them in separate processes"),
-    "an import": (("early",), "import it inside a function"),
+    "an import": (("early",), "Import the reactor inside a function"),
 }
 
 

@@ -431,7 +431,7 @@ def test_what_is_attached_may_need_only_what_is_open() -> None:
         t.publish("a", 1)
         assert t.results(handle) == [fake]
         with pytest.raises(
-            UsageError, match=r"Settings, .* replace it as well, as in TestApp\(app, \{Settings: fake\}\)"
+            UsageError, match=r"Settings, .* Replace Settings too, as in TestApp\(app, \{Settings: fake\}\)"
         ):
             app.attach("b", needy)
 
@@ -528,7 +528,7 @@ def test_as_a_program_that_can_not_close_in_time_it_exits_with_75(kind: str, tmp
         child.line_with("handled")
         assert child.end() == 75
     assert child.out[-1] == "settings closed"
-    assert any("unfinished after the drain timeout, abandoned: database(): 1" in line for line in child.err)
+    assert any("abandoned after the drain timeout: database(): 1" in line for line in child.err)
 
 
 @RUN_REACTORS
@@ -539,7 +539,7 @@ def test_as_a_program_that_is_stopped_while_it_opens(kind: str, tmp_path: Path) 
         child.line_with("waiting")
         assert child.end() == 0, child.err
     assert child.out == ["settings open", "waiting", "settings closed"]
-    assert any("was stopped before it had started" in line for line in child.err)
+    assert any("was stopped before the app had started" in line for line in child.err)
 
 
 @pytest.mark.parametrize(

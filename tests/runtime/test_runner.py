@@ -154,7 +154,7 @@ def test_an_on_startup_that_never_ends_can_be_stopped(tmp_path: Path) -> None:
     with run(module(tmp_path, source)) as child:
         child.line_with("up")
         assert child.end(signal.SIGINT) == 0
-    assert "was stopped before it had started" in "\n".join(child.err)
+    assert "was stopped before the app had started" in "\n".join(child.err)
 
 
 def test_a_second_signal_ends_a_handler_that_prints_into_a_full_pipe(tmp_path: Path) -> None:
@@ -284,8 +284,8 @@ app.subscribe("a")(print)
 
 REFUSALS = {
     "an option": ("refused(lambda: app.run(seconds='2s'))", "seconds is '2s'"),
-    "a log level": ("refused(lambda: app.run(log_level='loud'))", "log_level is 'loud', but run takes one of debug,"),
-    "a log format": ("refused(lambda: app.run(log_format='xml'))", "log_format is 'xml', but run takes one of auto,"),
+    "a log level": ("refused(lambda: app.run(log_level='loud'))", "log_level is 'loud', but run expects one of debug,"),
+    "a log format": ("refused(lambda: app.run(log_format='xml'))", "log_format is 'xml', but run expects one of auto,"),
     "twice": ("refused(lambda: zroute.runtime.runner.run([app, app]))", "give each app once"),
     "no such reactor": ("refused(lambda: app.run(reactor='trio'))", "unknown reactor 'trio'"),
     "uvloop": ("refused(lambda: app.run(reactor='select', uvloop=True))", "uvloop is an asyncio loop"),
@@ -296,7 +296,7 @@ REFUSALS = {
     ),
     "a loop": (
         "async def main(): refused(lambda: app.run(reactor='asyncio'))\nasyncio.run(main())",
-        "run the app on that loop with `async with app.running():`",
+        "would block this loop: use `async with app.running():` instead",
     ),
     "an invalid app": ("app.subscribe('b')(lambda x, y: 0)\nrefused(app.run)", "SignatureError"),
 }
@@ -458,14 +458,14 @@ def test_signals_are_the_programs_own_again_after_a_run(
 
 
 INVALID = {
-    "seconds='2s'": "seconds is '2s', but run takes a number",
-    "seconds=-1": "seconds is -1, but run takes a number",
-    "max_messages='2'": "max_messages is '2', but run takes a number",
-    "drain_timeout='2s'": "drain_timeout is '2s', but run takes a number",
-    "drain_timeout=None": "drain_timeout is None, but run takes a number of seconds that is finite",
-    "drain_timeout=float('inf')": "drain_timeout is inf, but run takes a number of seconds that is finite",
-    "drain_timeout=float('nan')": "drain_timeout is nan, but run takes a number of seconds that is finite",
-    "seconds=float('inf')": "seconds is inf, but run takes a number of seconds that is finite",
+    "seconds='2s'": "seconds is '2s', but run expects a number",
+    "seconds=-1": "seconds is -1, but run expects a number",
+    "max_messages='2'": "max_messages is '2', but run expects a number",
+    "drain_timeout='2s'": "drain_timeout is '2s', but run expects a number",
+    "drain_timeout=None": "drain_timeout is None, but run expects a number of seconds that is finite",
+    "drain_timeout=float('inf')": "drain_timeout is inf, but run expects a number of seconds that is finite",
+    "drain_timeout=float('nan')": "drain_timeout is nan, but run expects a number of seconds that is finite",
+    "seconds=float('inf')": "seconds is inf, but run expects a number of seconds that is finite",
     "sub='tcp://127.0.0.1:5555'": "pass addresses to App(sub=…)",
     "sub=('tcp://127.0.0.1:5555',)": "pass addresses to App(sub=…)",
     "pub=['tcp://127.0.0.1:5555']": "pass addresses to App(pub=…)",
@@ -473,7 +473,7 @@ INVALID = {
     "req='tcp://127.0.0.1:5555'": "pass addresses to App(req=…)",
     "jobs='tcp://127.0.0.1:5555'": "pass addresses to App(jobs=…)",
     "work='tcp://127.0.0.1:5555'": "pass addresses to App(work=…)",
-    "pub=5555": "pub is 5555, but run takes a tuple of Endpoints",
+    "pub=5555": "pub is 5555, but run expects a tuple of Endpoints",
     "reactor='trio'": "unknown reactor 'trio': use one of ",
 }
 

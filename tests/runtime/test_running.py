@@ -187,7 +187,7 @@ def failing(how: str) -> App:
         ("endpoint", EndpointError, "192.0.2.1"),
         ("resource", ConnectionError, "no database"),
         ("hook", LookupError, "no prices"),
-        ("stop", NotRunningError, "was stopped with exit code 3 before it had started"),
+        ("stop", NotRunningError, "was stopped with exit code 3 before the app had started"),
     ],
 )
 def test_running_raises_the_error_of_the_start(
@@ -244,7 +244,7 @@ def test_running_is_refused_without_a_loop_twice_and_with_a_wrong_option() -> No
     app = App()
 
     async def main() -> None:
-        with pytest.raises(UsageError, match="drain_timeout is '2s', but running takes a number of seconds"):
+        with pytest.raises(UsageError, match="drain_timeout is '2s', but running expects a number of seconds"):
             await app.running(drain_timeout="2s").__aenter__()  # type: ignore[arg-type]
         async with app.running():
             with pytest.raises(UsageError, match=r"already running: leave its `async with app\.running"):
@@ -339,7 +339,7 @@ def test_unfinished_handlers_are_logged_after_the_drain_timeout(caplog: pytest.L
     release.set()
     assert time.monotonic() - began < PATIENCE / 2
     texts = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert texts[0].startswith("desk: unfinished after the drain timeout, abandoned: ")
+    assert texts[0].startswith("desk: abandoned after the drain timeout: ")
     assert "work(): 1" in texts[0]
     assert "threads are still running" in texts[1]
 

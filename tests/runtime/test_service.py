@@ -445,7 +445,7 @@ async def test_a_shutdown_function_that_fails_is_counted_and_the_stop_goes_on(ca
         pass
     assert order == ["fine"]
     assert app.stats.hook_errors == 1
-    assert "under on_shutdown failed; the stop continues" in caplog.text
+    assert "failed; the stop continues" in caplog.text
 
 
 @pytest_twisted.ensureDeferred
@@ -604,7 +604,7 @@ async def test_a_service_names_the_handlers_that_it_abandons(caplog: pytest.LogC
     async with running(app, drain_timeout=0.05):
         app.publish("a", 1)
         await box.until(1)
-    assert "slow: unfinished after the drain timeout, abandoned: never(): 1" in caplog.messages
+    assert "slow: abandoned after the drain timeout: never(): 1" in caplog.messages
 
 
 def test_a_test_app_logs_neither_start_nor_counters(caplog: pytest.LogCaptureFixture) -> None:

@@ -32,7 +32,7 @@ def test_a_handler_that_blocks_is_named_once_while_it_does(tmp_path: Path, react
     with Child("-m", "zroute", "run", "quotes", "--reactor", reactor, cwd=folder) as child:
         line = child.line_with("has blocked the reactor", stream="err")
         assert "slow() at quotes.py:8 has blocked the reactor for 1." in line
-        assert "in `time.sleep(2)`: no message is received or sent meanwhile" in line
+        assert "in `time.sleep(2)`: the app receives and sends nothing meanwhile" in line
         assert "(thread=True)" in line
         child.line_with("the reactor is running again after", stream="err")
         assert child.end(signal.SIGINT) == 0

@@ -325,7 +325,7 @@ def test_the_sub_argument_is_checked_at_its_line() -> None:
 @pytest.mark.parametrize("forms", [{"ipc://a": SPACE}, {"ipc://a": "plain"}])
 def test_a_form_for_sending_is_no_part_of_pub(forms: Any) -> None:
     """A mapping as ``pub`` is refused, because its forms would be ignored."""
-    with pytest.raises(EndpointError, match=r"test_stated.py:\d+: .*only sub= takes a form.* with wire=, as in"):
+    with pytest.raises(EndpointError, match=r"test_stated.py:\d+: .*only sub= accepts a form.* use wire=, as in"):
         App(pub=forms)
 
 

@@ -163,9 +163,9 @@ class _Asking:
             self.code = EXIT_ENDPOINT
             return
         if endpoint.bind:
-            say(f"bound to {server.address}, waits for a server")
+            say(f"bound to {server.address}, waiting for a server")
             if self._access.keys is None and endpoint.resolved(server.address).is_open:
-                say(f"{server.address} is open to the network, without authentication")
+                say(f"{server.address} is reachable from the network, without authentication")
         try:
             await self._ask(client)
         except (NoServerError, RequestTimeoutError) as error:

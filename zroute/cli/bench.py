@@ -49,19 +49,19 @@ _OPEN_HOSTS = {"//0.0.0.0:": "//127.0.0.1:", "//[::]:": "//[::1]:", "//*:": "//1
     "--pub",
     type=EndpointType(bind=True),
     metavar="ENDPOINT",
-    help="Only publish, to zroute bench --sub in another terminal.",
+    help="Only publish to ENDPOINT, for zroute bench --sub in another terminal.",
 )
 @click.option(
     "--sub",
     type=EndpointType(bind=False),
     metavar="ENDPOINT",
-    help="Only subscribe, to zroute bench --pub in another terminal.",
+    help="Only subscribe to ENDPOINT, for zroute bench --pub in another terminal.",
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages per second. [default: the maximum]")
 @click.option("--size", type=click.IntRange(_SMALLEST, MAX_MESSAGE), help="The size of a body in bytes. [default: 128]")
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are sent.")
 @click.option("--for", "seconds", type=DURATION, help="Stop after this time. [default: 5s without --count]")
-@click.option("--wait", type=DURATION, default="30s", show_default=True, help="How long to wait for the other end.")
+@click.option("--wait", type=DURATION, default="30s", show_default=True, help="Maximum time to wait for the other end.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @option("--insecure", is_flag=True, help="Bind an address that other hosts can reach.")
 def command(
@@ -78,10 +78,10 @@ def command(
 ) -> None:
     """Measure message rate, CPU time and latency.
 
-    By default, this command runs both ends, the publisher and the subscriber. They use a free port of this machine, or
-    ENDPOINT, which the publisher binds. To measure between two terminals or machines, run one command with --pub and
-    one with --sub. With both options, this command runs both ends, connected through something between them, such as a
-    proxy: --pub connect:tcp://…
+    By default, this command runs both ends, the publisher and the subscriber. The publisher binds ENDPOINT, or a free
+    port of this machine. To measure between two terminals or machines, run one command with --pub and
+    one with --sub. To measure a proxy between the two ends, give both options to one command: --pub connect:tcp://…
+    --sub tcp://…
 
     Without --rate, the publisher sends as fast as the subscriber reads, and no message is dropped. With --rate, a full
     queue drops messages, as in any zroute publisher, and the subscriber counts them as lost. Ctrl-C ends the
@@ -89,7 +89,7 @@ def command(
     """
     if sub and not pub and any(given is not None for given in (rate, size, count, seconds)):
         raise click.UsageError(
-            "--rate, --size, --count and --for are options of the publisher: give them to the command with --pub"
+            "--rate, --size, --count and --for are options of the publisher: use them in the command with --pub"
         )
     size = size or _SIZE
     _check_endpoints(endpoint, pub, sub)
@@ -103,7 +103,7 @@ def command(
         code, result = _Bench(orders, show).run()
     if result is None:
         if not code:
-            _say("stopped before the first message")
+            _say("the measurement stopped before the first message")
         raise SystemExit(code)
     print(json.dumps(_document(result), indent=2) if as_json else _table(result), flush=True)
     raise SystemExit(code or _verdict(result))
@@ -112,7 +112,7 @@ def command(
 def _check_endpoints(endpoint: Endpoint | None, pub: Endpoint | None, sub: Endpoint | None) -> None:
     """Raise a usage error for endpoints that do not connect the two processes."""
     if endpoint is not None and (pub or sub):
-        raise click.UsageError("ENDPOINT can't be combined with --pub or --sub: omit it")
+        raise click.UsageError("ENDPOINT can't be combined with --pub or --sub: omit ENDPOINT")
     if endpoint is not None and not endpoint.bind:
         raise click.UsageError(
             "one of the two ends must bind the endpoint: to connect both ends to a proxy, use --pub and --sub"
@@ -443,7 +443,7 @@ def _remarks(document: dict[str, Any]) -> Iterator[str]:
     if publisher and subscriber and document["rate"] is None:
         yield "Without --rate, the latency is mostly time in full queues: use --rate for the latency of the wire."
     if document.get("complete") is False:
-        yield "Messages after the last received one are not counted, because the publisher did not report its total."
+        yield "Messages after the last received message are not counted: the publisher did not report its total."
     if document.get("before_join"):
         yield f"{document['before_join']:,} messages were sent before this subscriber joined."
 

@@ -37,7 +37,7 @@ def command(apps: tuple[str, ...], ends: EndpointOptions, app_dir: str, factory:
 
     Checks signatures, schemas, patterns, resources and endpoints of all apps.
 
-    The exit code is that of the first error. 2: the apps can't share a reactor. 3: an app can't be loaded. 4: routes,
+    The first error decides the exit code. 2: the apps can't share a reactor. 3: an app can't be loaded. 4: routes,
     schemas or resources are invalid, a Routes object is not included in any app, or nothing is registered in an app. 5:
     an endpoint is missing.
     """
@@ -117,8 +117,8 @@ def _faults(target: str, app: App, ends: Ends, module: ModuleType, loaded: list[
     """Yield an error for each mistake that lets an app start but do nothing."""
     for name, group in never_included(module, loaded):
         yield SetupError(
-            f"no app includes Routes {name!r}: write app.include({name}), or add the app that includes it to this "
-            "command",
+            f"no app includes the Routes object {name!r}: write app.include({name}), or add an app that includes "
+            f"{name} to this command",
             where=group.where,
         )
     if app.compile().is_empty(ends):

@@ -16,8 +16,8 @@ _SHELLS = ("bash", "zsh", "fish")
 def command(ctx: click.Context, shell: str) -> None:
     """Print a script that completes commands, options and their values in SHELL.
 
-    Set it up once, as follows. bash: eval "$(zroute completion bash)" in ~/.bashrc; zsh: eval "$(zroute completion
-    zsh)" in ~/.zshrc; fish: zroute completion fish > ~/.config/fish/completions/zroute.fish
+    Set up completion once. For bash, write eval "$(zroute completion bash)" in ~/.bashrc. For zsh, write eval "$(zroute
+    completion zsh)" in ~/.zshrc. For fish, run zroute completion fish > ~/.config/fish/completions/zroute.fish
     """
     completion = get_completion_class(shell)
     assert completion is not None

@@ -60,10 +60,10 @@ def parse_headers(given: tuple[str, ...]) -> dict[str, str]:
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise click.UsageError(f"--header {text!r} has no '=': write it as KEY=VALUE")
+            raise click.UsageError(f"--header {text!r}: expected KEY=VALUE")
         if key in headers:
             raise click.UsageError(
-                f"--header {key!r} is given twice, but a header can have only one value: omit one of them"
+                f"--header {key!r} is given twice, but a header can have only one value: omit one of the two"
             )
         headers[key] = value
     return headers

@@ -107,7 +107,7 @@ def _module_of(path: Path) -> tuple[str, Path]:
     """
     path = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).resolve()
     if not path.is_file():
-        fail(EXIT_CANT_LOAD, f"no file {path}")
+        fail(EXIT_CANT_LOAD, f"the file {path} does not exist")
     parts, folder = [path.stem], path.parent
     while (folder / "__init__.py").is_file():
         parts, folder = [folder.name, *parts], folder.parent
@@ -125,7 +125,7 @@ def _import(name: str, folder: Path) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             there = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-            modules = f"; modules there: {', '.join(there[:8])}" if there else ""
+            modules = f"; modules in that folder: {', '.join(there[:8])}" if there else ""
             fail(EXIT_CANT_LOAD, f"no module {error.name!r} in {folder} or on Python's path{modules}")
         _show_user_frames(error, name)
     except SetupError as error:
@@ -152,10 +152,10 @@ def _found(module: ModuleType, attribute: str, factory: bool) -> App:
     from zroute.app import App  # imported late: errors of the target's import don't need it
 
     if value is None:
-        fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory must return its App")
+        fail(EXIT_CANT_LOAD, f"{module.__name__}:{name} is None: a factory must return an App")
     if not isinstance(value, App):
         what = f"{module.__name__}:{name}"
-        call = "; if it is a function that returns an App, add --factory" if callable(value) else ""
+        call = "; if the name is that of a function that returns an App, add --factory" if callable(value) else ""
         fail(EXIT_CANT_LOAD, f"{what} is a {type(value).__name__}, not a zroute App{call}; {_apps_in(module)}")
     if value.name == "app":
         value.name = module.__name__ if name in _DEFAULT_NAMES else f"{module.__name__}:{name}"
@@ -175,7 +175,7 @@ def _called(value: object, name: str, module: ModuleType) -> object:
     if not callable(value):
         fail(
             EXIT_CANT_LOAD,
-            f"{module.__name__}:{name} is a {type(value).__name__}, which can't be called: omit --factory",
+            f"{module.__name__}:{name} is a {type(value).__name__}, not a function: omit --factory",
         )
     try:
         result: object = value()
@@ -191,7 +191,7 @@ def _apps_in(module: ModuleType) -> str:
     from zroute.app import App
 
     apps = [name for name, value in vars(module).items() if isinstance(value, App)]
-    return f"its App objects: {', '.join(apps)}" if apps else "it has no App objects"
+    return f"the module's App objects: {', '.join(apps)}" if apps else "the module has no App objects"
 
 
 def fail_of_setup(error: SetupError) -> NoReturn:
@@ -210,7 +210,7 @@ def _show_user_frames(error: BaseException, name: str) -> NoReturn:
     report = traceback.TracebackException.from_exception(error)
     _hide_other_frames(report)
     click.echo("".join(report.format()).rstrip(), err=True)
-    fail(EXIT_CANT_LOAD, f"{name!r} can't be loaded: its own code failed, as shown above")
+    fail(EXIT_CANT_LOAD, f"{name!r} can't be loaded: the code of the module failed, as shown above")
 
 
 def _hide_other_frames(report: traceback.TracebackException) -> None:

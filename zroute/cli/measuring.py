@@ -244,7 +244,7 @@ class _Publisher(_End):
         try:
             await self._subscriber()
         except NotReadyError:
-            self.fail(EXIT_TIMED_OUT, f"nothing was sent: no subscriber within {self.order.wait:g} s")
+            self.fail(EXIT_TIMED_OUT, f"nothing was sent: no subscriber connected within {self.order.wait:g} s")
             return
         if self.stopped:
             return

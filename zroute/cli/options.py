@@ -94,7 +94,7 @@ def reachable(endpoint: Endpoint) -> Endpoint:
     """Return ``endpoint``, or raise EndpointError if other processes can't reach it."""
     if endpoint.address.startswith("inproc:"):
         raise EndpointError(
-            f"{endpoint.address} can only be reached inside its own process: give the app tcp:// or ipc:// too",
+            f"{endpoint.address} can only be reached inside its own process: add a tcp:// or ipc:// endpoint",
             endpoint=str(endpoint),
         )
     return endpoint
@@ -140,7 +140,8 @@ class _FramesType(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 
 def frames_option(command: F) -> F:
     """Add ``--frames``, which specifies the form of foreign messages."""
-    text = "Form of the messages: 'separator= ', 'topic=0,body=2', 'topic=eddn,decompress=zlib', 'whole,topic=weather'."
+    text = "Form of foreign messages, such as 'separator= ', 'topic=0,body=2', 'topic=eddn,decompress=zlib' or "
+    text += "'whole,topic=weather'."
     return click.option("--frames", type=_FramesType(), metavar="'FORM'", help=text)(command)
 
 
@@ -196,8 +197,8 @@ def _complete_folder(_ctx: click.Context, _parameter: click.Parameter, incomplet
 
 def app_options(command: F) -> F:
     """Add the options that control where an app is found."""
-    command = option("--factory", is_flag=True, help="The name is a function that returns the App.")(command)
-    where = "Look for the module in this folder first."
+    command = option("--factory", is_flag=True, help="APP is the name of a function that returns the App.")(command)
+    where = "Look for MODULE in this folder first."
     return option("--app-dir", default=".", metavar="DIR", help=where, shell_complete=_complete_folder)(command)
 
 

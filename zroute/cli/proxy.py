@@ -33,7 +33,7 @@ _log = logging.getLogger("zroute")
     default=MAX_MESSAGE,
     show_default=True,
     metavar="BYTES",
-    help="Disconnect publishers that send larger bodies, like Limits(max_message=…) in apps.",
+    help="Disconnect publishers that send bodies over BYTES, like Limits(max_message=…) in apps.",
 )
 @click.option(
     "--send-queue",
@@ -41,7 +41,7 @@ _log = logging.getLogger("zroute")
     default=SENT_MAX,
     show_default=True,
     metavar="N",
-    help="Maximum number of waiting messages per subscriber; the proxy drops further ones.",
+    help="Maximum number of waiting messages per subscriber. The proxy drops further messages.",
 )
 @access_options
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
@@ -58,13 +58,13 @@ def command(
     """Forward messages from many publishers to many subscribers, until a signal.
 
     Publishers connect to FRONT, with App(pub="connect:tcp://…"). Subscribers connect to BACK, with
-    App(sub="tcp://…"). The proxy binds both endpoints. It connects to an endpoint that begins with connect:, for
-    example the BACK of another proxy.
+    App(sub="tcp://…"). The proxy binds both endpoints, but connects to an endpoint that begins with
+    connect:, for example the BACK of another proxy.
 
-    zroute proxy tcp://127.0.0.1:5559 tcp://127.0.0.1:5560
+    For example: zroute proxy tcp://127.0.0.1:5559 tcp://127.0.0.1:5560
     """
     if front.address == back.address and "*" not in front.address:
-        raise click.UsageError(f"FRONT and BACK are both {front.address}: publishers and subscribers need one each")
+        raise click.UsageError(f"FRONT and BACK are both {front.address}: use a different endpoint for each")
     from zroute.runtime.runner import install_reactor
     from zroute.runtime.signals import StopSignals, run_reactor
 
@@ -110,7 +110,7 @@ class _Forwarding:
             how = "bound to" if endpoint.bind else "connects to"
             _log.info("%s: for %s, %s %s", self._name, whom, how, resolved)
             if access.keys is None and endpoint.resolved(resolved).is_open:
-                _log.warning("%s: %s is open to the network, without authentication", self._name, resolved)
+                _log.warning("%s: %s is reachable from the network, without authentication", self._name, resolved)
         proxy.start()
 
     def stop(self) -> None:

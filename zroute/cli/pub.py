@@ -38,11 +38,17 @@ _CHUNK = 65_536
 @click.option("--codec", type=click.Choice(CODECS), default="json", show_default=True)
 @click.option("--wire", type=click.Choice(_WIRES), default="tracked", show_default=True)
 @frames_option
-@click.option("-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="A header; may be repeated.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="Header of the message. Can be repeated."
+)
 @click.option("-n", "--count", "times", type=click.IntRange(min=1), metavar="N", help="Send BODY N times.")
 @click.option("--every", type=DURATION, help="Pause between messages. Without --count, send until a signal.")
 @click.option(
-    "--wait", type=DURATION, default=5.0, show_default=True, help="How long to wait for a subscriber; 0 sends at once."
+    "--wait",
+    type=DURATION,
+    default=5.0,
+    show_default=True,
+    help="Maximum time to wait for a subscriber. 0 sends at once.",
 )
 @access_options
 @separator_option(what="TOPIC", expose_value=True)
@@ -63,9 +69,9 @@ def command(
 ) -> None:
     """Publish BODY to TOPIC.
 
-    Binds ENDPOINT, or connects to it if it begins with connect:. Waits until the topic has a subscriber, sends the
-    message, and exits when the subscribers have read it. BODY is JSON text; with --codec text or raw, it is sent
-    unchanged. If BODY is omitted or -, the body is read from standard input.
+    Binds ENDPOINT, or connects if ENDPOINT begins with connect:. Waits until the topic has a subscriber, sends the
+    message, and exits when the subscribers have read the message. BODY is JSON text. With --codec text or raw, BODY is
+    sent unchanged. If BODY is omitted or -, the body is read from standard input.
     """
     if lines and (times is not None or body not in (None, "-")):
         raise click.UsageError("with --lines, each line of standard input is a message: omit BODY and --count")
@@ -143,7 +149,7 @@ def _stated(wire: Wire | Frames, frames: str) -> Wire | Frames:
     from zroute.messages.frames import parse_form
 
     if wire != "tracked":
-        raise click.UsageError("--frames and --wire are mutually exclusive: omit one of them")
+        raise click.UsageError("--frames and --wire are mutually exclusive: omit one of the two")
     return parse_form(frames) or wire
 
 

@@ -31,9 +31,13 @@ _SHOWN_EVERY = 0.25  # seconds between two updates of the progress line on a ter
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
 @click.option(
-    "--ignore", type=PATTERN, multiple=True, metavar="'PATTERN'", help="Omit topics that match; may be repeated."
+    "--ignore",
+    type=PATTERN,
+    multiple=True,
+    metavar="'PATTERN'",
+    help="Omit topics that match PATTERN. Can be repeated.",
 )
-@click.option("--for", "seconds", type=DURATION, help="Stop after this time: 10s, 500ms, 2m.")
+@click.option("--for", "seconds", type=DURATION, help="Stop after this time, such as 10s, 500ms or 2m.")
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are recorded.")
 @click.option("--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
@@ -54,9 +58,9 @@ def command(
 ) -> None:
     """Write the messages of a publisher to FILE, until a signal.
 
-    Connects to ENDPOINT, or binds it if it begins with bind:. Stores the unchanged frames of each message, and the time
-    of arrival. Reads all wires of zroute, or the form in --frames. zroute replay publishes the messages again. If no
-    message arrives, no file is written.
+    Connects to ENDPOINT, or binds the address if ENDPOINT begins with bind:. Stores the unchanged frames
+    of each message, and the time of arrival. Reads all wires of zroute, or the form in --frames. zroute replay
+    publishes the messages again. If no message arrives, no file is written.
 
     Quote patterns, because shells expand them: zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
     """
@@ -65,7 +69,9 @@ def command(
     try:
         writer = Writer(file, began_at=time.time(), source=str(endpoint), frames=frames, overwrite=force)
     except FileExistsError:
-        raise click.UsageError(f"{file} already exists: choose another name, or replace it with --force") from None
+        raise click.UsageError(
+            f"{file} already exists: choose another name, or replace the file with --force"
+        ) from None
     except OSError as error:
         fail(EXIT_FAILED, f"{file} can't be written: {error.strerror}")
     began = time.monotonic()

@@ -75,7 +75,7 @@ def _end(descriptor: int, patience: float) -> None:
     if not stop("--reload"):
         os.kill(os.getpid(), signal.SIGTERM)  # no app runs yet, so there is nothing to drain
     time.sleep(patience)
-    end_now(EXIT_DRAIN, f"still running {patience:g} s after the stop began: ending now")
+    end_now(EXIT_DRAIN, f"the apps have not stopped within {patience:g} s: ending the process now")
 
 
 class _Child:
@@ -242,7 +242,8 @@ def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: t
         from watchfiles import watch
     except ImportError:
         _log.debug(
-            "watchfiles is not installed: checking files every %g s; to install it: pip install 'zroute[reload]'",
+            "watchfiles is not installed, so zroute checks the files every %g s. To install watchfiles: "
+            "pip install 'zroute[reload]'",
             _PERIOD,
         )
         _poll(folders, changed, ending)

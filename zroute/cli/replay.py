@@ -48,11 +48,21 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
 @click.command("replay")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("endpoint", type=EndpointType(bind=True))
-@click.option("--speed", type=_Speed(), default="1x", show_default=True, help="10x, 0.5x, or max (without pauses).")
-@click.option("--only", type=PATTERN, multiple=True, help="Send only topics that match; may be repeated.")
-@click.option("--ignore", type=PATTERN, multiple=True, help="Omit topics that match; may be repeated.")
 @click.option(
-    "--wait", type=DURATION, default=5.0, show_default=True, help="How long to wait for a subscriber; 0 sends at once."
+    "--speed",
+    type=_Speed(),
+    default="1x",
+    show_default=True,
+    help="Speed of sending, such as 10x, 0.5x, or max (without pauses).",
+)
+@click.option("--only", type=PATTERN, multiple=True, help="Send only topics that match PATTERN. Can be repeated.")
+@click.option("--ignore", type=PATTERN, multiple=True, help="Omit topics that match PATTERN. Can be repeated.")
+@click.option(
+    "--wait",
+    type=DURATION,
+    default=5.0,
+    show_default=True,
+    help="Maximum time to wait for a subscriber. 0 sends at once.",
 )
 @access_options
 @separator_option()
@@ -67,9 +77,9 @@ def command(
 ) -> None:
     """Publish the messages in FILE again, with the original pauses.
 
-    Binds ENDPOINT, or connects to it if it begins with connect:. Waits until one of the topics has a subscriber. Sends
-    the frames exactly as they were recorded, including the original headers, sequence numbers and times, also in a form
-    from zroute record --frames.
+    Binds ENDPOINT, or connects if ENDPOINT begins with connect:. Waits until one of the topics has a subscriber. Sends
+    the frames exactly as they were recorded, with the original headers, sequence numbers and times. Messages
+    that were recorded with zroute record --frames are also sent unchanged.
     """
     chosen = _chooser(only, ignore)
     try:
@@ -80,7 +90,7 @@ def command(
         fail(EXIT_FAILED, str(error))
     click.echo(f"zroute: {found.told(recording)}", err=True)
     if not found.chosen:
-        fail(EXIT_FAILED, "there are no messages to replay")
+        fail(EXIT_FAILED, "the recording has no messages to replay")
 
     from zroute.cli.sending import covers, send
 
@@ -98,7 +108,7 @@ def command(
             replay,
             wait=wait,
             wanted=lambda live: any(covers(live, topic) for topic in found.topics),
-            whom="a subscriber to one of its topics",
+            whom="a subscriber to one of the recorded topics",
             access=access,
         )
     )
@@ -126,7 +136,7 @@ class _Found:
         """Return a line that describes the contents and the skipped bytes."""
         others = self.messages - self.chosen
         filtered = f", {others} of them excluded by --only and --ignore" if others else ""
-        torn = f"; its last record is incomplete: {recording.torn} bytes skipped" if recording.torn else ""
+        torn = f"; the last record is incomplete: {recording.torn} bytes skipped" if recording.torn else ""
         return f"{recording.path} contains {self.messages} messages in {self.last - self.first:.3g} s{filtered}{torn}"
 
 
@@ -143,7 +153,9 @@ def _topics(recording: Recording) -> Callable[[Recorded], bytes]:
         parse = None if form is None else form.parser(_BODY_MAX, str(recording.path))
     except SetupError as error:
         text = str(error).removeprefix(f"{error.where}: ")
-        raise RecordingError(f"contains messages of an unknown form: {text}", path=recording.path) from error
+        raise RecordingError(
+            f"the recording contains messages of an unknown form: {text}", path=recording.path
+        ) from error
     if parse is None:
         return lambda recorded: recorded.topic
     return lambda recorded: bytes(parse(recorded.frames).topic)

@@ -29,14 +29,20 @@ _WIRES = ("tracked", "plain")
     type=DURATION,
     default=10.0,
     show_default=True,
-    help="How long to wait for the reply, or for each reply of a stream.",
+    help="Maximum time to wait for the reply, or for each reply of a stream.",
 )
-@click.option("--stream", is_flag=True, help="Ask a handler that yields replies; print one per line.")
+@click.option("--stream", is_flag=True, help="Send the request to a handler that yields replies. Print one per line.")
 @click.option("--codec", type=click.Choice(CODECS), default="json", show_default=True)
 @click.option(
-    "--wire", type=click.Choice(_WIRES), default="tracked", show_default=True, help="plain: send only TOPIC and BODY."
+    "--wire",
+    type=click.Choice(_WIRES),
+    default="tracked",
+    show_default=True,
+    help="With plain, send only TOPIC and BODY.",
 )
-@click.option("-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="A header; may be repeated.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="Header of the request. Can be repeated."
+)
 @access_options
 @separator_option(what="TOPIC", expose_value=True)
 def command(
@@ -53,8 +59,9 @@ def command(
 ) -> None:
     """Send a request with BODY to TOPIC, and print the reply.
 
-    Connects to ENDPOINT, or binds it if it begins with bind:. BODY is JSON text; with --codec text or raw it is sent
-    unchanged. If BODY is -, the body is read from standard input. Without BODY, the request has an empty body.
+    Connects to ENDPOINT, or binds the address if ENDPOINT begins with bind:. BODY is JSON text. With --codec text or
+    raw, BODY is sent unchanged. If BODY is -, the body is read from standard input. Without BODY, the request has an
+    empty body.
 
     The exit code is 1 if the server refused the request, failed or disconnected, and 124 if no reply arrived in time.
     """
@@ -64,7 +71,7 @@ def command(
     try:
         name = topic_bytes(topic, separator, filled="")
         if not name:
-            raise TopicError("a request needs a topic: the empty one has no handler", topic=topic)
+            raise TopicError("the topic of a request can't be empty: no handler has an empty topic", topic=topic)
         fields = parse_headers(headers)
         given = b"" if body is None else encoder(codec)(read_body(body), where)
 

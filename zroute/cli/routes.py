@@ -32,7 +32,7 @@ _COLUMNS = ("pattern", "kind", "handler", "type", "codec")
 @click.command("routes")
 @click.argument("app", metavar="MODULE[:APP]", shell_complete=complete_target)
 @app_options
-@click.option("-v", "--verbose", is_flag=True, help="Also show the decoding engine, and the reason for it.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show the decoding engine, and the reason for the choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool) -> None:
     """Show the routes, publications, requests and subscriptions of an app.

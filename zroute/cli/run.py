@@ -29,7 +29,7 @@ _REACTORS = ("epoll", "poll", "select", "asyncio")
 @click.argument("apps", nargs=-1, required=True, metavar="MODULE[:APP]…", shell_complete=complete_target)
 @endpoint_options
 @app_options
-@option("--for", "seconds", type=DURATION, help="Stop after this time: 10s, 500ms, 2m.")
+@option("--for", "seconds", type=DURATION, help="Stop after this time, such as 10s, 500ms or 2m.")
 @option("--max-messages", type=click.IntRange(min=1), help="Stop after N received messages.", metavar="N")
 @option(
     "--drain-timeout",
@@ -40,7 +40,7 @@ _REACTORS = ("epoll", "poll", "select", "asyncio")
 @option(
     "--reactor",
     type=click.Choice(_REACTORS),
-    help="Twisted's reactor. Default: what the apps need.",
+    help="The Twisted reactor to use. Default: the reactor that the apps need.",
 )
 @option("--uvloop", is_flag=True, help="Run asyncio's reactor on uvloop.")
 @option("--reload", is_flag=True, help="Restart when a Python file in --app-dir changes.")
@@ -69,7 +69,7 @@ def command(
     """
     for_one_app(apps, ends)
     if (twice := next((name for name in apps if apps.count(name) > 1), None)) is not None:
-        raise click.UsageError(f"{twice} is given twice, but a process can run each app only once: give it once")
+        raise click.UsageError(f"{twice} is given twice, but a process can run each app only once: give each app once")
     _refuse_repeated(ends)
     if reload:
         from zroute.cli.reload import supervise

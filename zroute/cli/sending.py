@@ -164,7 +164,7 @@ class Sender:
         self._slow_since = self._slow_since or now
         if now - self._slow_since > _PATIENCE and not self._said:
             self._said = True
-            _say("a subscriber reads slowly or not at all: waiting for it to avoid losing messages")
+            _say("a subscriber reads slowly or not at all: waiting, so that no message is lost")
 
 
 Job = Callable[[Sender], Coroutine[Any, Any, None]]
@@ -301,13 +301,12 @@ class _Sending:
         if lost_to := self._connection.lost_to:
             _say(
                 f"{lost_to} {'subscriber' if lost_to == 1 else 'subscribers'} reset the connection before reading "
-                "all messages, reconnected, and lost messages. Their ZeroMQ heartbeat causes this while their queue "
-                "is full: "
-                "set a longer ZMQ_HEARTBEAT_TIMEOUT in the subscriber, or remove it"
+                "all messages, reconnected, and lost messages. ZeroMQ's heartbeat can cause this in a subscriber whose "
+                "queue is full. In the subscriber, set a longer ZMQ_HEARTBEAT_TIMEOUT, or remove this option"
             )
             self.code = EXIT_DRAIN
         elif not complete:
-            _say(f"subscribers had not read all messages after {_FLUSH:g} s: they may lose the last messages")
+            _say(f"subscribers had not read all messages after {_FLUSH:g} s, and may lose the last messages")
             self.code = EXIT_DRAIN
 
     # -- waiting for a subscriber -----------------------------------------------------------------------

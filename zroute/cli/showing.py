@@ -66,7 +66,7 @@ def decoded(body: bytes, number: int) -> Body:
         try:
             return Body(_read(codec, body), codec.name)
         except Exception as error:  # decoders raise errors of any class for a peer's faults
-            return Body(body, codec.name, f"not valid {codec.name}: {error}")
+            return Body(body, codec.name, f"the body is not valid {codec.name}: {error}")
     for codec in filter(None, (detect(body), TEXT)):
         try:
             value = _read(codec, body)
@@ -76,7 +76,7 @@ def decoded(body: bytes, number: int) -> Body:
             return Body(value, codec.name)
     compression = compression_of(body)
     if compression is not None:
-        return Body(body, RAW.name, f"it looks compressed: add decompress={compression} to --frames")
+        return Body(body, RAW.name, f"the body looks compressed: add decompress={compression} to --frames")
     return Body(body, RAW.name)
 
 

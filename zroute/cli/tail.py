@@ -30,12 +30,18 @@ _CLIP = 2000
 @click.option("--format", "text", metavar="TEMPLATE", help="Format each line, as in '{topic} {body[price]:.2f}'.")
 @click.option("--topics-only", is_flag=True, help="Show only the topic of each message.")
 @click.option(
-    "--ignore", type=PATTERN, multiple=True, metavar="'PATTERN'", help="Omit topics that match; may be repeated."
+    "--ignore",
+    type=PATTERN,
+    multiple=True,
+    metavar="'PATTERN'",
+    help="Omit topics that match PATTERN. Can be repeated.",
 )
-@click.option("--sample", type=click.IntRange(min=1), default=1, metavar="N", help="Show the first of each N messages.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), default=1, metavar="N", help="Show only the first of every N messages."
+)
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are shown.")
 @click.option(
-    "--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time: 10s, 500ms, 2m."
+    "--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time, such as 10s or 500ms."
 )
 @frames_option
 @access_options
@@ -56,7 +62,7 @@ def command(
     """Show the messages of a publisher, until a signal.
 
     Shows the messages whose topics match one of the PATTERNs, or all messages if no pattern is given. Connects to
-    ENDPOINT, or binds it if it begins with bind:. Reads all wires of zroute, or the form in --frames.
+    ENDPOINT, or binds the address if ENDPOINT begins with bind:. Reads all wires of zroute, or the form in --frames.
 
     Quote patterns, because shells expand them: zroute tail tcp://127.0.0.1:5555 'news.>' --ignore 'news.*.draft'
     """

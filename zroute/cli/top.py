@@ -47,7 +47,7 @@ _AROUND = 5  # lines of the screen besides the topics: header, others, total, lo
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
 @click.option("--interval", type=DURATION, default="1s", show_default=True, help="The length of each measurement.")
 @click.option("--once", is_flag=True, help="Measure one interval, print it and exit.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line and interval.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per interval, each on one line.")
 @frames_option
 @access_options
 @separator_option()
@@ -62,8 +62,8 @@ def command(
 ) -> None:
     """Show messages and bytes per second for each topic.
 
-    The topic with the highest rate comes first. Connects to ENDPOINT, or binds it if it begins with bind:. Reads all
-    wires of zroute, or the form in --frames.
+    The topic with the highest rate comes first. Connects to ENDPOINT, or binds the address if ENDPOINT begins
+    with bind:. Reads all wires of zroute, or the form in --frames.
 
     Quote patterns, because shells expand them: zroute top tcp://127.0.0.1:5555 'stocks.>'
     """

@@ -49,14 +49,14 @@ class Options(usage.Options):
     """The options of the plugin, with the same names as in ``zroute run``."""
 
     synopsis = "[options] MODULE[:APP]..."
-    optFlags = (("factory", None, "The name is a function that returns the App."),)  # noqa: N815  # Twisted's name
+    optFlags = (("factory", None, "APP is the name of a function that returns the App."),)  # noqa: N815  # Twisted's name
     optParameters = (  # noqa: N815  # Twisted's name
-        ("app-dir", None, ".", "Look for the module in this folder first."),
+        ("app-dir", None, ".", "Look for MODULE in this folder first."),
         (
             "drain-timeout",
             None,
             DRAIN_TIMEOUT,
-            "The maximum time that a stop waits for unfinished handlers: 10s, 500ms.",
+            "The maximum time that a stop waits for unfinished handlers, such as 10s or 500ms.",
             _seconds,
         ),
     )
@@ -78,7 +78,9 @@ class Options(usage.Options):
         if late is not None:
             raise usage.UsageError(f"the option {late} comes after an app: write all options before the apps")
         if (twice := next((name for name in apps if apps.count(name) > 1), None)) is not None:
-            raise usage.UsageError(f"{twice} is given twice, but a process can run each app only once: give it once")
+            raise usage.UsageError(
+                f"{twice} is given twice, but a process can run each app only once: give each app once"
+            )
         fault = fault_of_several(apps, self["ends"])
         if fault is not None:
             raise usage.UsageError(fault)

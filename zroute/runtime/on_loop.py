@@ -89,7 +89,9 @@ class LoopReactor(AsyncioSelectorReactor):
         try:
             await asyncio.wait_for(ended.wait(), _THREADS)
         except TimeoutError:
-            _log.error("threads are still running after the drain timeout: the process can't end before they end")
+            _log.error(
+                "threads are still running after the drain timeout: the process can't end before these threads end"
+            )
 
 
 @asynccontextmanager
@@ -121,8 +123,8 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise UsageError(
-            "running() needs a running asyncio loop: use it in a coroutine under asyncio.run(), or run the app with "
-            "app.run() or, on a reactor, with app.service(reactor)"
+            "running() needs a running asyncio loop: use running() in a coroutine under asyncio.run(). To run the app "
+            "without such a loop, use app.run(), or app.service(reactor) on a reactor"
         ) from None
 
 
@@ -132,7 +134,7 @@ async def _start(service: AppService, loop: asyncio.AbstractEventLoop) -> None:
             return failure
         code = service.exit_code
         how = "was stopped" if code is None else f"was stopped with exit code {code}"
-        raise NotRunningError(f"{service.plan.name!r} {how} before it had started")
+        raise NotRunningError(f"{service.plan.name!r} {how} before the app had started")
 
     service.startService()
     await service.started.addErrback(explain).asFuture(loop)

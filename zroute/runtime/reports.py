@@ -53,19 +53,19 @@ def _start_lines(service: Reported, transport: Transport) -> Iterator[tuple[int,
         f"timers and generators {len(compiled.triggers)}{_further(compiled)}",
     )
     if service.plan.is_empty(service.ends):
-        yield logging.WARNING, f"{name}: nothing is registered; is an app.include(routes) missing?"
+        yield logging.WARNING, f"{name}: nothing is registered: is a call of app.include(routes) missing?"
     for text in service.plan.dropped_feeds(service.ends):
         yield logging.WARNING, f"{name}: {text}"
     if service.ends.sub and service.ends.sub[0].address.startswith(LOOP):
-        own = " and its requests go to its own handlers" if compiled.replies else ""
-        yield logging.INFO, f"{name}: no endpoints, so its publishers feed its own subscribers{own} in this process"
+        own = "its own messages and requests" if compiled.replies else "its own messages"
+        yield logging.INFO, f"{name}: has no endpoints, so the app receives only {own}, in this process"
         return
     yield from transport.summary()
     if service.identity:
         yield logging.INFO, f"{name}: publishes as {service.identity}"
     for pattern in (pattern for route in compiled.routes for pattern in route.patterns):
         if pattern.subscription == b"":
-            text = f"{name}: receives all messages of its publishers, because of the pattern {pattern.text!r}"
+            text = f"{name}: receives all messages of the connected publishers, because of the pattern {pattern.text!r}"
             yield logging.WARNING, text
 
 
@@ -87,7 +87,7 @@ def log_unfinished(service: Reported, report: StopReport) -> None:
     """Log the handlers that a stop has abandoned, if there are any."""
     if not report.complete:
         names = ", ".join(f"{name}: {count}" for name, count in report.unfinished.items())
-        _log.error("%s: unfinished after the drain timeout, abandoned: %s", service.plan.name, names)
+        _log.error("%s: abandoned after the drain timeout: %s", service.plan.name, names)
 
 
 def log_counters(service: Reported) -> None:

@@ -335,7 +335,7 @@ class Run:
     def _emit(self, topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
         """Publish a dead letter, without middleware."""
         if self._emit_bytes is None:
-            raise NotRunningError(f"cannot publish to {str(Topic.from_wire(topic))!r}: {self.name!r} is not running")
+            raise NotRunningError(f"can't publish to {str(Topic.from_wire(topic))!r}: {self.name!r} is not running")
         return self._emit_bytes(topic, number, body, headers)
 
     def _withdraw(self) -> None:
@@ -368,11 +368,13 @@ class Run:
         self._threads.check_thread(what)
         name, parts = self.name, self.plan.parts
         if self._publisher is None:
-            raise NotRunningError(f"{what} before {name!r} has opened its sockets: attach in on_startup or later")
+            raise NotRunningError(
+                f"can't call {what}: {name!r} has not opened its sockets. Call attach() in on_startup or later"
+            )
         if not self.ends.sub:
             raise EndpointError(
-                f"{what} has no endpoint to subscribe to: add App(sub='tcp://127.0.0.1:5555'), the address that the "
-                "publisher binds",
+                f"can't call {what}: {name!r} has no endpoint to subscribe to. Add the address that the publisher "
+                "binds, as in App(sub='tcp://127.0.0.1:5555')",
                 where=route.where,
             )
         hooks, resources = self.plan.hooks, parts.resources
@@ -385,8 +387,8 @@ class Run:
         if closed:
             missing = describe(closed[0])
             raise UsageError(
-                f"{what}: {made.name} needs {missing}, which was not opened because only replaced resources need it: "
-                f"replace it as well, as in TestApp(app, {{{missing}: fake}})"
+                f"{what}: {made.name} needs {missing}, but TestApp did not open {missing}, because only replaced "
+                f"resources needed {missing} before. Replace {missing} too, as in TestApp(app, {{{missing}: fake}})"
             )
         made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
         refuse_duplicates((*self._table.routes, made), self.plan.dispatch)
@@ -426,7 +428,9 @@ class Run:
     def addresses(self) -> ResolvedAddresses:
         """See `App.addresses`."""
         if not self.transport.is_open:
-            raise NotRunningError(f"{self.name!r} has no open sockets: read its addresses in on_startup or later")
+            raise NotRunningError(
+                f"can't read addresses: {self.name!r} has no open sockets. Read addresses in on_startup or later"
+            )
         return self.transport.addresses or self.ends.addresses
 
     def add_endpoints(self, ends: Ends) -> None:
@@ -435,7 +439,7 @@ class Run:
         for side, present, known in self._sides():
             for endpoint in ends.of(side):
                 if "*" not in endpoint.address and _place(endpoint, present, known) is not None:
-                    text = f"can't add {endpoint}: {self.name!r} has it already"
+                    text = f"can't add {endpoint}: {self.name!r} already has this endpoint"
                     raise EndpointError(text, endpoint=str(endpoint), where=users_line())
         factory_for(ends)
         changed = self.ends + ends
@@ -469,8 +473,8 @@ class Run:
         self._threads.check_thread(what)
         if self._publisher is None or self._stopped:
             raise NotRunningError(
-                f"can't call {what}: {self.name!r} has no open sockets. Call it after the app has started, and before "
-                "it stops"
+                f"can't call {what}: {self.name!r} has no open sockets. Call {what} after the start and before the "
+                "stop of the app"
             )
 
     def _sides(self) -> Iterator[tuple[Side, tuple[Endpoint, ...], list[str]]]:
@@ -487,7 +491,7 @@ class Run:
         if place is None:
             have = ", ".join(known) or "none"
             raise EndpointError(
-                f"can't remove {endpoint}: {self.name!r} does not have it; its addresses on this side: {have}",
+                f"can't remove {endpoint}: {self.name!r} does not have this endpoint. Addresses on this side: {have}",
                 endpoint=str(endpoint),
                 where=users_line(),
             )
@@ -524,7 +528,7 @@ class Run:
         return result
 
     def _stopped_before_ready(self) -> NotRunningError:
-        return NotRunningError(f"{self.name!r} has stopped, and no longer waits for publishers")
+        return NotRunningError(f"{self.name!r} has stopped, so ready() no longer waits for publishers")
 
     def _hand_over(self, _: None) -> None:
         """Deliver kept messages that wait in an incomplete batch."""
@@ -536,8 +540,8 @@ class Run:
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         if not self._listening:
             raise NotReadyError(
-                f"{self.name!r} was not ready within {timeout:g} s: on_startup has not ended, and the app "
-                "subscribes after it; await ready() in a coroutine that on_startup starts, not in on_startup itself"
+                f"{self.name!r} was not ready within {timeout:g} s: on_startup has not ended, but the app subscribes "
+                "only after on_startup. Await ready() in a coroutine that on_startup starts, not in on_startup itself"
             )
         raise NotReadyError(f"{self.name!r} was not ready within {timeout:g} s: {self.transport.unready(state=state)}")
 
@@ -798,7 +802,7 @@ class Run:
             return {name: 1}
         except (Exception, SystemExit) as error:
             if not isinstance(error, SystemExit):
-                text = "%s at %s under on_shutdown failed%s; the stop continues"
+                text = "the on_shutdown function %s at %s failed%s; the stop continues"
                 _log.exception(text, name, hook.where, loop_hint(error))
             self._failed_to_close(error, name, hook.where)
         return {}

@@ -109,7 +109,7 @@ def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None
     """
     if uvloop:
         if name not in (None, "asyncio"):
-            raise UsageError(f"uvloop is an asyncio loop, but the requested reactor is {name!r}: remove one of them")
+            raise UsageError(f"uvloop is an asyncio loop, but the requested reactor is {name!r}: remove one of the two")
         name = "asyncio"
     if name is None:
         return None
@@ -121,13 +121,13 @@ def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None
         return _installer(name, module, uvloop)
     if type(installed).__module__ != module:
         raise UsageError(
-            f"the reactor {type(installed).__name__} is already installed, so {name!r} can't be installed: "
-            "a module imported twisted.internet.reactor at its top level; import it inside a function"
+            f"the reactor {type(installed).__name__} is already installed, so {name!r} can't be installed: perhaps a "
+            "module imports twisted.internet.reactor at its top level. Import the reactor inside a function"
         )
     if uvloop and not type(installed._asyncioEventloop).__module__.startswith("uvloop"):
         raise UsageError(
             "asyncio's reactor is already installed on a loop other than uvloop: remove uvloop, or do not install "
-            "the reactor before"
+            "the reactor before the run"
         )
     return None
 
@@ -152,7 +152,7 @@ def check_reactor(plans: Sequence[Plan], reactor: str | None, *, uvloop: bool = 
     if kind is not None and requested is not None and (requested == "asyncio") != (kind == "asyncio"):
         needing = next(plan for plan in plans if plan.addresses.reactor is not None)
         raise UsageError(
-            f"{needing} needs reactor={kind!r}, but the requested reactor is {requested!r}: remove one of them"
+            f"{needing} needs reactor={kind!r}, but the requested reactor is {requested!r}: remove one of the two"
         )
     chosen = "asyncio" if kind == "asyncio" else reactor
     _chosen_reactor(chosen, uvloop)
@@ -314,18 +314,18 @@ def _refuse_options(
         endpoints = given.get(side.name)
         if endpoints is not None and not _are_endpoints(endpoints):
             raise UsageError(
-                f"{name} is {endpoints!r}, but run takes a tuple of Endpoints: pass addresses to App({name}=…)"
+                f"{name} is {endpoints!r}, but run expects a tuple of Endpoints: pass addresses to App({name}=…)"
             )
     for name, chosen, known in (("log_level", level, LEVELS), ("log_format", form, FORMATS)):
         if chosen not in known:
-            raise UsageError(f"{name} is {chosen!r}, but run takes one of {', '.join(known)}")
+            raise UsageError(f"{name} is {chosen!r}, but run expects one of {', '.join(known)}")
 
 
 def check_seconds(name: str, value: object, function: str = "run", what: str = "a number of seconds") -> None:
     """Raise UsageError unless an option of ``function`` is a number for a timer."""
     if not (isinstance(value, int | float) and 0 <= value <= threading.TIMEOUT_MAX):
         raise UsageError(
-            f"{name} is {value!r}, but {function} takes {what} that is finite and not negative, as in {name}=10"
+            f"{name} is {value!r}, but {function} expects {what} that is finite and not negative, as in {name}=10"
         )
 
 
@@ -337,13 +337,13 @@ def _refuse_surroundings() -> None:
     """Raise UsageError if a reactor or an asyncio loop prevents a run."""
     installed = _installed_reactor()
     if installed is not None and installed.running:
-        raise UsageError("the reactor is already running: start app.service(reactor) on it instead of calling run()")
+        raise UsageError("the reactor is already running: use app.service(reactor) instead of run()")
     if installed is not None and getattr(installed, "_startedBefore", False):
         raise UsageError("the reactor has already run and can't be restarted: pass all apps to a single run([…])")
     if asyncio._get_running_loop() is not None:
         raise UsageError(
-            "an asyncio loop is already running, and run() would block it: run the app on that loop with "
-            "`async with app.running():`, or call run() outside of asyncio.run()"
+            "an asyncio loop is already running, and run() would block this loop: use `async with app.running():` "
+            "instead, or call run() outside of asyncio.run()"
         )
 
 
@@ -505,7 +505,7 @@ class _Program:
 
         This method runs in its own thread, because the reactor waits for the threads of its pool.
         """
-        end_now(self._code or EXIT_DRAIN, "threads are still running after the drain timeout: ending without them")
+        end_now(self._code or EXIT_DRAIN, "threads are still running after the drain timeout: ending the process now")
 
 
 def _stop_with_main_thread() -> None:

@@ -236,13 +236,13 @@ class AppService(Service):
     def _start_failed(self, failure: Failure) -> None:
         error = error_of(failure)
         if self._stopping is not None and was_cancelled(error):
-            _log.warning("%s was stopped before it had started, so its start was cancelled", self.plan.name)
+            _log.warning("%s was stopped before the app had started, so the start was cancelled", self.plan.name)
         elif isinstance(error, EndpointError):  # one line is enough; `startService` raises it if it still runs
             if self.logs_failed_start and not self._in_start:
                 _log.error("%s", error)
         elif isinstance(error, SystemExit):  # as in a script, its text is a message for the user
             self._note_exit(exit_code(error))
-            why = f"it exits with code {self.exit_code}" if isinstance(error.code, int | None) else error
+            why = f"SystemExit with code {self.exit_code}" if isinstance(error.code, int | None) else error
             _log.error("%s did not start: %s", self.plan.name, why)
         elif self.logs_failed_start:
             text = "%s did not start: %s%s"

@@ -87,7 +87,7 @@ class Stream(Generic[T]):
 
     async def __aenter__(self) -> Stream[T]:
         if self._run is not None:
-            raise UsageError("this stream was already used: call app.stream(…) again for each block")
+            raise UsageError("this stream was already used: call app.stream(…) once for each `async with` block")
         run = self._running()
         check_loop(run.reactor)
         self._run = run

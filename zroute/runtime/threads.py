@@ -24,7 +24,7 @@ __all__ = ["Threads"]
 _log = logging.getLogger("zroute")
 
 _FORKED = (
-    "{} in a fork of the process that runs the app, where ZeroMQ sockets do not work: start "
+    "{}: this process is a fork of the process that runs the app. ZeroMQ sockets do not work in a fork: start "
     "processes before the app, or with multiprocessing's 'spawn', and create an app in each process"
 )
 
@@ -84,7 +84,7 @@ class Threads:
         self.check_process("from_thread was called")
         if self.is_here:
             raise WrongThreadError(
-                f"from_thread was called in the reactor's own thread, which would wait for itself: call "
+                "from_thread was called in the reactor's own thread, so this thread would wait for itself: call "
                 f"{name_of(call)} directly"
             )
         future: Future[Any] = Future()
@@ -130,12 +130,11 @@ class Threads:
             pool.adjustPoolsize(maxthreads=pool.max + most)
         elif most > pool.max:
             _log.warning(
-                "%s at %s: max_in_flight=%d, but the reactor's thread pool has %d threads, so at most %d calls run at "
-                "a time: call reactor.suggestThreadPoolSize(%d) before the start, or lower max_in_flight",
+                "%s at %s: max_in_flight=%d exceeds the %d threads of the reactor's thread pool: call "
+                "reactor.suggestThreadPoolSize(%d) before the start, or lower max_in_flight",
                 route.name,
                 route.route.where,
                 most,
-                pool.max,
                 pool.max,
                 most,
             )
@@ -158,7 +157,9 @@ class Threads:
         return waiting
 
     def _stopped(self) -> NotRunningError:
-        return NotRunningError(f"{self._name!r} has stopped, so from_thread can't call its reactor any more")
+        return NotRunningError(
+            f"{self._name!r} has stopped, so from_thread can no longer call functions in its reactor"
+        )
 
 
 class _InThread(Deferred[Any]):
@@ -184,7 +185,7 @@ class _InThread(Deferred[Any]):
 def _finished(result: Any) -> Any:
     if is_awaitable(result):
         raise UsageError(
-            f"returned a {type(result).__name__} in a thread, where nothing can await it: get its result with "
-            "app.from_thread(function, …), which awaits on the reactor's thread"
+            f"a function returned a {type(result).__name__} in a thread, but zroute can't await results in threads. In "
+            "the thread, call app.from_thread(function, …), which awaits the result on the reactor's thread"
         )
     return result

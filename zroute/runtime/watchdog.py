@@ -92,8 +92,8 @@ class Watchdog:
         code, line = frame.f_code, frame.f_lineno
         source = linecache.getline(code.co_filename, line).strip()
         _log.warning(
-            "%s() at %s:%d has blocked the reactor for %.1f s%s: no message is received or sent meanwhile; await an "
-            "asynchronous call there, or run the handler in a thread (thread=True)",
+            "%s() at %s:%d has blocked the reactor for %.1f s%s: the app receives and sends nothing meanwhile. "
+            "Await an asynchronous call instead, or run the handler in a thread (thread=True)",
             code.co_qualname,
             short_path(code.co_filename),
             line,
