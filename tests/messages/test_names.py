@@ -179,8 +179,8 @@ class Plain(pydantic.BaseModel):
 
 
 WHOLE = r"has Name\('b'\), which only a field of an attrs class or a dataclass can have"
-PART = r"has Name\('b'\) in a part of its type: write it around the type of a field"
-ONLY = r"Model\.a has Name\('b'\), which only attrs classes and dataclasses can have: a model of pydantic has Field"
+PART = r"has Name\('b'\) in a part of its type: write the Name around the whole type of a field"
+ONLY = r"Model\.a has Name\('b'\), which only attrs classes and dataclasses can have: in a pydantic model, use Field"
 
 
 @pytest.mark.parametrize(

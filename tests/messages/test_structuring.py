@@ -109,7 +109,7 @@ def test_classes_that_nothing_tells_apart_are_refused_with_what_would(schema: An
     @app.subscribe("x")
     def handle(message: schema) -> None: ...
 
-    text = f"because {culprit} is neither an attrs class nor a dataclass: make all of them attrs .*, tag=True"
+    text = f"because {culprit} is neither an attrs class nor a dataclass: make all classes attrs .*, tag=True"
     with pytest.raises(SchemaError, match=text):
         app.compile()
 
@@ -209,7 +209,7 @@ UNFIT: list[tuple[Any, Any, str]] = [
     (
         Circle | Square,
         {"width": 1},
-        "its fields ['width'] match no class of Circle | Square (Circle has radius, Square has side)",
+        "the fields ['width'] match no class of Circle | Square (Circle has radius; Square has side)",
     ),
     (Mixed, 8, "8 is not a value of Mixed"),
     (Kind, 2, "2 is not a value of Kind: expected one of 1, 'two'"),

@@ -61,7 +61,7 @@ def test_limits_that_are_no_limits_are_refused() -> None:
         ({"maxmsgsize": 1}, r"use limits=Limits\(max_message=…\)"),
         ({"heartbeat_ivl": 1000}, "ends the process with this option if a publisher dies.*use tcp_keepalive_idle"),
         ({"conflate": 1}, r"use limits=Limits\(receive_queue=1\)"),
-        ({"linger": 0}, "use the drain timeout"),
+        ({"linger": 0}, "use the drain_timeout"),
         ({"curve_serverkey": b"k"}, "neither encryption"),
         ({"nodelay": 1}, "'nodelay' is unknown: use one of tcp_keepalive, "),
         ({1: 1}, "1 is unknown"),

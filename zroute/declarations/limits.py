@@ -135,13 +135,13 @@ _OVERFLOW = 'use App(overflow="raise") or App(overflow="wait")'
 _OWNED: Final[Mapping[str, str]] = {
     "sndhwm": "use limits=Limits(send_queue=…)",
     "rcvhwm": "use limits=Limits(receive_queue=…)",
-    "maxmsgsize": "zroute calculates it from max_message: use limits=Limits(max_message=…)",
-    "linger": "zroute waits for its queues by its own rules: use the drain timeout of run()",
+    "maxmsgsize": "zroute calculates the value from max_message: use limits=Limits(max_message=…)",
+    "linger": "use the drain_timeout of run(), which limits how long zroute waits for unsent messages",
     "heartbeat_ivl": _HEARTBEAT,
     "heartbeat_timeout": _HEARTBEAT,
     "heartbeat_ttl": _HEARTBEAT,
-    "conflate": "it breaks messages of several parts, and drops messages without counting them: use "
-    "limits=Limits(receive_queue=1), or subscribe(stale_after=…)",
+    "conflate": "the option breaks messages of several parts, and drops messages without counting them: use "
+    "limits=Limits(receive_queue=1); or use subscribe(stale_after=…)",
     "immediate": f"{_ABORTS} with this option if a connection is lost while a message is read",
     "subscribe": _SUBSCRIBE,
     "unsubscribe": _SUBSCRIBE,
