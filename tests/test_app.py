@@ -232,7 +232,7 @@ OPTIONS = {
 def test_a_keyword_that_is_no_option_is_a_type_error_that_lists_them(name: str) -> None:
     """An unknown keyword is a TypeError that names the function and its options."""
     names = ", ".join(OPTIONS[name][0].__annotations__)
-    says = rf"^{name}\(\) got an unexpected keyword argument 'bach': its options are {names}$"
+    says = rf"^{name}\(\) got an unexpected keyword argument 'bach': the options are {names}$"
     with pytest.raises(TypeError, match=says):
         call(name, bach=1)
 

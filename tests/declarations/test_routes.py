@@ -277,7 +277,7 @@ def test_a_type_in_place_of_the_pattern_shows_the_order(function: str) -> None:
 def test_an_unknown_option_of_the_app_lists_the_options() -> None:
     """The error is at the user's line, as for the options of decorators."""
     make: Any = App
-    listed = r"App\(\) has no option 'reply': its options are sub, pub, rep, req, "
+    listed = r"App\(\) has no option 'reply': the options are sub, pub, rep, req, "
     with pytest.raises(SignatureError, match=listed) as error:
         make(reply="tcp://127.0.0.1:1")
     assert "test_routes.py" in str(error.value.where)

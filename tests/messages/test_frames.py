@@ -64,7 +64,7 @@ def test_a_form_says_what_topic_and_body_are(form: Frames, topic: bytes, body: b
 @pytest.mark.parametrize(
     ("form", "parts", "reason"),
     [
-        (Frames(separator=b"; "), PARTS, "no b'; ' after the topic"),
+        (Frames(separator=b"; "), PARTS, "no separator b'; ' in the first part"),
         (Frames(), (b"alone",), "no part 1 for the body in a message of 1 parts (the first part is 0)"),
         (Frames(topic=4, body=0), PARTS, "no part 4 for the topic in a message of 3 parts (the first part is 0)"),
         (Frames(topic="t", body=-4), PARTS, "no part -4 for the body"),
@@ -106,7 +106,7 @@ def test_an_exit_of_a_function_is_no_fault_of_the_message() -> None:
         (
             {"separator": b" ", "topic": 0},
             "separator",
-            "can't be combined with topic=, body= or whole=: remove these three options",
+            "can't be combined with topic=, body= or whole=: remove separator= or the other options",
         ),
         ({"separator": b" ", "topic": "a"}, "separator", "remove"),
         ({"separator": b" ", "body": 1}, "separator", "remove"),

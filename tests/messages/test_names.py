@@ -101,9 +101,9 @@ def test_a_renamed_field_reads_messages_of_the_old_class() -> None:
 
 def test_errors_have_the_name_of_the_message() -> None:
     """A reader of the log looks for the name that the peer sent."""
-    with pytest.raises(DecodeError, match="New requires the field 'a', which is missing"):
+    with pytest.raises(DecodeError, match="the field 'a' of New is missing"):
         decode(New, b'{"alpha": 1}')
-    with pytest.raises(DecodeError, match="Called requires the field '1st', which is missing"):
+    with pytest.raises(DecodeError, match="the field '1st' of Called is missing"):
         decode(Called, b'{"first": 1}')
 
 

@@ -227,7 +227,7 @@ def test_parsing_a_pattern_again_gives_the_same() -> None:
         ("x.{a", "has an unbalanced brace as a part of segment 2 '{a'"),
         ("{a.b}", "has an unbalanced brace as a part of segment 1 '{a'"),
         ("}", "has an unbalanced brace as a part of segment 1 '}'"),
-        ("a.b\0", "contains NUL in segment 2, which topics of zroute can't contain: remove it"),
+        ("a.b\0", "contains NUL in segment 2, which topics of zroute can't contain: remove this character"),
         ("a b", """; or, for topics of other programs, write startswith("a b")"""),
         ("startswith('a')", "write startswith('a') without the outer quotes"),
         (' zroute.startswith("a.b")', 'write zroute.startswith("a.b") without the outer quotes'),

@@ -248,7 +248,7 @@ def moved(name: str, now: str) -> Callable[[F], F]:
             wrong = next((each for each in options if each not in known), None)
             if wrong is not None:
                 raise SignatureError(
-                    f"{owner}() has no option {wrong!r}: its options are {', '.join(known)}",
+                    f"{owner}() has no option {wrong!r}: the options are {', '.join(known)}",
                     parameter=wrong,
                     where=users_line(),
                 )
@@ -282,12 +282,12 @@ def complete(function: str, given: Options, defaults: Options) -> Options:
     for name in given:
         if name not in defaults:
             raise TypeError(
-                f"{function}() got an unexpected keyword argument {name!r}: its options are {', '.join(defaults)}"
+                f"{function}() got an unexpected keyword argument {name!r}: the options are {', '.join(defaults)}"
             )
     chosen: dict[str, Any] = {**defaults, **given}
     for name in NEEDS.keys() & given.keys():
         needed = NEEDS[name]
         if chosen[name] != defaults[name] and chosen[needed] is None:  # type: ignore[literal-required]
-            fault = f"{name}={chosen[name]!r} has no effect without {needed}=: add {needed}=, or remove {name}="
+            fault = f"{name}={chosen[name]!r} has no effect without {needed}=: add {needed}=; or remove {name}="
             raise SignatureError(fault, parameter=name, where=users_line())
     return cast("Options", chosen)

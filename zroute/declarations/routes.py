@@ -1193,8 +1193,8 @@ def _check_callable(function: Any, decorator: str, where: str) -> None:
     # A class is callable, but as a decorator's target it is almost always a mistake.
     if inspect.isclass(function):
         raise SignatureError(
-            f"{decorator} decorates a function, not the class {name_of(function)[:-2]}: "
-            "register a method of an instance instead",
+            f"{decorator} decorates a function, not the class {name_of(function)[:-2]}: register a method of an "
+            "instance",
             where=where,
         )
 

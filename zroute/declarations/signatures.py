@@ -543,8 +543,8 @@ def _refuse_positional_only(parameters: Mapping[str, inspect.Parameter], by_posi
     for index, (name, parameter) in enumerate(parameters.items()):
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and (index or name != by_position):
             raise SignatureError(
-                f"parameter {name!r} is positional-only, but zroute passes it by name: remove the '/' from the "
-                "signature",
+                f"parameter {name!r} is positional-only, but zroute passes this argument by name: remove the '/' from "
+                "the signature",
                 parameter=name,
                 where=where,
             )

@@ -258,7 +258,7 @@ def _neither(body: bytes, error: Exception, in_json: Exception) -> DecodeError:
         json.loads(bytes(body))
     except Exception:
         return DecodeError(f"{_says(error)} (as JSON: {_says(in_json)})")
-    return DecodeError(f"{_says(in_json)} (the body is JSON; otherwise: {_says(error)})")
+    return DecodeError(f"{_says(in_json)} (the body is JSON; as msgpack: {_says(error)})")
 
 
 def _says(error: Exception) -> str:

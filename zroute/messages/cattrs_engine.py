@@ -248,7 +248,7 @@ def _check_map(value: Any, kind: Any) -> None:
 
 
 def _lacking(kind: Any, name: str) -> DecodeError:
-    return DecodeError(f"{describe(kind)} requires the field {name!r}, which is missing")
+    return DecodeError(f"the field {name!r} of {describe(kind)} is missing")
 
 
 def _required(kind: Any) -> list[str]:

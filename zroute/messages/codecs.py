@@ -439,7 +439,7 @@ def _key(key: Any, natural: bool, fits: Callable[[Any], bool]) -> Any:
         "codec='msgpack'"
         if not natural
         else f"the key {_short(key)} of type {type(key).__name__} can't be a dict key in an untyped message: "
-        "declare the type"
+        "declare the type of the message"
     )
 
 

@@ -322,8 +322,7 @@ def parse_statement(body: bytes) -> Statement:
     part, parts, flags, length = _STATEMENT.unpack_from(body)
     if part >= parts:
         raise EnvelopeError(
-            f"a statement with the part number {part} of {parts} parts; expected a number from 0, below the number of "
-            "parts"
+            f"a statement with the part number {part} of {parts} parts; expected a number below the number of parts"
         )
     at = _STATEMENT.size + length
     if at > len(body):

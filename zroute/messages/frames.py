@@ -130,7 +130,10 @@ class Frames:
             expected = "bytes" if self.separator != b"" else "at least one byte"
             return "separator", f"expected {expected}, as in Frames(separator=b' ')"
         if self.topic is not None or self.body is not None or self.whole:
-            return "separator", "separator= can't be combined with topic=, body= or whole=: remove these three options"
+            return (
+                "separator",
+                "separator= can't be combined with topic=, body= or whole=: remove separator= or the other options",
+            )
         return None
 
     def _problem_of_topic(self) -> tuple[str, str] | None:
@@ -330,7 +333,7 @@ def _told(error: BaseException) -> str:
 def _at_separator(part: bytes, separator: bytes) -> tuple[bytes, bytes]:
     topic, found, body = part.partition(separator)
     if not found:
-        raise EnvelopeError(f"no {separator!r} after the topic")
+        raise EnvelopeError(f"no separator {separator!r} in the first part")
     return topic, body
 
 

@@ -541,8 +541,8 @@ class _Walk:
         self.holds.add("taught")
         if is_built(kind):
             self.reasons.append(
-                f"{describe(kind)} is registered in App(types=…), but msgspec would create it without the decode "
-                "function"
+                f"{describe(kind)} is registered in App(types=…), but msgspec creates its objects without the "
+                "decode function"
             )
 
     def _refuse_name(self, part: Any, path: str) -> None:
@@ -589,7 +589,7 @@ class _Walk:
         why = constructors.why_called(kind)
         if why is None:
             return
-        self.reasons.append(f"{why}, and msgspec does not call the class")
+        self.reasons.append(f"{why}, which msgspec does not call")
         if issubclass(kind, tuple):
             return
         try:
@@ -626,7 +626,7 @@ class _Walk:
         if field.converter is not None:
             self.reasons.append(f"{name} has a converter, which msgspec ignores")
         if field.name.startswith("_"):
-            self.reasons.append(f"{name} is private, and msgspec would omit it")
+            self.reasons.append(f"{name} is private, so msgspec would omit the field")
         elif field.alias not in (None, field.name):
             self.reasons.append(f"{name} has the alias {field.alias!r}, which msgspec ignores")
         if isinstance(field.default, attrs.Factory) and field.default.takes_self:  # type: ignore[arg-type]

@@ -130,7 +130,7 @@ def topic_bytes(
     if not isinstance(topic, str):
         raise TopicError(f"a topic must be text such as 'news.sports', not {topic!r}", topic=topic)
     if bad := _NOT_IN_A_TOPIC.search(topic):
-        advice = "use a topic without wildcards" if bad[0] in "*>{}" else "remove it"
+        advice = "use a topic without wildcards" if bad[0] in "*>{}" else "remove this character"
         if bad[0] == "{":
             example = re.sub(r"\{\w*\}?", "x", topic)
             advice += f"; or fill the captures: {filled.format(repr(topic))}" if filled else f", such as {example!r}"
@@ -378,9 +378,9 @@ def startswith(prefix: str | bytes) -> Pattern:
     raw = _prefix_bytes(prefix) if isinstance(prefix, str) else bytes(prefix)
     text = _prefix_text(raw)
     if b"\0" in raw:
-        raise _error(text, "contains NUL, which ends a topic on the wire: remove it")
+        raise _error(text, "contains NUL, which ends a topic on the wire: remove the NUL")
     if len(raw) > MAX_TOPIC:
-        raise _error(text, f"is {len(raw)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten it")
+        raise _error(text, f"is {len(raw)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten the prefix")
     return Pattern(text, prefix=raw)
 
 
@@ -527,7 +527,7 @@ def _refuse_no_pattern(pattern: object, separator: str) -> None:
         )
     if bad := _NOT_IN_A_PATTERN.search(pattern):
         number = pattern.count(separator, 0, bad.start()) + 1
-        advice = "remove it"
+        advice = "remove this character"
         if bad[0] != "\0" and not _WILDCARD_MARK.search(pattern):
             advice += f'; or, for topics of other programs, write startswith("{pattern}")'
         raise _error(
@@ -637,12 +637,12 @@ def _segment_fault(text: str | None, separator: str, *, plain: bool) -> str:
     if not text:
         return "is empty, but a segment needs at least one character"
     if separator in text:
-        advice = "replace it"
+        advice = "replace this character"
         if separator == "." and not plain:  # a float, or a time with a fraction of a second
             advice = "publish the value in the body; or use another separator, as in App(separator='/')"
         return f"contains {_separator_names(separator)[0]}, which would split the value into two segments: {advice}"
     if bad := _NOT_IN_A_TOPIC.search(text):
-        return f"contains {_named(bad[0])} at position {bad.start()}: replace it"
+        return f"contains {_named(bad[0])} at position {bad.start()}: replace this character"
     return ""
 
 
@@ -650,13 +650,13 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        fault = f"contains a lone surrogate at position {error.start}, which is not UTF-8: replace it"
+        fault = f"contains a lone surrogate at position {error.start}, which is not UTF-8: replace this character"
         raise TopicError(f"topic {text!r} {fault}", topic=text) from None
 
 
 def _bounded(topic: bytes) -> bytes:
     if len(topic) > MAX_TOPIC:
-        fault = f"is {len(topic)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten it"
+        fault = f"is {len(topic)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten the topic"
         raise TopicError(f"topic {topic[:32]!r}... {fault}", topic=Topic.from_wire(topic))
     return topic
 

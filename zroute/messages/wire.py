@@ -309,10 +309,14 @@ def framer(wire: Wire | Frames, *, epoch: int, next_sequence: Callable[[], int],
 
     def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> Parts:
         if headers:
-            raise EncodeError(f"only the tracked wire carries headers, but this publisher uses wire={wire!r}")
+            raise EncodeError(
+                f"only the tracked wire carries headers, but this publisher uses wire={wire!r}: set wire='tracked'; or "
+                "send no headers"
+            )
         if body.startswith(MAGIC) and not stated:
             raise EncodeError(
-                "the body starts with C1 5A 52, like a tracked header, so readers would misread it: use wire='tracked'"
+                "the body starts with C1 5A 52, like a tracked header, so readers would misread the body: use "
+                "wire='tracked'"
             )
         return join(topic, body)
 

@@ -623,7 +623,7 @@ def _schedule(group: Sequence[Producer]) -> Schedule | None:
     if len(schedules) > 1:
         raise SignatureError(
             f"{name_of(group[0].function)} has publishers with different schedules: use the same every, jitter and "
-            "initial_delay for all of them, or write one function for each publisher",
+            "initial_delay for all of them; or write one function for each publisher",
             parameter="every",
             where=group[0].where,
         )
@@ -711,7 +711,7 @@ def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any)
         verb = "yields" if is_generator_function(producer.function) else "returns"
         raise SignatureError(
             f"{name_of(producer.function)} {verb} {describe(found)}, but publisher({pattern!r}, {schema}) publishes "
-            f"{schema}: change the annotation or the schema; return None to publish nothing",
+            f"{schema}: change the return annotation or the schema (to publish nothing, return None)",
             where=publication.where,
         )
 
@@ -772,7 +772,7 @@ def known_codecs(known: Codecs, named: Sequence[tuple[Codec, str | None]]) -> Co
         if (type(other), other.name) != (type(codec), codec.name):  # two objects of one class are one codec
             raise SchemaError(
                 f"codecs {other.name!r} and {codec.name!r} have the same number {codec.number} on the wire: "
-                "give one of them another number, from 128 to 255",
+                "give one of the two codecs another number, from 128 to 255",
                 schema=codec,
                 where=where,
             )
