@@ -31,7 +31,11 @@ from zroute.messages.codecs import JSON
         ({"codec": "pickle"}, SchemaError, "unknown codec 'pickle'"),
         ({"wire": "fast"}, SignatureError, "wire='fast' is unknown: use one of 'plain', 'multipart', 'tracked'"),
         ({"dispatch": "some"}, SignatureError, "dispatch='some'"),
-        ({"max_message": 10}, SignatureError, r"no longer an option here: write limits=Limits\(max_message=10\)"),
+        (
+            {"max_message": 10},
+            SignatureError,
+            r"App\(\) no longer has the option 'max_message': write limits=Limits\(max_message=10\)",
+        ),
     ],
 )
 def test_a_bad_choice_fails_at_the_app_with_its_line(options: Any, kind: type[Exception], says: str) -> None:
@@ -72,7 +76,7 @@ def test_routes_without_an_endpoint_to_subscribe_to_are_an_error() -> None:
     """An app with a handler and only ``pub`` is an error that names the handler and the remedy."""
     app = App(pub="tcp://127.0.0.1:3")
     app.add_route(lambda message: None, "a")
-    with pytest.raises(EndpointError, match=r"add App\(sub=") as caught:
+    with pytest.raises(EndpointError, match=r"write App\(sub=") as caught:
         app.endpoints()
     assert "<lambda>()" in str(caught.value)
 
@@ -81,7 +85,7 @@ def test_publishers_without_an_endpoint_to_publish_at_are_an_error() -> None:
     """An app with a publisher and only ``sub`` is an error."""
     app = App(sub="tcp://127.0.0.1:3")
     app.publisher("alerts")
-    with pytest.raises(EndpointError, match=r"publisher\('alerts'\).*add App\(pub="):
+    with pytest.raises(EndpointError, match=r"publisher\('alerts'\).*write App\(pub="):
         app.endpoints()
 
 
@@ -105,7 +109,7 @@ def test_endpoints_on_any_side_replace_the_loop(side: Side) -> None:
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
 def test_an_inproc_address_needs_an_app_that_binds_it(side: Side) -> None:
     """An app that connects over inproc:// needs a shared context, or an endpoint of its own that binds."""
-    with pytest.raises(EndpointError, match="no other app shares this one"):
+    with pytest.raises(EndpointError, match="no other app shares this app's context"):
         App(**{side.name: "connect:inproc://a"}).endpoints()
     assert App(**{side.name: ["connect:inproc://a", "bind:inproc://a"]}).endpoints()
     other = App()
@@ -232,7 +236,7 @@ OPTIONS = {
 def test_a_keyword_that_is_no_option_is_a_type_error_that_lists_them(name: str) -> None:
     """An unknown keyword is a TypeError that names the function and its options."""
     names = ", ".join(OPTIONS[name][0].__annotations__)
-    says = rf"^{name}\(\) got an unexpected keyword argument 'bach': its options are {names}$"
+    says = rf"^{name}\(\) got an unexpected keyword argument 'bach': the options are {names}$"
     with pytest.raises(TypeError, match=says):
         call(name, bach=1)
 

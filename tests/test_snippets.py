@@ -152,7 +152,7 @@ def test_what_the_page_of_foreign_publishers_says_of_its_handlers(capsys: pytest
         app.feed((b"rawblock", b"abc", b"\x07\0\0\0"), b"\xff\x01\x02\0x", (b"a\0b", b"c"))
         out = capsys.readouterr().out.splitlines()
         assert out[:2] == ["7 3", "ff0102"]
-        assert out[2].startswith("a part after a complete message")
+        assert out[2].startswith("a message of several parts with a NUL")
 
 
 def test_the_test_of_the_page_of_state_passes() -> None:

@@ -374,8 +374,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        ("async def work(message: int): ...", "can't run in a thread"),
-        ("def work(message: int): yield", "can't run in a thread"),
+        ("async def work(message: int): ...", "is async or a generator, but thread=True"),
+        ("def work(message: int): yield", "is async or a generator, but thread=True"),
     ],
 )
 def test_what_can_not_run_in_a_thread_is_said_at_its_line(tmp_path: Path, function: str, says: str) -> None:

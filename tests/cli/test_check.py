@@ -176,7 +176,7 @@ def test_endpoints_that_zroute_run_would_be_given_are_given_here_too(tmp_path: P
     folder = module(tmp_path, source)
     done = zroute("check", "quotes", cwd=folder)
     assert done.returncode == 5
-    assert "`zroute run` also takes them as --sub, --pub, --rep, --req, --jobs and --work" in done.stderr
+    assert "or give endpoints to `zroute run` with --sub, --pub, --rep, --req, --jobs and --work" in done.stderr
     done = zroute("check", "quotes", cwd=folder, ZROUTE_SUB="tcp://127.0.0.1:1")
     assert done.returncode == 5
     assert "publisher('b') at quotes.py:3 has no endpoint" in done.stderr

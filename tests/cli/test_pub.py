@@ -358,7 +358,7 @@ def test_a_second_signal_ends_at_once() -> None:
         (("a", "1", "-H", "x"), "'x': expected KEY=VALUE"),
         (("a", "1", "-H", "x=1", "-H", "x=2"), "given twice"),
         (("a", "1", "-H", "x=1", "--wire", "plain"), "needs the tracked wire"),
-        (("a", "1", "-H", "x=" + "y" * 5000), "headers take"),
+        (("a", "1", "-H", "x=" + "y" * 5000), "the headers have"),
         (("a b", "1"), "white space"),
         (("a.*", "1"), "use a topic without wildcards"),
         (("a", "1", "--lines"), "omit BODY and --count"),

@@ -277,7 +277,7 @@ def test_what_can_not_be_opened_is_5() -> None:
         (("a.*",), "use a topic without wildcards"),
         (("prices.{symbol}",), "use a topic without wildcards, such as 'prices.x'"),
         (("a", "1", "-H", "x"), "'x': expected KEY=VALUE"),
-        (("a", "1", "-H", "x=" + "y" * 5000), "headers take"),
+        (("a", "1", "-H", "x=" + "y" * 5000), "the headers have"),
         (("a", "1", "-H", "x=1", "--wire", "plain"), "--header needs the tracked wire"),
         (("a", "1", "--stream", "--wire", "plain"), "--stream needs the tracked wire"),
         (("a", "1", "--timeout", "soon"), "not a duration"),

@@ -142,7 +142,7 @@ def test_a_bad_name_is_one_line(folder: Path, program: tuple[str, ...], argument
             "needs reactor='twisted', but the given reactor is asyncio's: "
             "remove --reactor asyncio, as in 'twist zroute quotes:deferring'",
         ),
-        (["zroute", "quotes:waiting", "quotes:deferring"], "run them in separate processes"),
+        (["zroute", "quotes:waiting", "quotes:deferring"], "run these apps in separate processes"),
     ],
 )
 def test_the_error_for_a_reactor_names_the_option_of_the_program(

@@ -161,7 +161,7 @@ def test_the_default_of_an_optional_resource_counts_without_it() -> None:
 def test_a_generic_base_class_has_to_agree_in_its_arguments() -> None:
     """A base class with arguments matches only a class that derives from just that."""
     assert type(handled(app_with(Users), Repository[User])[1]) is Users
-    with pytest.raises(SignatureError, match=r"annotated with Repository\[int\], but no message can have that type"):
+    with pytest.raises(SignatureError, match=r"annotated with Repository\[int\], but no message can have this type"):
         handled(app_with(Users), Repository[int])
 
 
@@ -175,7 +175,9 @@ def test_a_generic_base_class_has_to_agree_in_its_arguments() -> None:
 )
 def test_an_ambiguous_annotation_is_refused_with_the_candidates(kinds: Any, annotation: Any, names: str) -> None:
     """Of several resources that satisfy an annotation none is chosen; the error names them and the user's line."""
-    with pytest.raises(SignatureError, match=rf"test_providers.py:[0-9]+: parameter 'thing' .* satisfy it \({names}\)"):
+    with pytest.raises(
+        SignatureError, match=rf"test_providers.py:[0-9]+: parameter 'thing' .* have this type \({names}\)"
+    ):
         handled(app_with(*kinds), annotation)
 
 
@@ -204,7 +206,7 @@ def test_a_type_that_no_resource_yields_is_refused_with_those_there_are(annotati
     """The error says what was asked for, what the app has, and what to write."""
     text = (
         rf"'thing' of handled.*\(\) is annotated with {annotation.__name__}, but no message can "
-        r"have that type and no resource yields it \(the app's resources: Database, Other\): "
+        r"have this type, and no resource yields \w+ \(the app's resources: Database, Other\): "
         rf"write an @app.resource that yields {annotation.__name__}"
     )
     with pytest.raises(SignatureError, match=text.replace("handled.*", ".*handle")):
@@ -347,16 +349,16 @@ class Context:
     [
         (fastapi.Header(), r"Header\(…\), .*read envelope.headers"),
         (fastapi.Cookie(), r"Cookie\(…\), .*read envelope.headers"),
-        (fastapi.Query(), r"Query\(…\), .*name a capture \{user\} in the pattern"),
-        (fastapi.Path(), r"Path\(…\), .*name a capture \{user\} in the pattern"),
-        (fastapi.Body(), r"Body\(…\), .*the type of the body alone"),
-        (fastapi.Form(), r"Form\(…\), .*the type of the body alone"),
-        (fastapi.File(), r"File\(…\), .*the type of the body alone"),
+        (fastapi.Query(), r"Query\(…\), .*write the capture \{user\} in the pattern"),
+        (fastapi.Path(), r"Path\(…\), .*write the capture \{user\} in the pattern"),
+        (fastapi.Body(), r"Body\(…\), .*only the type of the body"),
+        (fastapi.Form(), r"Form\(…\), .*only the type of the body"),
+        (fastapi.File(), r"File\(…\), .*only the type of the body"),
         (fastapi.Depends(list), r"Depends\(…\), .*`@app.resource def user\(\)"),
         (fastapi.Security(list), r"Security\(…\), .*`@app.resource def user\(\)"),
         (Context(), r"Context\(…\), .*`@app.resource def user\(\)"),
         (Context("message.headers."), r"Header\(…\), .*read envelope.headers"),
-        (Context("message.path."), r"Path\(…\), .*name a capture \{user\} in the pattern"),
+        (Context("message.path."), r"Path\(…\), .*write the capture \{user\} in the pattern"),
     ],
 )
 @pytest.mark.parametrize("way", ["annotated", "default"])
@@ -442,5 +444,5 @@ def test_a_context_manager_function_without_a_type_is_refused_as_a_generator_is(
     def vague():  # type: ignore[no-untyped-def]
         yield Database()
 
-    with pytest.raises(SignatureError, match=r"vague\(\) does not declare what it yields"):
+    with pytest.raises(SignatureError, match=r"vague\(\) does not declare the type that it yields"):
         app.compile()

@@ -227,7 +227,7 @@ def test_timers_take_resources_and_say_what_is_missing() -> None:
     @other.every(1.0)
     def tock(database: Database) -> None: ...
 
-    with pytest.raises(SignatureError, match=r"'database': .* write an @app.resource that yields its type"):
+    with pytest.raises(SignatureError, match=r"'database': .* write an @app.resource that yields the parameter's type"):
         other.compile()
 
 
@@ -293,7 +293,9 @@ def test_a_resource_that_needs_itself_is_a_circle() -> None:
     def database(database: Database) -> Iterator[Database]:
         yield database
 
-    with pytest.raises(SignatureError, match="Database -> Database; create one of them inside the function of another"):
+    with pytest.raises(
+        SignatureError, match="Database -> Database; create the object of one resource inside the function of another"
+    ):
         app.compile()
 
 
@@ -303,8 +305,9 @@ def test_a_missing_one_is_drawn() -> None:
     app.resource(database)
     with pytest.raises(SignatureError) as caught:
         app.compile()
-    assert "database() needs 'settings', but no resource yields Settings: Database -> Settings (missing)" in str(
-        caught.value
+    assert (
+        "parameter 'settings' of database() needs Settings, but no resource yields Settings: Database -> Settings "
+        "(missing)" in str(caught.value)
     )
     assert caught.value.parameter == "settings"
 
@@ -313,8 +316,8 @@ def test_a_missing_one_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("parameter", "text"),
     [
-        (Topic, "a resource does not receive the message: set a ContextVar in a middleware"),
-        (Envelope, "a resource does not receive the message: set a ContextVar in a middleware"),
+        (Topic, "resources do not receive messages: set a ContextVar in a middleware"),
+        (Envelope, "resources do not receive messages: set a ContextVar in a middleware"),
         (Any, r"no resource yields .*\(missing\)"),
     ],
 )
@@ -327,7 +330,7 @@ def test_a_resource_can_not_take_what_only_messages_have(parameter: Any, text: s
 
     needing.__annotations__["it"] = parameter
     app.resource(scope=scope)(needing)
-    with pytest.raises(SignatureError, match=rf"needing\(\) needs 'it', (and|but) {text}"):
+    with pytest.raises(SignatureError, match=rf"parameter 'it' of needing\(\) needs .*, but {text}"):
         app.compile()
 
 
@@ -341,7 +344,9 @@ def test_a_type_that_many_parameters_have_is_refused(kind: Any) -> None:
 
     wide.__annotations__["return"] = Iterator[kind]
     app.resource(wide)
-    with pytest.raises(SignatureError, match=r"wide\(\) yields .*, so every parameter of that type would receive it"):
+    with pytest.raises(
+        SignatureError, match=r"wide\(\) yields .*, so every parameter of that type would receive the object"
+    ):
         app.compile()
 
 
@@ -375,7 +380,9 @@ def test_a_resource_without_its_type_is_shown_how_to_write_it(hint: Any) -> None
     else:
         vague.__annotations__["return"] = hint
     app.resource(vague)
-    with pytest.raises(SignatureError, match=r"annotate it, as in `async def vague\(\) -> AsyncIterator\[Database\]`"):
+    with pytest.raises(
+        SignatureError, match=r"add a return annotation, as in `async def vague\(\) -> AsyncIterator\[Database\]`"
+    ):
         app.compile()
 
 
@@ -389,14 +396,16 @@ def test_two_resources_of_one_type_are_refused() -> None:
         yield Settings()
 
     app.include(desk)
-    with pytest.raises(SignatureError, match=r"others\(\) yields Settings, and so does settings\(\) at .*NewType"):
+    with pytest.raises(SignatureError, match=r"others\(\) and settings\(\) at .* both yield Settings, .*NewType"):
         app.compile()
 
 
 def test_a_resource_is_a_generator_function() -> None:
     """A function that returns its object is refused at the decorator's line."""
     app = App()
-    with pytest.raises(SignatureError, match=r"but opened\(\) has no yield: open the object, yield it once, close"):
+    with pytest.raises(
+        SignatureError, match=r"but opened\(\) has no yield: open the object, yield the object once, and then close"
+    ):
 
         @app.resource
         def opened() -> Database:
@@ -410,5 +419,5 @@ def test_a_resource_after_the_start_comes_too_late() -> None:
     """A compiled app accepts no further resources."""
     app = App()
     app.compile()
-    with pytest.raises(AppFrozenError, match="resource comes too late"):
+    with pytest.raises(AppFrozenError, match="resource is too late"):
         app.resource(settings)

@@ -401,7 +401,7 @@ def test_a_capture_that_nothing_fills_is_refused() -> None:
 
     with pytest.raises(PatternError, match=r"derive\(\) publishes to 'out\.\{desk\}', but nothing fills") as caught:
         app.compile()
-    assert "'stocks.{symbol}' does not capture it, and Quote has no 'desk'" in str(caught.value)
+    assert "'stocks.{symbol}' has no such capture, and Quote has no field 'desk'" in str(caught.value)
     assert "tests/declarations/test_results.py:" in str(caught.value)
     assert caught.value.pattern == "out.{desk}"
 
@@ -410,7 +410,9 @@ def test_a_capture_that_nothing_fills_is_refused() -> None:
     @app.publisher("out.{desk}", Quote, every=1.0)
     def timer(): ...
 
-    with pytest.raises(PatternError, match=r"timer\(\) publishes to 'out\.\{desk\}'.*no message calls it, and Quote"):
+    with pytest.raises(
+        PatternError, match=r"timer\(\) publishes to 'out\.\{desk\}'.*timer\(\) gets no message, and Quote"
+    ):
         app.compile()
 
 

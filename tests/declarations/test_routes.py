@@ -126,7 +126,7 @@ def test_a_function_that_is_passed_along_is_found_where_it_is_registered() -> No
         (lambda routes: routes.subscribe(), "needs a pattern"),
         (lambda routes: routes.subscribe(lambda message: None), "with parentheses"),
         (lambda routes: routes.subscribe("news.>.x"), "segment 2"),
-        (lambda routes: routes.subscribe("a.{x}", "a.{y}"), "must capture the same names"),
+        (lambda routes: routes.subscribe("a.{x}", "a.{y}"), "have different captures"),
         (lambda routes: routes.add_route(lambda message: None), "needs a pattern"),
         (lambda routes: routes.publisher("a.*"), "more than one topic, but a publisher needs one: replace each"),
         (lambda routes: routes.publisher("a.{rest+}"), r"\{rest\+\} can be several segments; use app.publish"),
@@ -150,10 +150,10 @@ def test_a_bad_pattern_fails_at_its_line(register: Any, says: str) -> None:
         (lambda routes: routes.subscribe("a")(dict), "not the class dict"),
         (lambda routes: routes.publisher("a")("x"), "publisher decorates"),
         (lambda routes: routes.every(1)("x"), "every decorates"),
-        (lambda routes: routes.on_error(lambda error, envelope: None), "on_error takes exception classes"),
-        (lambda routes: routes.on_error(5), "on_error takes exception classes"),
-        (lambda routes: routes.on_error(print), r"not print.*: write @app\.on_error\(ValueError\)"),
-        (lambda routes: routes.include("x"), r"include takes a zroute\.Routes"),
+        (lambda routes: routes.on_error(lambda error, envelope: None), "expected exception classes"),
+        (lambda routes: routes.on_error(5), "expected exception classes"),
+        (lambda routes: routes.on_error(print), r"got print.*, as in @app\.on_error\(ValueError\)"),
+        (lambda routes: routes.include("x"), r"include\('x'\): expected a zroute\.Routes"),
         (lambda routes: routes.include(routes), "can't include itself"),
         (lambda routes: routes.every(0), "positive number"),
         (lambda routes: routes.every(float("inf")), "positive number"),
@@ -267,14 +267,17 @@ def test_an_option_without_what_it_needs_is_refused(name: str) -> None:
 def test_a_type_in_place_of_the_pattern_shows_the_order(function: str) -> None:
     """Functions that are no handlers' decorators are not advised to be used as such."""
     routes: Any = Routes()
-    with pytest.raises(PatternError, match=rf"{function}\(int, …\): the pattern .* first, as in app\.{function}\('"):
+    with pytest.raises(
+        PatternError,
+        match=rf"{function}\(int, …\): expected the pattern .* as the first argument, as in app\.{function}\('",
+    ):
         getattr(routes, function)(int, "a.{x}")
 
 
 def test_an_unknown_option_of_the_app_lists_the_options() -> None:
     """The error is at the user's line, as for the options of decorators."""
     make: Any = App
-    listed = r"App\(\) has no option 'reply': its options are sub, pub, rep, req, "
+    listed = r"App\(\) has no option 'reply': the options are sub, pub, rep, req, "
     with pytest.raises(SignatureError, match=listed) as error:
         make(reply="tcp://127.0.0.1:1")
     assert "test_routes.py" in str(error.value.where)

@@ -237,19 +237,27 @@ def test_ends_that_go_back_and_forth_fill_no_memory() -> None:
 @pytest.mark.parametrize(
     ("codec", "body", "reason"),
     [
-        (2, "", "a coalesced frame that is too short to contain its number of messages"),
-        (2, "00", "a coalesced frame that is too short to contain its number of messages"),
+        (2, "", "a coalesced frame with a body of 0 bytes; expected at least 2"),
+        (2, "00", "a coalesced frame with a body of 1 bytes; expected at least 2"),
         (2, "0000", "a coalesced frame with an invalid number of messages: 0 in 2 bytes"),
         (2, "0000 5b5d", "a coalesced frame with an invalid number of messages: 0 in 4 bytes"),
         (2, "0002 0002", "a coalesced frame with an invalid number of messages: 2 in 4 bytes"),
-        (2, "0001 0002 5b31", "a coalesced frame of 1 messages whose index does not match its length"),
-        (2, "0001 0002 5b315d5d", "a coalesced frame of 1 messages whose index does not match its length"),
-        (2, "0001 0002 7b317d", "a coalesced frame of 1 messages whose index does not match its length"),
-        (2, "0001 0002 5b3132", "a coalesced frame of 1 messages whose index does not match its length"),
-        (1, "0001 0004 dc000201", "a coalesced frame of 1 messages whose index does not match its length"),
-        (1, "0001 0002 9101", "a coalesced frame of 1 messages whose index does not match its length"),
-        (1, "0001 0000", "a coalesced frame of 1 messages whose index does not match its length"),
-        (3, "0001 0002 61", "a coalesced frame of 1 messages whose index does not match its length"),
+        (2, "0001 0002 5b31", "a coalesced frame of 1 messages with an index that does not match the frame's length"),
+        (
+            2,
+            "0001 0002 5b315d5d",
+            "a coalesced frame of 1 messages with an index that does not match the frame's length",
+        ),
+        (2, "0001 0002 7b317d", "a coalesced frame of 1 messages with an index that does not match the frame's length"),
+        (2, "0001 0002 5b3132", "a coalesced frame of 1 messages with an index that does not match the frame's length"),
+        (
+            1,
+            "0001 0004 dc000201",
+            "a coalesced frame of 1 messages with an index that does not match the frame's length",
+        ),
+        (1, "0001 0002 9101", "a coalesced frame of 1 messages with an index that does not match the frame's length"),
+        (1, "0001 0000", "a coalesced frame of 1 messages with an index that does not match the frame's length"),
+        (3, "0001 0002 61", "a coalesced frame of 1 messages with an index that does not match the frame's length"),
     ],
 )
 def test_what_a_broken_batch_is_refused_for(codec: int, body: str, reason: str) -> None:

@@ -416,20 +416,20 @@ def test_a_codec_that_is_none_is_named() -> None:
     assert {find_codec(name) for name in BUILTIN} == set(BUILTIN.values())
     with pytest.raises(SchemaError, match="'msgpack', 'json', 'text', 'raw'"):
         find_codec("pickle")
-    with pytest.raises(SchemaError, match="needs name, number"):
+    with pytest.raises(SchemaError, match="expected name, number"):
         find_codec(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("member", "value", "says"),
     [
-        *(("number", number, f"codec 'hex' has the number {number!r}: codecs of your own use an int from 128 to 255")
+        *(("number", number, f"codec 'hex' has the number {number!r}: expected an int from 128 to 255")
           for number in (2, 127, 256, -1, True, 200.0, "200", None, [])),
         *(("name", name, f"codec Hex has the name {name!r}: expected a printable text, such as 'cbor'")
           for name in ("", "a\nb", "\x1b[31m", "\ud800", 5, None, b"hex")),
-        ("name", "json", "codec Hex has the name 'json' of a codec of zroute: give it another name"),
-        ("encoder", 5, "codec 'hex' has no method encoder(schema): it is 5"),
-        ("decoder", "x", "codec 'hex' has no method decoder(schema): it is 'x'"),
+        ("name", "json", "codec Hex has the name 'json' of a built-in codec: choose another name"),
+        ("encoder", 5, "codec 'hex' has no method encoder(schema): encoder is 5"),
+        ("decoder", "x", "codec 'hex' has no method decoder(schema): decoder is 'x'"),
     ],
 )  # fmt: skip
 def test_a_codec_with_a_bad_member_is_refused_at_once(member: str, value: Any, says: str) -> None:

@@ -165,7 +165,7 @@ def test_a_class_that_checks_itself_is_never_made_behind_its_back(make: Callable
     for schema, data in ((kind, {"a": -1}), (Stamped[kind], {"data": {"a": -1}})):  # type: ignore[valid-type]
         with pytest.raises(ValueError, match="negative"):
             decode(schema, write(data), codec)
-    with pytest.raises(Exception, match="requires the field 'a', which is missing"):
+    with pytest.raises(Exception, match="the field 'a' of"):
         decode(kind, write({}), codec)
     with pytest.raises(Exception, match="expected a map"):
         decode(kind, write([1]), codec)
@@ -295,7 +295,7 @@ def test_generated_constructors_cost_nothing(kind: type) -> None:
 
 def test_routes_say_why_a_class_is_called() -> None:
     """The reason for the slower engine names the class and the method."""
-    assert inspect(list[OwnNew]).reasons == ("OwnNew has a custom __new__, and msgspec does not call the class",)
+    assert inspect(list[OwnNew]).reasons == ("OwnNew has a custom __new__, which msgspec does not call",)
 
 
 def test_a_union_with_a_map_is_refused_as_ambiguous() -> None:

@@ -201,7 +201,7 @@ def test_what_a_taught_type_may_return() -> None:
     with pytest.raises(EncodeError, match="would arrive as"):
         encode([Path("a")])
     encode, _ = pair(list[Path], JSON, types={Path: (str, str)})
-    with pytest.raises(EncodeError, match=r"decode of App\(types=…\) for Path returned str"):
+    with pytest.raises(EncodeError, match=r"decode function of App\(types=…\) for Path returned str"):
         encode([Path("a")])
     encode, _ = pair(Doc, JSON)
     with pytest.raises(EncodeError, match="Doc"):
@@ -350,7 +350,9 @@ def test_a_decimal_that_is_not_finite_arrives_only_if_the_app_allows_it(
     with pytest.raises(DecodeError, match=r"not finite|must be finite"):
         decode(body)
     if schema in (Decimal, Price, list[Decimal]):
-        assert "a Decimal must be finite; allow others with App(limits=Limits(allow_nan=True))" in str(refused.value)
+        assert "a Decimal must be finite; allow NaN and infinity with App(limits=Limits(allow_nan=True))" in str(
+            refused.value
+        )
 
 
 @pytest.mark.parametrize("codec", FORMATS, ids=repr)

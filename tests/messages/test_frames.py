@@ -64,9 +64,9 @@ def test_a_form_says_what_topic_and_body_are(form: Frames, topic: bytes, body: b
 @pytest.mark.parametrize(
     ("form", "parts", "reason"),
     [
-        (Frames(separator=b"; "), PARTS, "no b'; ' after the topic"),
-        (Frames(), (b"alone",), "no part 1 for the body: the message has only 1"),
-        (Frames(topic=4, body=0), PARTS, "no part 4 for the topic: the message has only 3"),
+        (Frames(separator=b"; "), PARTS, "no separator b'; ' in the first part"),
+        (Frames(), (b"alone",), "no part 1 for the body in a message of 1 parts (the first part is 0)"),
+        (Frames(topic=4, body=0), PARTS, "no part 4 for the topic in a message of 3 parts (the first part is 0)"),
         (Frames(topic="t", body=-4), PARTS, "no part -4 for the body"),
         (
             Frames(topic=lambda parts: parts[7]),
@@ -75,8 +75,8 @@ def test_a_form_says_what_topic_and_body_are(form: Frames, topic: bytes, body: b
         ),
         (Frames(topic=lambda parts: parts[0].decode("ascii")), (b"\xff",), "UnicodeDecodeError"),
         (Frames(topic=lambda parts: "\ud800"), PARTS, "UnicodeEncodeError"),
-        (Frames(topic=lambda parts: 7), PARTS, "the topic= function returned int, not text or bytes"),
-        (Frames(body=lambda parts: "text"), PARTS, "the body= function returned str, not bytes"),
+        (Frames(topic=lambda parts: 7), PARTS, "the topic= function returned int; expected text or bytes"),
+        (Frames(body=lambda parts: "text"), PARTS, "the body= function returned str; expected bytes"),
         (Frames(body=lambda parts: None), PARTS, "the body= function returned NoneType"),
         (Frames(decompress="zlib"), PARTS, "a body that is not zlib or gzip"),
         (Frames(), (b"x",) * (MAX_PARTS + 1), "more than 16 parts"),
@@ -103,15 +103,19 @@ def test_an_exit_of_a_function_is_no_fault_of_the_message() -> None:
 @pytest.mark.parametrize(
     ("given_arguments", "parameter", "remedy"),
     [
-        ({"separator": b" ", "topic": 0}, "separator", "can't be combined with topic=, body= or whole=: remove them"),
+        (
+            {"separator": b" ", "topic": 0},
+            "separator",
+            "can't be combined with topic=, body= or whole=: remove separator= or the other options",
+        ),
         ({"separator": b" ", "topic": "a"}, "separator", "remove"),
         ({"separator": b" ", "body": 1}, "separator", "remove"),
         ({"separator": b" ", "whole": True}, "separator", "remove"),
         ({"separator": b""}, "separator", "expected at least one byte"),
         ({"separator": " "}, "separator", "expected bytes"),
         ({"whole": True}, "whole", "Frames(whole=True, topic='weather')"),
-        ({"whole": True, "topic": 0}, "whole", "no part is left for the topic: set it"),
-        ({"whole": True, "topic": "a", "body": 1}, "whole", "body= can't be set: remove it"),
+        ({"whole": True, "topic": 0}, "whole", "no part is left for the topic: set topic="),
+        ({"whole": True, "topic": "a", "body": 1}, "whole", "body= can't be set: remove body="),
         ({"whole": "yes", "topic": "a"}, "whole", "True or False"),
         ({"topic": -1}, "topic", "0 to 15"),
         ({"topic": 16}, "topic", "0 to 15"),
@@ -347,9 +351,9 @@ def test_a_compressed_body_is_read_as_it_was_sent(name: Any, body: bytes) -> Non
 @pytest.mark.parametrize(
     ("form", "topic", "reason"),
     [
-        (Frames(separator=b"."), b"a.b", "contains b'.', which would end the topic: this app has wire=Frames"),
-        (Frames(topic="t"), b"u", "'u' can't be published: with this app's wire="),
-        (Frames(topic="t", whole=True), b"", "'' can't be published: with this app's wire="),
+        (Frames(separator=b"."), b"a.b", "contains b'.', which ends a topic in this app's wire=Frames"),
+        (Frames(topic="t"), b"u", "topic 'u' can't be published: this app's wire="),
+        (Frames(topic="t", whole=True), b"", "topic '' can't be published: this app's wire="),
     ],
     ids=str,
 )

@@ -101,9 +101,9 @@ def test_a_renamed_field_reads_messages_of_the_old_class() -> None:
 
 def test_errors_have_the_name_of_the_message() -> None:
     """A reader of the log looks for the name that the peer sent."""
-    with pytest.raises(DecodeError, match="New requires the field 'a', which is missing"):
+    with pytest.raises(DecodeError, match="the field 'a' of New is missing"):
         decode(New, b'{"alpha": 1}')
-    with pytest.raises(DecodeError, match="Called requires the field '1st', which is missing"):
+    with pytest.raises(DecodeError, match="the field '1st' of Called is missing"):
         decode(Called, b'{"first": 1}')
 
 
@@ -179,8 +179,8 @@ class Plain(pydantic.BaseModel):
 
 
 WHOLE = r"has Name\('b'\), which only a field of an attrs class or a dataclass can have"
-PART = r"has Name\('b'\) in a part of its type: write it around the type of a field"
-ONLY = r"Model\.a has Name\('b'\), which only attrs classes and dataclasses can have: a model of pydantic has Field"
+PART = r"has Name\('b'\) in a part of its type: write the Name around the whole type of a field"
+ONLY = r"Model\.a has Name\('b'\), which only attrs classes and dataclasses can have: in a pydantic model, use Field"
 
 
 @pytest.mark.parametrize(

@@ -241,9 +241,9 @@ def test_what_a_codec_raises_names_the_codec_and_the_line() -> None:
     _, encode = body_encoder(str, codec=None, default=Failing())
     with pytest.raises(EncodeError, match="codec 'tagging': KeyError"):
         encode("other")
-    with pytest.raises(EncodeError, match="codec 'tagging' returned str, not bytes"):
+    with pytest.raises(EncodeError, match="codec 'tagging' returned str; expected bytes"):
         encode("text")
-    with pytest.raises(EncodeError, match="returned NoneType, not bytes"):
+    with pytest.raises(EncodeError, match="returned NoneType; expected bytes"):
         encode("none")
     with pytest.raises(SchemaError, match=r"codec=Tagging is a class: pass an instance, Tagging\(\)"):
         find_codec(Tagging)  # type: ignore[arg-type]
@@ -371,17 +371,17 @@ def test_numpy_scalars_in_fields_are_refused_with_the_remedy() -> None:
     with TestApp(app):
         for quantity, said in (
             (Quantity("a", numpy.float64(1.5), 1), r"publish float\(…\) instead"),
-            (Quantity("a", numpy.float32(1.5), 1), r"convert it with \.item\(\)"),
-            (Quantity("a", 1.5, numpy.int64(3)), r"convert it with \.item\(\)"),
+            (Quantity("a", numpy.float32(1.5), 1), r"convert the value with \.item\(\)"),
+            (Quantity("a", 1.5, numpy.int64(3)), r"convert the value with \.item\(\)"),
             (Quantity(numpy.str_("a"), 1.5, 1), r"publish str\(…\) instead"),
-            (Quantity("a", 1.5, numpy.arange(3)), r"convert it with \.tolist\(\)"),
+            (Quantity("a", 1.5, numpy.arange(3)), r"convert the array with \.tolist\(\)"),
         ):
             with pytest.raises(EncodeError, match=said):
                 publisher.publish(quantity)
         for value in (numpy.int64(3), numpy.float64(1.5)):
-            with pytest.raises(EncodeError, match=r"convert it with \.item\(\)"):
+            with pytest.raises(EncodeError, match=r"convert the value with \.item\(\)"):
                 app.publish("q", {"n": value})
-        with pytest.raises(EncodeError, match=r"convert it with \.tolist\(\)"):
+        with pytest.raises(EncodeError, match=r"convert the array with \.tolist\(\)"):
             app.publish("q", [numpy.arange(3)])
 
 

@@ -129,10 +129,10 @@ def test_a_frame_is_read_in_its_parts(kind: Kind) -> None:
         (b"", "a frame of 0 bytes; expected at least 22"),
         (prefix(0)[:-1], "a frame of 21 bytes"),
         (prefix(0, magic=b"\xc1ZR"), "without the magic number"),
-        (prefix(0, version=0), "a frame of version 0; expected 1"),
+        (prefix(0, version=0), "a frame of version 0; expected version 1"),
         (prefix(0, version=2), "a frame of version 2"),
-        (prefix(7), "a frame of unknown kind 7"),
-        (prefix(255), "a frame of unknown kind 255"),
+        (prefix(7), "a frame of the unknown kind 7"),
+        (prefix(255), "a frame of the unknown kind 255"),
     ],
 )
 def test_a_frame_of_another_form_is_refused(frame: bytes, reason: str) -> None:

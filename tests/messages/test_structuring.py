@@ -109,7 +109,7 @@ def test_classes_that_nothing_tells_apart_are_refused_with_what_would(schema: An
     @app.subscribe("x")
     def handle(message: schema) -> None: ...
 
-    text = f"because {culprit} is neither an attrs class nor a dataclass: make all of them attrs .*, tag=True"
+    text = f"because {culprit} is neither an attrs class nor a dataclass: make all classes attrs .*, tag=True"
     with pytest.raises(SchemaError, match=text):
         app.compile()
 
@@ -202,22 +202,22 @@ UNFIT: list[tuple[Any, Any, str]] = [
     (Hotdog | Sub | None, {"type": "frog"}, f"{TAG} is 'frog': {TAGS}"),
     (Hotdog | Sub | None, 3, "Expected `null`, got `int`, or a map for Hotdog | Sub"),
     (Order, {"food": {"type": "frog"}}, f"{TAG} is 'frog': {TAGS}"),
-    (Order, {"more": []}, "Order requires the field 'food', which is missing"),
+    (Order, {"more": []}, "the field 'food' of Order is missing"),
     (Order, {"food": GOOD, "more": [GOOD, {}]}, f"{TAG} is missing: {TAGS}"),
     (Order, {"food": GOOD, "named": {"a": {"type": 1}}}, f"{TAG} is 1: {TAGS}"),
     (list[Hotdog | Sub], [GOOD, {"type": "frog"}], f"{TAG} is 'frog': {TAGS}"),
     (
         Circle | Square,
         {"width": 1},
-        "its fields ['width'] match no class of Circle | Square (Circle has radius, Square has side)",
+        "the fields ['width'] match no class of Circle | Square (Circle has radius; Square has side)",
     ),
     (Mixed, 8, "8 is not a value of Mixed"),
     (Kind, 2, "2 is not a value of Kind: expected one of 1, 'two'"),
     (Kind, True, "True is not a value of Kind: expected one of 1, 'two'"),
     (list[Kind], [[]], "[] is not a value of Kind: expected one of 1, 'two'"),
-    (Private, {"open": True}, "Private requires the field '_secret', which is missing"),
-    (Box, {"size": 2}, "Box requires the field 'inner', which is missing"),
-    (list[Box], [{"inner": {}}], "Private requires the field '_secret', which is missing"),
+    (Private, {"open": True}, "the field '_secret' of Private is missing"),
+    (Box, {"size": 2}, "the field 'inner' of Box is missing"),
+    (list[Box], [{"inner": {}}], "the field '_secret' of Private is missing"),
 ]
 
 

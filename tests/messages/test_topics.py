@@ -116,7 +116,7 @@ def test_a_value_becomes_a_segment(value: object, segment: bytes) -> None:
     ("value", "says"),
     [
         ("", "is empty"),
-        ("a.b", "contains a dot, which would split it into two segments"),
+        ("a.b", "contains a dot, which would split the value into two segments"),
         (2.5, "contains a dot"),
         (Level.DOTTED, "contains a dot"),
         ("a b", "white space (' ') at position 1"),
@@ -126,7 +126,7 @@ def test_a_value_becomes_a_segment(value: object, segment: bytes) -> None:
         (datetime(2026, 1, 1, 12, 0, 0, 500_000), "contains a dot"),
         (b"x", "can't be a segment"),
         (float("nan"), "can't be a segment: use a str, an int, a bool, a UUID"),
-        (1.5, "would split it into two segments: publish it in the body, or use another separator"),
+        (1.5, "would split the value into two segments: publish the value in the body; or use another separator"),
         ("\ud800", "lone surrogate"),
         ("x" * 256, "256 bytes long"),
     ],
@@ -207,7 +207,7 @@ def test_parsing_a_pattern_again_gives_the_same() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "pattern '' is empty: to match every topic, including the empty one, write startswith(\"\")"),
+        ("", "pattern '' is empty: to match every topic, including the empty topic, write startswith(\"\")"),
         (".a", "pattern '.a' begins with a dot, so segment 1 is empty: remove the dot"),
         ("a.", "pattern 'a.' ends with a dot, so segment 2 is empty"),
         ("a.b..c", "pattern 'a.b..c' has two dots in a row, so segment 3 is empty"),
@@ -222,25 +222,25 @@ def test_parsing_a_pattern_again_gives_the_same() -> None:
         ("a.{1x}", "the capture {1x} in segment 2, which can't be the name of a parameter: write a Python identifier"),
         ("{class}", "has the capture {class} in segment 1"),
         ("{a-b}", "has the capture {a-b} in segment 1"),
-        ("{a}.x.{a}", "has the capture {a} in segments 1 and 3: give them different names"),
+        ("{a}.x.{a}", "has the capture {a} in segments 1 and 3: give the two captures different names"),
         ("x.a{b}", "has a capture as a part of segment 2 'a{b}': a capture must be a whole segment, such as {name}"),
         ("x.{a", "has an unbalanced brace as a part of segment 2 '{a'"),
         ("{a.b}", "has an unbalanced brace as a part of segment 1 '{a'"),
         ("}", "has an unbalanced brace as a part of segment 1 '}'"),
-        ("a.b\0", "contains NUL in segment 2, but topics of zroute can't contain it: remove it"),
-        ("a b", """or write startswith("a b") for topics of other programs that contain it"""),
+        ("a.b\0", "contains NUL in segment 2, which topics of zroute can't contain: remove this character"),
+        ("a b", """; or, for topics of other programs, write startswith("a b")"""),
         ("startswith('a')", "write startswith('a') without the outer quotes"),
         (' zroute.startswith("a.b")', 'write zroute.startswith("a.b") without the outer quotes'),
-        ("a.<x>", "has '<x>' in segment 2, a capture of other tools: write {x}"),
-        ("a.<int:x>", "a capture of other tools: write {x}"),
-        ("a.:x", "has ':x' in segment 2, a capture of other tools: write {x}"),
-        ("/a/<x>", "write 'a.{x}' for topics with dots, or App(separator='/')"),
+        ("a.<x>", "has '<x>', a capture of other tools, in segment 2: write {x}"),
+        ("a.<int:x>", "a capture of other tools, in segment 2: write {x}"),
+        ("a.:x", "has ':x', a capture of other tools, in segment 2: write {x}"),
+        ("/a/<x>", "write 'a.{x}' for topics with dots; or write App(separator='/')"),
         ("a.{x:int}", "write {x}, and annotate the parameter with its type, as in `x: int`"),
         ("a.{ b}", "contains white space (' ') in segment 2"),
         ("a.\udc80", "is not UTF-8 text in segment 2: for a prefix of other bytes, use startswith(b'...')"),
         ("a." + "x" * 254, "only matches topics of at least 256 bytes, but topics are limited to 255 bytes: shorten"),
         (b"news", "a pattern must be text, not b'news': use startswith(b'news')"),
-        (7, "a pattern must be text, not 7: write it as 'news.*'"),
+        (7, "a pattern must be text, not 7: write text such as 'news.*'"),
     ],
 )
 def test_a_pattern_error_says_what_to_write_instead(text: str, says: str) -> None:
@@ -257,7 +257,7 @@ def test_a_pattern_error_says_what_to_write_instead(text: str, says: str) -> Non
     ("prefix", "says"),
     [
         ("news.*", "startswith(\"news.*\") contains '*', but a prefix is matched literally"),
-        ("news.*", "or b'news.*' if topics really contain it"),
+        ("news.*", "; or, if topics really contain '*', write b'news.*'"),
         ("a\0", "contains NUL"),
         ("\ud800", "is not UTF-8 text: pass the prefix as bytes"),
         (b"x" * 256, "is 256 bytes long, but topics are limited to 255 bytes"),
@@ -332,7 +332,7 @@ def test_a_prefix_has_a_shape_of_its_own() -> None:
         ("a/b/+", "has '+' between slashes in segment 1, but the separator is a dot: write 'a.b.*'"),
         ("sensors/#", "write 'sensors.>'"),
         ("/camera/{name}/pose", "has '{name}' between slashes in segment 1"),
-        ("/camera/{name}/pose", "write 'camera.{name}.pose' for topics with dots, or App(separator='/')"),
+        ("/camera/{name}/pose", "write 'camera.{name}.pose' for topics with dots; or write App(separator='/')"),
         ("a/*", "write 'a.*'"),
         ("a/**", "write 'a.>'"),
         ("a.#", "has '#' in segment 2, which is not a wildcard of zroute: write '>' at the end"),
@@ -458,8 +458,8 @@ def test_slashes_may_separate_segments(pattern: str, topic: bytes, captures: dic
         ("/a/b*", "/", 'use startswith("/a/b")'),
         ("/a/#", "/", "has '#' in segment 3, which is not a wildcard of zroute: write '>' at the end"),
         ("/>/a", "/", "has '>' in segment 2"),
-        (7, "/", "write it as 'news/*'"),
-        (parse("a.b"), "/", "was created with another separator than '/': pass the pattern as text"),
+        (7, "/", "write text such as 'news/*'"),
+        (parse("a.b"), "/", "has the separator '.', but expected '/': pass the pattern as text"),
     ],
 )
 def test_a_pattern_error_names_the_separator(pattern: Any, separator: str, says: str) -> None:
@@ -477,7 +477,7 @@ def test_a_topic_error_names_the_separator(topic: str, says: str) -> None:
     """Errors about topics and captures name the separator of the app."""
     with pytest.raises(TopicError, match=says):
         topic_bytes(topic, "/")
-    with pytest.raises(TopicError, match="contains a slash, which would split it into two segments"):
+    with pytest.raises(TopicError, match="contains a slash, which would split the value into two segments"):
         segment_bytes("x", "a/b", b"/")
     assert segment_bytes("x", "a.b", b"/") == b"a.b"
 
@@ -518,7 +518,7 @@ def test_a_publisher_needs_a_name_for_each_wildcard(pattern: object) -> None:
     """Publishing to a pattern with an unnamed wildcard is an error."""
     pattern = parse(pattern)  # type: ignore[arg-type]
     assert not pattern.is_template
-    with pytest.raises(PatternError, match=r"matches more than one topic, so it can't be published to: "):
+    with pytest.raises(PatternError, match=r"matches more than one topic, but a message is published to one topic: "):
         pattern.topic({"x": b"1"})
 
 

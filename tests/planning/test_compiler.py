@@ -216,13 +216,13 @@ def test_a_registration_after_compiling_is_refused_with_its_line() -> None:
         lambda: app.include(Routes()),
     ]
     for register in late:
-        with pytest.raises(AppFrozenError, match="comes too late") as caught:
+        with pytest.raises(AppFrozenError, match="is too late") as caught:
             register()
         assert here(caught.value)
     for decorator, remedy in (("subscribe", "app.attach"), ("publisher", r"app.publish\(topic, message\)")):
-        with pytest.raises(AppFrozenError, match=f"before the app starts, or use {remedy}"):
+        with pytest.raises(AppFrozenError, match=f"before the start of the app; or use {remedy}"):
             getattr(app, decorator)("late")(print)
-    with pytest.raises(AppFrozenError, match=r"register before the app starts$"):
+    with pytest.raises(AppFrozenError, match=r"move this call before the start of the app$"):
         app.every(1.0)(print)
 
 

@@ -45,7 +45,7 @@ def test_patterns_captures_and_publishers_are_separated_by_slashes() -> None:
         assert [envelope.topic for envelope in t.envelopes("/pose/{x}")] == ["/pose/front.left", "/pose/back"]
         with pytest.raises(TopicError, match="ends with a slash"):
             app.publish("/camera/", 1)
-        with pytest.raises(TopicError, match="contains a slash, which would split it into two segments"):
+        with pytest.raises(TopicError, match="contains a slash, which would split the value into two segments"):
             poses.publish(4, camera="a/b")
         with pytest.raises(PatternError, match="two slashes in a row"):
             t.published("/pose//x")

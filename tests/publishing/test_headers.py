@@ -205,9 +205,9 @@ def test_it_is_no_type_of_messages(schema: Any) -> None:
     ("headers", "of_app", "reason"),
     [
         ({1: "a"}, {}, "header 1: the name of a header must be text, not int"),
-        ({"a": "x" * HEADERS_MAX}, {}, f"bytes, but only {HEADERS_MAX} are allowed"),
-        (OWN, {"wire": "plain"}, "headers are only sent on the tracked wire"),
-        (OWN, {"wire": "multipart"}, "headers are only sent on the tracked wire"),
+        ({"a": "x" * HEADERS_MAX}, {}, f"bytes; expected at most {HEADERS_MAX}"),
+        (OWN, {"wire": "plain"}, "only the tracked wire carries headers"),
+        (OWN, {"wire": "multipart"}, "only the tracked wire carries headers"),
     ],
 )
 def test_headers_that_cannot_be_sent_are_counted_and_logged(

@@ -668,7 +668,10 @@ def two_arguments(message: object, other: object) -> None:
 @pytest.mark.parametrize(
     ("around", "text"),
     [
-        (None, r"stamp\(\) returned None for 'out': return a function, as in def around\(message\), or return call"),
+        (
+            None,
+            r"stamp\(\) returned None for 'out', not a function: return a function such as def around\(message\); or",
+        ),
         (5, r"stamp\(\) returned 5 for 'out'"),
         (around_later, r"stamp\(\) returned around_later\(\), which is async or a generator, but publish.. can't wait"),
         (around_generator, "which is async or a generator"),

@@ -620,7 +620,7 @@ def test_a_publisher_that_nothing_calls_is_refused(make: str) -> None:
     """A publisher's function without a trigger is refused."""
     app = App()
     app.publisher("out")(sources(app, "twisted")[make])
-    with pytest.raises(SignatureError, match=r"nothing calls .*: set every= at its publisher"):
+    with pytest.raises(SignatureError, match=r"nothing calls .*: set every= in its publisher"):
         app.compile()
 
 

@@ -47,7 +47,7 @@ async def test_a_plain_subscriber_gets_the_stated_form(form: Frames, parts: list
                 return len(got) == 4
 
             await turns(arrived)
-            with pytest.raises(EncodeError, match="headers are only sent on the tracked wire"):
+            with pytest.raises(EncodeError, match="only the tracked wire carries headers"):
                 app.publish("quotes.A", {"n": 1}, headers={"a": 1})
             assert app.stats.published == 4
     finally:

@@ -488,7 +488,7 @@ def test_a_parameter_that_can_be_given_no_list_is_refused() -> None:
     def nothing() -> None: ...
 
     for function, text in (
-        (single, r"declared as Quote: annotate it as a list .* such as list\[Quote\]"),
+        (single, r"declared as Quote: annotate the parameter with a list .* such as list\[Quote\]"),
         (with_envelope, "is the Envelope of a single message"),
         (envelopes, r"such as list\[Quote\]"),
         (nothing, "has no parameter for the list"),

@@ -120,7 +120,7 @@ def test_the_error_of_a_body_that_is_neither_has_both_reasons(known: bool) -> No
 
     Wired(app).feed(*[plain("a", body=b'{"bid": 1}')] * known, plain("a", body=b'{"bid": "x"}'))
     (reason,) = errors
-    assert reason.startswith("ValidationError: Expected `int`, got `str` - at `$.bid` (the body is JSON; otherwise: ")
+    assert reason.startswith("ValidationError: Expected `int`, got `str` - at `$.bid` (the body is JSON; as msgpack: ")
     assert reason.endswith("ValidationError: Expected `object`, got `int`)")
     assert "subscribe with codec" not in reason
 

@@ -1150,7 +1150,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     (
         "plain",
         None,
-        r"stamp\(\) returned None for handle\(\): return a function, as in def around\(message\), or return",
+        r"stamp\(\) returned None for handle\(\), not a function: return a function such as def around\(message\)",
     ),
     ("plain", 5, r"stamp\(\) returned 5 for handle\(\)"),
     (
@@ -1161,17 +1161,17 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("thread", async_around, r"which is async, but handle\(\) at .* is not async: write def around\(message\)"),
     ("deferred", async_around, r"which is async, but handle\(\) at .* is not async"),
     ("async", plain_around, r"which is not async, but handle\(\) at .* is async, so .*write async def"),
-    ("async batch", plain_around, r"is async, so plain_around\(\) would end before the handler does"),
+    ("async batch", plain_around, r"is async, so plain_around\(\) would end before the handler ends"),
     ("plain", yielding, r"returned yielding\(\), which is a generator: write a function that returns call\(message\)"),
     ("plain", without_message, r"without_message\(\), which has no parameter for the message: write def around"),
     ("plain", without_body, r"without_body\(\), which has no parameter for the message"),
     ("plain", two_messages, r"'message' and 'other'"),
     ("plain", unknown_type, r"'message' and 'database'"),
-    ("batch", with_envelope, r"parameter 'envelope' of with_envelope\(\) belongs to a single message, but handle\(\)"),
+    ("batch", with_envelope, r"parameter 'envelope' of with_envelope\(\) needs a single message, but handle\(\)"),
     (
         "batch",
         with_topic,
-        r"parameter 'topic' of with_topic\(\) belongs to a single message, but handle\(\)",
+        r"parameter 'topic' of with_topic\(\) needs a single message, but handle\(\)",
     ),
 ]
 
@@ -1395,8 +1395,8 @@ def test_captures_are_not_passed() -> None:
 
     with pytest.raises(
         SignatureError,
-        match=r"by_symbol\(\) returned .*'message' and 'symbol' would both .* handle\(\) captures 'symbol', but "
-        "captures are not passed to middleware.*: add a parameter topic: Topic",
+        match=r"by_symbol\(\) returned .*'message' and 'symbol' would both .*: middleware does not "
+        r"receive captures such as 'symbol' of handle\(\); replace 'symbol' with a parameter topic: Topic",
     ):
         app.compile()
 

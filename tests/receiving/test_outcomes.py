@@ -447,7 +447,7 @@ def test_a_parameter_that_no_fact_fills_is_refused() -> None:
     """The error says what a function for errors may ask for."""
     app = App()
     app.on_error()(lambda error, envelope, more: None)
-    with pytest.raises(SignatureError, match="with the type of a resource, or be named attempts"):
+    with pytest.raises(SignatureError, match="with the type of a resource; or name it attempts"):
         app.compile()
 
 

@@ -1238,7 +1238,7 @@ def test_plain_clients_get_plain_answers() -> None:
         (b"\xc1ZR" + b"\x09" * 40, b"a tracked header of version 9"),
         (bytes.fromhex("c15a52010001f0") + b"\0" * 40, b"further counters"),
         (bytes.fromhex("c15a5201010100") + b"\0" * 40, b"a tracked header of the kind"),
-        (bytes.fromhex("c15a5201000101") + b"\0" * 25 + b"\xff" * 4, b"headers that claim"),
+        (bytes.fromhex("c15a5201000101") + b"\0" * 25 + b"\xff" * 4, b"headers with a length of 4294967295 bytes"),
         (b"x" * (LIMIT + 1), b"a body of 2001 bytes, over max_message=2000"),
     ],
 )
@@ -1366,11 +1366,11 @@ def test_answered_requests_leave_nothing() -> None:
 @pytest.mark.parametrize(
     ("annotation", "says"),
     [
-        (int, r"a generator, but declares int: .* -> Iterator\[int\]"),
-        (list[int], r"a generator, but declares list\[int\]: .* -> Iterator\[int\]"),
-        (int | None, r"a generator, but declares int \| None"),
-        (None, "a generator, but declares None"),
-        (AsyncIterator[int], r"a generator, but declares AsyncIterator\[int\]: .* -> Iterator\[int\]"),
+        (int, r"a generator, but has the return type int: .* -> Iterator\[int\]"),
+        (list[int], r"a generator, but has the return type list\[int\]: .* -> Iterator\[int\]"),
+        (int | None, r"a generator, but has the return type int \| None"),
+        (None, "a generator, but has the return type None"),
+        (AsyncIterator[int], r"a generator, but has the return type AsyncIterator\[int\]: .* -> Iterator\[int\]"),
     ],
 )
 def test_a_generator_declares_an_iterator_of_its_values(annotation: Any, says: str) -> None:
@@ -1397,7 +1397,9 @@ def test_an_async_generator_declares_an_async_iterator() -> None:
         values.__annotations__["return"] = wrong
         app = App()
         app.reply("a")(values)
-        with pytest.raises(SignatureError, match=r"async generator, but declares .* -> AsyncIterator\[int\]"):
+        with pytest.raises(
+            SignatureError, match=r"async generator, but has the return type .* -> AsyncIterator\[int\]"
+        ):
             app.compile()
 
 

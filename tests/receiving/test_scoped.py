@@ -897,14 +897,17 @@ def asks_with_error(error: Exception, envelope: Envelope, session: Session) -> N
 
 
 REFUSED: dict[str, tuple[Callable[[App], object], str]] = {
-    "timer": (lambda app: app.every(1.0)(asks), r"'session' of asks\(\) needs .*Session, which has scope='message'"),
-    "publisher": (lambda app: app.publisher("a", every=1.0)(asks), "only open while a handler handles a message"),
-    "startup": (lambda app: app.on_startup(asks), "only open while a handler handles a message: remove scope"),
-    "shutdown": (lambda app: app.on_shutdown(asks), "only open while"),
+    "timer": (
+        lambda app: app.every(1.0)(asks),
+        r"'session' of asks\(\) needs .*Session, which is open .* \(scope='message'\)",
+    ),
+    "publisher": (lambda app: app.publisher("a", every=1.0)(asks), "open only while a handler handles a message"),
+    "startup": (lambda app: app.on_startup(asks), "open only while .*: remove scope"),
+    "shutdown": (lambda app: app.on_shutdown(asks), "open only while"),
     "on_error": (lambda app: app.on_error(Exception)(asks_with_error), r"'session' of asks_with_error\(\)"),
     "resource of the app": (
         lambda app: app.resource(asks_and_yields),
-        r"asks_and_yields\(\) is open while the app runs, but .*Session has scope='message'.*give asks_and_yields\(\)",
+        r"asks_and_yields\(\) is open while the app runs, but needs .*: set scope='message' for asks_and_yields\(\)",
     ),
 }
 
@@ -946,7 +949,7 @@ def test_an_async_one_cannot_be_in_a_thread() -> None:
         handle.__annotations__["needed"] = needed
         function: Any = handle if needed else lambda message: None
         app.subscribe("a", thread=True)(function)
-        with pytest.raises(SignatureError, match=r"later\(\) at .* is async, but .* runs in a thread"):
+        with pytest.raises(SignatureError, match=r"runs in a thread, which .* async resource later\(\) at "):
             app.compile()
 
 

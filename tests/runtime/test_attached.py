@@ -255,7 +255,7 @@ def test_misuse_of_attach_says_what_to_do(endpoint: str) -> None:
             app.attach("a", 3)  # type: ignore[arg-type]
         with pytest.raises(SignatureError, match=rf"attach\('a', <class 'int'>\): {wanted}"):
             app.attach("a", int)
-        with pytest.raises(SignatureError, match=rf"attach\(print\(\), 'a'\): the arguments are swapped, {wanted}"):
+        with pytest.raises(SignatureError, match=rf"attach\(print\(\), 'a'\): the arguments are swapped; {wanted}"):
             app.attach(print, "a")  # type: ignore[arg-type]
         with pytest.raises(SignatureError, match="queue=0"):
             app.attach("a", lambda message: None, queue=0)

@@ -74,7 +74,7 @@ REFUSED = {
         ("deferreds", "--uvloop"),
         "needs reactor='twisted', but the requested reactor is 'asyncio'",
     ),
-    "two apps": (("mine", "deferreds"), "run them in separate processes"),
+    "two apps": (("mine", "deferreds"), "run these apps in separate processes"),
     "an import": (("early",), "Import the reactor inside a function"),
 }
 

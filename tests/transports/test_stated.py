@@ -353,7 +353,7 @@ def test_a_fixed_topic_that_no_route_takes_is_a_warning(tmp_path: Any) -> None:
         "@app.subscribe('a')\n@app.subscribe('b.{name}')\ndef take(body: bytes): ...\n"
     )
     more = {"dropping": "", "heard": "app.subscribe('*')(print)\n", "hooked": "app.on_unrouted(print)\n"}
-    said = "connect:tcp://127.0.0.1:1 gives all messages the topic 'eddn', which no pattern of the app matches"
+    said = "all messages of connect:tcp://127.0.0.1:1 have the topic 'eddn', which no pattern of the app matches"
     for name, lines in more.items():
         (tmp_path / f"{name}.py").write_text(program + lines)
         checked = CliRunner().invoke(main, ["check", name, "--app-dir", str(tmp_path)])
@@ -369,6 +369,8 @@ async def test_the_start_warns_of_a_fixed_topic_that_no_route_takes(caplog: pyte
     app.subscribe("a")(print)
     async with running(app):
         pass
-    (warning,) = [record for record in caplog.records if "gives all messages" in record.message]
+    (warning,) = [record for record in caplog.records if "all messages of" in record.message]
     assert warning.levelno == logging.WARNING
-    assert warning.message.startswith("feeds: connect:tcp://127.0.0.1:1 gives all messages the topic 'eddn', which no")
+    assert warning.message.startswith(
+        "feeds: all messages of connect:tcp://127.0.0.1:1 have the topic 'eddn', which no"
+    )

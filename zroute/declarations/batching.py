@@ -58,19 +58,21 @@ def plan_lists(
     name, given = name_of(route.function), f"batch={batch} passes lists of messages"
     if call.envelope is not None:
         raise SignatureError(
-            f"{given}, but parameter {call.envelope!r} of {name} is the Envelope of a single message: use a Topic "
-            "or a capture instead (all messages of a list then have the same topic), or remove batch=",
+            f"{given}, but parameter {call.envelope!r} of {name} is the Envelope of a single message: replace "
+            "the parameter with a Topic or a capture (all messages of a list then have the same topic); or remove "
+            "batch=",
             parameter=call.envelope,
             where=route.where,
         )
     if call.schema is NO_BODY:
-        raise SignatureError(f"{given}, but {name} has no parameter for the list: add one", where=route.where)
+        text = f"{given}, but {name} has no parameter for the list: add a parameter such as messages: list[Quote]"
+        raise SignatureError(text, where=route.where)
     item = _item(call.schema)
     if item is None or item in (Envelope, Topic):
         wanted = describe(call.schema) if item is None and get_origin(call.schema) is None else "Quote"
         raise SignatureError(
-            f"{given}, but parameter {call.body!r} of {name} is declared as {describe(call.schema)}: annotate it as a "
-            f"list of the type of one message, such as list[{wanted}]",
+            f"{given}, but parameter {call.body!r} of {name} is declared as {describe(call.schema)}: annotate the "
+            f"parameter with a list of single messages, such as list[{wanted}]",
             parameter=call.body,
             where=route.where,
         )

@@ -104,8 +104,8 @@ def converter_of(hint: Any, name: str, where: str) -> Converter:
         convert = _CONVERTERS.get(kind) if hashable(kind) else None
     if convert is None:
         raise SignatureError(
-            f"capture {name!r} can't be converted to {describe(hint)}: annotate it as str, int, float, bool, UUID, "
-            "date, datetime, a Literal of texts and ints, or an enum",
+            f"capture {name!r} can't be converted to {describe(hint)}: annotate the parameter as str, int, float, "
+            "bool, UUID, date, datetime, a Literal of str and int values, or an enum",
             parameter=name,
             where=where,
         )

@@ -124,9 +124,9 @@ _VALUES: Final[Mapping[str, tuple[int, int]]] = {
     "reconnect_ivl_max": (0, _NUMBER_MAX),
 }
 
-_ABORTS = "libzmq 4.3.5 ends the process"
+_ABORTS = "with this option, libzmq 4.3.5 ends the process"
 _HEARTBEAT = (
-    f"{_ABORTS} with this option if a publisher dies while a subscriber's queue is full. zroute detects silent "
+    f"{_ABORTS} if a publisher dies while a subscriber's queue is full. zroute detects silent "
     "publishers on the tracked wire; for other peers, use tcp_keepalive_idle"
 )
 _NO_KEYS = "this version of zroute supports neither encryption nor authentication, so the option would have no effect"
@@ -135,21 +135,21 @@ _OVERFLOW = 'use App(overflow="raise") or App(overflow="wait")'
 _OWNED: Final[Mapping[str, str]] = {
     "sndhwm": "use limits=Limits(send_queue=…)",
     "rcvhwm": "use limits=Limits(receive_queue=…)",
-    "maxmsgsize": "zroute calculates it from max_message: use limits=Limits(max_message=…)",
-    "linger": "zroute waits for its queues by its own rules: use the drain timeout of run()",
+    "maxmsgsize": "zroute calculates the value from max_message: use limits=Limits(max_message=…)",
+    "linger": "use the drain_timeout of run(), which limits how long zroute waits for unsent messages",
     "heartbeat_ivl": _HEARTBEAT,
     "heartbeat_timeout": _HEARTBEAT,
     "heartbeat_ttl": _HEARTBEAT,
-    "conflate": "it breaks messages of several parts, and drops messages without counting them: use "
-    "limits=Limits(receive_queue=1), or subscribe(stale_after=…)",
-    "immediate": f"{_ABORTS} with this option if a connection is lost while a message is read",
+    "conflate": "the option breaks messages of several parts, and drops messages without counting them: use "
+    "limits=Limits(receive_queue=1); or use subscribe(stale_after=…)",
+    "immediate": f"{_ABORTS} if a connection is lost while a message is read",
     "subscribe": _SUBSCRIBE,
     "unsubscribe": _SUBSCRIBE,
     "xpub_nodrop": _OVERFLOW,
     "xpub_verbose": "zroute must see each subscription exactly once",
     "xpub_verboser": "zroute must see each subscription exactly once",
     "xpub_manual": "zroute handles subscriptions itself",
-    "xpub_welcome_msg": "use publisher(keep='last'), or a function under @app.on_startup",
+    "xpub_welcome_msg": "use publisher(keep='last'), or publish in a function under @app.on_startup",
     "invert_matching": "handlers would receive the messages that their patterns do not match",
     "identity": "the PUB and SUB sockets of an app have no identity",
     "routing_id": "the PUB and SUB sockets of an app have no identity",

@@ -115,10 +115,10 @@ REPLY_DEFAULTS: ReplyOptions = {
 
 NOT_FOR_REPLIES = {
     "batch": "each request gets its own reply",
-    "stale_after": "a request ends with its caller's timeout",
-    "ordered": "requests of one topic are answered at the same time",
+    "stale_after": "a request ends at the timeout of its caller",
+    "ordered": "requests of the same topic are always handled concurrently",
     "keep": "a reply is sent to its caller only",
-    "copy": "one handler answers each request, so its message is its own",
+    "copy": "only one handler receives each request, so no other handler shares the message",
 }
 """The options of other handlers that `Routes.reply` refuses, and the reasons."""
 
@@ -176,10 +176,10 @@ WORK_DEFAULTS: WorkOptions = {
 NOT_FOR_WORK = {
     "retry": "only the owner of the jobs retries a job, with app.job_queue(…, retry=…)",
     "dead": "only the owner of the jobs publishes dead letters, with app.job_queue(…, dead=…)",
-    "ordered": "jobs have no order, since they are shared among workers",
-    "stale_after": "a job is done however long it has waited",
-    "queue": "jobs wait at their owner, with app.job_queue(…, waiting=…)",
-    "copy": "one handler does each job, so its message is its own",
+    "ordered": "several workers share the jobs, so jobs have no order",
+    "stale_after": "a job has no maximum age",
+    "queue": "only the owner of the jobs limits waiting jobs, with app.job_queue(…, waiting=…)",
+    "copy": "only one handler receives each job, so no other handler shares the message",
 }
 """The options of other handlers that `Routes.work` refuses, and the reasons."""
 
@@ -243,12 +243,12 @@ def moved(name: str, now: str) -> Callable[[F], F]:
         @wraps(function)
         def guarded(*args: Any, **options: Any) -> Any:
             if name in options:
-                fault = f"{name}= is no longer an option here: write {now.replace('…', repr(options[name]))}"
+                fault = f"{owner}() no longer has the option {name!r}: write {now.replace('…', repr(options[name]))}"
                 raise SignatureError(fault, parameter=name, where=users_line())
             wrong = next((each for each in options if each not in known), None)
             if wrong is not None:
                 raise SignatureError(
-                    f"{owner}() has no option {wrong!r}: its options are {', '.join(known)}",
+                    f"{owner}() has no option {wrong!r}: the options are {', '.join(known)}",
                     parameter=wrong,
                     where=users_line(),
                 )
@@ -268,7 +268,7 @@ def refuse(decorator: str, given: Iterable[str], reasons: Mapping[str, str]) -> 
     """
     for name in given:
         if name in reasons:
-            fault = f"{decorator} takes no {name}: {reasons[name]}; remove {name}= from {decorator}"
+            fault = f"{decorator} does not accept {name}=: {reasons[name]}; remove {name}= from {decorator}"
             raise SignatureError(fault, parameter=name, where=users_line())
 
 
@@ -282,12 +282,12 @@ def complete(function: str, given: Options, defaults: Options) -> Options:
     for name in given:
         if name not in defaults:
             raise TypeError(
-                f"{function}() got an unexpected keyword argument {name!r}: its options are {', '.join(defaults)}"
+                f"{function}() got an unexpected keyword argument {name!r}: the options are {', '.join(defaults)}"
             )
     chosen: dict[str, Any] = {**defaults, **given}
     for name in NEEDS.keys() & given.keys():
         needed = NEEDS[name]
         if chosen[name] != defaults[name] and chosen[needed] is None:  # type: ignore[literal-required]
-            fault = f"{name}={chosen[name]!r} has no effect without {needed}=: add {needed}=, or remove {name}="
+            fault = f"{name}={chosen[name]!r} has no effect without {needed}=: add {needed}=; or remove {name}="
             raise SignatureError(fault, parameter=name, where=users_line())
     return cast("Options", chosen)

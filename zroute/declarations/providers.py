@@ -81,8 +81,8 @@ def provided(name: str, hint: Any, given: Mapping[Any, Any], *, own_codec: bool,
     if len(found) > 1:
         several = " and ".join(describe(value.kind) for value in found)
         raise SignatureError(
-            f"parameter {name!r} is annotated with {describe(wanted)}, but several resources satisfy it ({several}): "
-            "annotate it with the type of one of them",
+            f"parameter {name!r} is annotated with {describe(wanted)}, but several resources have this type "
+            f"({several}): annotate the parameter with the type of one resource",
             parameter=name,
             where=where,
         )
@@ -104,12 +104,12 @@ def may_be_body(hint: Any) -> bool:
 
 
 _FRAMEWORKS = ("fastapi", "faststream", "fast_depends")
-_IN_HEADERS = "take the message as `envelope: Envelope`, and read envelope.headers"
-_IN_TOPIC = "name a capture {{{name}}} in the pattern, and annotate the parameter with the type alone"
-_IS_BODY = "annotate the parameter with the type of the body alone"
+_IN_HEADERS = "replace the parameter with `envelope: Envelope`, and read envelope.headers"
+_IN_TOPIC = "write the capture {{{name}}} in the pattern, and annotate the parameter with only its type"
+_IS_BODY = "annotate the parameter with only the type of the body"
 _RESOURCE = (
     "write an @app.resource that yields the object, as in `@app.resource def {name}() -> Iterator[Database]`, and "
-    "annotate the parameter with the class that it yields"
+    "annotate the parameter with the class of the object"
 )
 _REMEDIES = {
     "Header": _IN_HEADERS,

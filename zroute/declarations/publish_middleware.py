@@ -50,15 +50,14 @@ def _parameters(factory: Hook, around: Any, info: RouteInfo) -> tuple[tuple[str,
     name = name_of(factory.function)
     if not callable(around):
         raise SignatureError(
-            f"{name} returned {around!r} for {info.name!r}: return a function, as in def around(message), or "
-            "return call itself to leave the publisher unchanged",
+            f"{name} returned {around!r} for {info.name!r}, not a function: return a function such as "
+            "def around(message); or return call to leave the publisher unchanged",
             where=factory.where,
         )
     if is_coroutine_function(around) or is_generator_function(around):
         raise SignatureError(
-            f"{name} returned {name_of(around)}, which is async or a generator, but publish() can't wait: write a "
-            "plain "
-            "def around(message) that returns call(message)",
+            f"{name} returned {name_of(around)}, which is async or a generator, but publish() can't wait: return "
+            "a plain function def around(message) that returns call(message)",
             where=factory.where,
         )
     hints = hints_of(around, factory.namespace, factory.where)
@@ -100,8 +99,8 @@ def make_around(factory: Hook, call: Callable[..., Any], info: RouteInfo, form: 
         *_, last = traceback.extract_tb(error.__traceback__)
         raise SignatureError(
             f"{name} failed for {info.name} at {info.where}: {type(error).__name__}: {error} "
-            f"({short_path(last.filename)}:{last.lineno}); zroute calls {name} once before the app starts, not for "
-            f"each message: write {form}, and return a function around(message)",
+            f"({short_path(last.filename)}:{last.lineno}). zroute calls {name} once, before the app starts: "
+            f"write {form}, and return a function around(message)",
             where=factory.where,
         ) from error
 

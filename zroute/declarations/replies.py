@@ -68,8 +68,8 @@ def _check_generator(route: Route, hint: Any) -> None:
         element = get_args(hint)[0] if get_args(hint) else Any
     shown = "…" if element in (Any, NoneType) else describe(element)
     raise SignatureError(
-        f"{name_of(route.function)} is {'an async' if later else 'a'} generator, but declares {describe(hint)}: "
-        f"annotate an iterator of its values, as in -> {kind}[{shown}]",
+        f"{name_of(route.function)} is {'an async' if later else 'a'} generator, but has the return type "
+        f"{describe(hint)}: declare an iterator of the yielded values, as in -> {kind}[{shown}]",
         where=route.where,
     )
 

@@ -134,9 +134,9 @@ def compile_resources(
         other = by_kind.setdefault(kind, resource)
         if other is not resource:
             raise SignatureError(
-                f"{name_of(resource.function)} yields {describe(kind)}, and so does {name_of(other.function)} at "
-                f"{other.where}, but each type can have only one resource: use a different class or typing.NewType "
-                "for each",
+                f"{name_of(resource.function)} and {name_of(other.function)} at {other.where} both yield "
+                f"{describe(kind)}, but only one resource can yield a type: use a different class or typing.NewType "
+                "for each resource",
                 where=resource.where,
             )
     given = {**given, **{kind: Needed(kind) for kind in by_kind}}
@@ -149,8 +149,8 @@ def compile_resources(
     except CycleError as error:
         circle = [compiled[kind] for kind in reversed(error.args[1])]
         raise SignatureError(
-            f"resources depend on each other in a cycle, so none can be opened first: {_drawn(circle)}; create one of "
-            "them inside the function of another",
+            f"resources depend on each other in a cycle, so none can be opened first: {_drawn(circle)}; create the "
+            "object of one resource inside the function of another resource",
             where=circle[0].where,
         ) from None
     resources = tuple(compiled[kind] for kind in order)
@@ -165,8 +165,8 @@ def _refuse_short_lived(resources: Sequence[CompiledResource]) -> None:
         for kind in one.call.needs:
             if one.scope == "app" and kind in of_messages:
                 raise SignatureError(
-                    f"{one.name} is open while the app runs, but {describe(kind)} has scope='message' and is open for "
-                    f"one message only: give {one.name} scope='message' too",
+                    f"{one.name} is open while the app runs, but needs {describe(kind)}, which is open for only one "
+                    f"message (scope='message'): set scope='message' for {one.name} too",
                     where=one.where,
                 )
 
@@ -183,14 +183,14 @@ def _kind(resource: Resource, given: Mapping[Any, Any]) -> Any:
     if kind in (None, NoneType, Any, object):
         is_async = inspect.isasyncgenfunction(resource.function)
         raise SignatureError(
-            f"{name} does not declare what it yields: annotate it, as in "
+            f"{name} does not declare the type that it yields: add a return annotation, as in "
             f"`{'async ' if is_async else ''}def {name[:-2]}() -> {'Async' if is_async else ''}Iterator[Database]`",
             where=resource.where,
         )
     if kind in given or kind in (Envelope, Topic) or _is_builtin(kind):
         raise SignatureError(
-            f"{name} yields {describe(kind)}, so every parameter of that type would receive it: yield an object of "
-            "your own class or of a typing.NewType",
+            f"{name} yields {describe(kind)}, so every parameter of that type would receive the object: yield an "
+            "object of your own class or of a typing.NewType",
             where=resource.where,
         )
     return kind
@@ -209,10 +209,9 @@ def _resource(kind: Any, resource: Resource, given: Mapping[Any, Any]) -> Compil
     of_message = call.envelope or next(iter(call.constants.topic), None)
     if of_message:
         raise SignatureError(
-            f"{name} needs {of_message!r}, but a resource does not receive the message: set a ContextVar in a "
-            "middleware "
-            "that takes an Envelope or a Topic, and read it here"
-            + (", in a resource with scope='message'" if resource.scope == "app" else ""),
+            f"parameter {of_message!r} of {name} needs the message, but resources do not receive messages: set a "
+            "ContextVar in a middleware with an Envelope or Topic parameter, and read the ContextVar in the resource"
+            + (" (with scope='message')" if resource.scope == "app" else ""),
             parameter=of_message,
             where=resource.where,
         )
@@ -220,8 +219,8 @@ def _resource(kind: Any, resource: Resource, given: Mapping[Any, Any]) -> Compil
     if missing:
         wanted = describe(hints_of(resource.function, resource.namespace, resource.where).get(missing, Any))
         raise SignatureError(
-            f"{name} needs {missing!r}, but no resource yields {wanted}: {describe(kind)} -> {wanted} (missing); "
-            f"write an @app.resource that yields {wanted}, or give the parameter a default",
+            f"parameter {missing!r} of {name} needs {wanted}, but no resource yields {wanted}: {describe(kind)} -> "
+            f"{wanted} (missing); write an @app.resource that yields {wanted}; or give the parameter a default",
             parameter=missing,
             where=resource.where,
         )

@@ -481,8 +481,8 @@ class Routes:
         parsed = self._parse((pattern,), where, "job_queue")[0]
         if not parsed.is_template:
             raise PatternError(
-                f"the pattern of a job queue can't have a wildcard, and {parsed.text!r} stands for many topics: write "
-                "a capture such as {name} for the part that varies",
+                f"job_queue({parsed.text!r}) can't put a job to several topics: write a capture such as {{name}} "
+                "in place of each wildcard",
                 pattern=pattern,
                 where=where,
             )
@@ -564,7 +564,7 @@ class Routes:
         if not is_generator_function(opener):
             raise SignatureError(
                 f"resource must decorate a generator function, but {name_of(function)} has no yield: open the object, "
-                "yield it once, close it",
+                "yield the object once, and then close it",
                 where=where,
             )
         self._resources.append(Resource(opener, where, local_names(function), scope))
@@ -752,8 +752,8 @@ class Routes:
         if is_coroutine_function(function) or is_generator_function(function):
             inner = "publish" if what == "publish_middleware" else "the handler"
             raise SignatureError(
-                f"{what} calls {name_of(function)} once to get the function around {inner}, so it can't be "
-                f"async or a generator: write def {name_of(function)[:-2]}(call, route), and return a function",
+                f"{name_of(function)} can't be async or a generator: {what} calls {name_of(function)} once to get the "
+                f"function around {inner}; write def {name_of(function)[:-2]}(call, route), and return a function",
                 where=where,
             )
         factories.append(Hook(function, where, local_names(function)))
@@ -834,8 +834,8 @@ class Routes:
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise SignatureError(
-                    f"on_error takes exception classes, not {name_of(kind) if callable(kind) else repr(kind)}: write "
-                    "@app.on_error(ValueError), or @app.on_error() for all exceptions",
+                    f"on_error got {name_of(kind) if callable(kind) else repr(kind)}: expected exception classes, as "
+                    "in @app.on_error(ValueError), or no argument for all exceptions",
                     where=where,
                 )
 
@@ -873,13 +873,13 @@ class Routes:
         where = users_line()
         self._check_open("include", where)
         if not isinstance(routes, Routes):
-            raise SignatureError(f"include takes a zroute.Routes, not {routes!r}", where=where)
+            raise SignatureError(f"include({routes!r}): expected a zroute.Routes", where=where)
         if self in routes._groups():
             raise SignatureError("a group can't include itself", where=where)
         if routes.separator != self.separator:
             raise SignatureError(
-                f"the patterns of the group at {routes.where} have {routes.separator!r} between segments, and the "
-                f"patterns here have {self.separator!r}: write Routes(separator={self.separator!r})",
+                f"the group at {routes.where} has separator={routes.separator!r}, but the app or group that includes "
+                f"the group has separator={self.separator!r}: write Routes(separator={self.separator!r})",
                 parameter="separator",
                 where=where,
             )
@@ -924,12 +924,12 @@ class Routes:
     def _check_open(self, what: str, where: str) -> None:
         if self._frozen_by:
             ways = {
-                "subscribe": ", or use app.attach while it runs",
-                "publisher": ", or use app.publish(topic, message)",
+                "subscribe": "; or use app.attach while the app runs",
+                "publisher": "; or use app.publish(topic, message)",
             }
             raise AppFrozenError(
-                f"{what} comes too late: {self._frozen_by} is already compiled; register before the app starts"
-                + ways.get(what.partition("(")[0], ""),
+                f"{what} is too late, because {self._frozen_by} is already compiled: move this call before the start "
+                "of the app" + ways.get(what.partition("(")[0], ""),
                 where=where,
             )
 
@@ -964,8 +964,8 @@ def make_route(
         raise SignatureError(text, parameter="stale_after", where=where)
     if options["thread"] and (is_coroutine_function(function) or is_generator_function(function)):
         raise SignatureError(
-            f"{name_of(function)} can't run in a thread: thread=True is for plain functions that block; remove it, "
-            "or remove async and yield",
+            f"{name_of(function)} is async or a generator, but thread=True is for plain functions that block: "
+            "remove thread=True; or remove async and yield",
             parameter="thread",
             where=where,
         )
@@ -985,7 +985,7 @@ def check_attached(pattern: Any, function: Any, where: str) -> None:
         return
     text = f"attach({pattern!r}, {function!r}): "
     if callable(pattern) and not callable(function):
-        text = f"attach({name_of(pattern)}, {function!r}): the arguments are swapped, "
+        text = f"attach({name_of(pattern)}, {function!r}): the arguments are swapped; "
     raise SignatureError(
         f"{text}expected a pattern and a function, as in app.attach('rooms.*', on_message)",
         parameter="function",
@@ -1024,7 +1024,7 @@ def joined(prefix: str, pattern: Pattern) -> Pattern:
         if not parse(prefix, separator).is_concrete:
             raise PatternError(
                 f"{pattern.text} can't follow the prefix {prefix!r}, which contains a wildcard or capture: "
-                "write the pattern with '>', or use a prefix without wildcards and captures",
+                "write a pattern with '>' instead of startswith; or use a prefix without wildcards and captures",
                 pattern=pattern.text,
             )
         return parse(startswith(f"{prefix}{separator}".encode() + (pattern.prefix or b"")), separator)
@@ -1033,9 +1033,9 @@ def joined(prefix: str, pattern: Pattern) -> Pattern:
 
 _WITHOUT_PATTERN = {
     "publisher": ": write @app.publisher('news.{name}'), with parentheses",
-    "requester": ", and is no decorator: write prices = app.requester('prices.{symbol}', Ask, Price)",
-    "job_queue": ", and is no decorator: write jobs = app.job_queue('jobs.{kind}', Job), and @app.work('jobs.{kind}') "
-    "above the function that does the jobs",
+    "requester": ", and can't be used as a decorator: write prices = app.requester('prices.{symbol}', Ask, Price)",
+    "job_queue": ", and can't be used as a decorator: write jobs = app.job_queue('jobs.{kind}', Job), and "
+    "@app.work('jobs.{kind}') above the function that does the jobs",
 }
 """The advice for a call with a function as its first argument, by the name of the method."""
 
@@ -1076,8 +1076,8 @@ def parse_patterns(
         )
     if decorator in _SENDERS and not isinstance(first, str | Pattern):
         raise PatternError(
-            f"{decorator}({', '.join(map(_shown, patterns))}, …): the pattern of the topics comes first, as in "
-            f"{_SENDERS[decorator]}",
+            f"{decorator}({', '.join(map(_shown, patterns))}, …): expected the pattern of the topics as the first "
+            f"argument, as in {_SENDERS[decorator]}",
             pattern=None,
             where=where,
         )
@@ -1089,8 +1089,8 @@ def parse_patterns(
     for pattern in parsed[1:]:
         if set(pattern.captures) != names:
             raise PatternError(
-                f"the patterns of one route must capture the same names, but {parsed[0].text!r} and {pattern.text!r} "
-                "do not: use two decorators, or give both the same captures",
+                f"the patterns {parsed[0].text!r} and {pattern.text!r} of one route have different captures: "
+                "write the same captures in both patterns; or use a decorator for each pattern",
                 pattern=pattern.text,
                 where=where,
             )
@@ -1113,7 +1113,7 @@ def _check_batch(batch: Any, queue: Any, where: str) -> None:
         raise SignatureError(fault, parameter="batch", where=where)
     if isinstance(queue, int) and batch > queue:
         raise SignatureError(
-            f"batch={batch} with queue={queue}: the queue has no room for a whole list; use queue={batch} or more",
+            f"batch={batch} exceeds queue={queue}, so the queue can't hold a full list: use queue={batch} or more",
             parameter="batch",
             where=where,
         )
@@ -1130,8 +1130,8 @@ def _checked_retry(retry: Any, function: Callable[..., Any] | None, where: str) 
         fault = "expected delays of 0 seconds or more"
     elif retry and function is not None and is_generator_function(function):
         fault = (
-            f"{name_of(function)} is a generator, so a further attempt would publish its first values again: catch "
-            "errors inside it, or remove retry"
+            f"{name_of(function)} is a generator, so a further attempt would publish the first values again: catch "
+            f"errors inside {name_of(function)}; or remove retry="
         )
     if fault is not None:
         raise SignatureError(f"retry={retry!r}: {fault}", parameter="retry", where=where)
@@ -1146,22 +1146,22 @@ def _checked_dead(dead: Any, patterns: tuple[Pattern, ...], where: str) -> Patte
     pattern = parse_patterns((dead,), where, separator)[0] if isinstance(dead, str | Pattern) and dead else None
     fault = None
     if pattern is None:
-        fault = 'expected the topic for messages after their last attempt, such as dead="dead.{kind}"'
+        fault = 'expected a topic for dead letters, such as dead="dead.{kind}"'
     elif pattern.rest is not None:
         fault = (
-            f"it has {{{pattern.rest}+}}, which captures several segments, and a topic to publish to has one there: "
+            f"{{{pattern.rest}+}} captures several segments, but each capture in dead= must be one segment: "
             "write a capture of one segment"
         )
     elif not pattern.is_template:
         fault = (
-            "it contains a wildcard, but a message is published to one topic: use a capture of "
+            "a dead letter is published to one topic, so dead= can't contain a wildcard: use a capture of "
             f"{patterns[0].text!r} instead"
         )
     elif several := {each.rest for each in patterns} & set(pattern.captures):
-        fault = f"{{{min(map(str, several))}+}} can be several segments, but a published topic needs a single one there"
+        fault = f"{{{min(map(str, several))}+}} can be several segments, but each capture in dead= must be one segment"
     elif unknown := set(pattern.captures) - set(patterns[0].captures):
         fault = (
-            f"nothing fills {{{min(unknown)}}}: {patterns[0].text!r} does not capture it; use only captures of "
+            f"nothing fills {{{min(unknown)}}}, because {patterns[0].text!r} has no such capture: use only captures of "
             "that pattern"
         )
     if fault is not None:
@@ -1179,8 +1179,8 @@ def _checked_timeout(timeout: Any, function: Callable[..., Any], where: str, *, 
     elif not (thread or is_coroutine_function(function)):
         kind = "a generator" if is_generator_function(function) else "a plain function"
         fault = (
-            f"{name_of(function)} is {kind}, which can't be interrupted: write an async function, or use thread=True "
-            "for a function that blocks"
+            f"{name_of(function)} is {kind}, which can't be interrupted: write an async function; or, for a "
+            "function that blocks, use thread=True"
         )
     if fault is not None:
         raise SignatureError(f"timeout={timeout!r}: {fault}", parameter="timeout", where=where)
@@ -1193,8 +1193,8 @@ def _check_callable(function: Any, decorator: str, where: str) -> None:
     # A class is callable, but as a decorator's target it is almost always a mistake.
     if inspect.isclass(function):
         raise SignatureError(
-            f"{decorator} decorates a function, not the class {name_of(function)[:-2]}: "
-            "decorate a method of an instance",
+            f"{decorator} decorates a function, not the class {name_of(function)[:-2]}: register a method of an "
+            "instance",
             where=where,
         )
 

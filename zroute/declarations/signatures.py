@@ -311,10 +311,10 @@ def needs_of(
         signature.bind(*arguments, **needs)
     except TypeError as error:
         called = f"with {', '.join(arguments)}" if arguments else "without arguments"
-        by_name = f", or be named {' or '.join(named)}" if named else ""
+        by_name = f"; or name it {' or '.join(named)}" if named else ""
         raise SignatureError(
-            f"{name_of(function)} can't be called {called}: {error}; further parameters must be annotated as App or "
-            f"with the type of a resource{by_name}",
+            f"{name_of(function)} can't be called {called}: {error}; annotate each further parameter as App or with "
+            f"the type of a resource{by_name}",
             where=where,
         ) from error
     for hidden in forwarded(function):
@@ -334,8 +334,8 @@ def hints_of(function: Callable[..., Any], namespace: Mapping[str, Any] | None, 
         return typing.get_type_hints(target, localns=_names(target, namespace), include_extras=True)
     except NameError as error:
         raise SignatureError(
-            f"{name_of(function)} is annotated with {error.name!r}, which can't be resolved at run time: "
-            "import it outside of TYPE_CHECKING, above the handler",
+            f"the annotation {error.name!r} of {name_of(function)} can't be resolved at run time: import {error.name} "
+            "above the function, outside of TYPE_CHECKING",
             where=where,
         ) from error
     except Exception as error:  # evaluating an annotation runs the user's expression, which may raise any error
@@ -363,12 +363,14 @@ def _return_of(function: Any) -> Any:
 
 def _parameters(function: Callable[..., Any], where: str) -> dict[str, inspect.Parameter]:
     if not callable(function):
-        raise SignatureError(f"{function!r} is not a function: decorate a function, or pass one", where=where)
+        raise SignatureError(f"{function!r} is not a function: decorate or pass a function", where=where)
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError) as error:
         raise SignatureError(
-            f"{name_of(function)} has no signature that Python can read: wrap it in a function of your own", where=where
+            f"Python can't read the signature of {name_of(function)}: register a function of your "
+            f"own that calls {name_of(function)}",
+            where=where,
         ) from error
     # The signature of a partial still lists arguments that are bound by keyword, as if they had defaults.
     bound = function.keywords if isinstance(function, partial) else {}
@@ -389,8 +391,8 @@ def _only(optional: list[str], function: Callable[..., Any], where: str) -> str 
     if len(optional) > 1:
         raise SignatureError(
             f"parameters {optional[0]!r} and {optional[1]!r} of {name_of(function)} both have a default, so either "
-            "could receive the body: remove the default of the parameter that receives the body, or bind the other one "
-            "with functools.partial",
+            "could receive the body: remove the default of the parameter that receives the body; or bind the other "
+            "parameter with functools.partial",
             parameter=optional[1],
             where=where,
         )
@@ -422,7 +424,7 @@ def _refuse_unbound_self(
     is_method = isinstance(function, types.FunctionType) and parent and not parent.endswith("<locals>")
     if is_method and first and first.name in ("self", "cls") and first.annotation is inspect.Parameter.empty:
         raise SignatureError(
-            f"{name_of(function)} is a method without its instance: register the bound method, "
+            f"{name_of(function)} is a method without an instance: register the method of an instance, as in "
             f"app.{decorator}(pattern)(instance.{function.__name__})",
             parameter=first.name,
             where=where,
@@ -472,8 +474,8 @@ def _hides(function: Callable[..., Any], hidden: Callable[..., Any], where: str)
     wrapper = getattr(function, "__qualname__", None) or type(function).__qualname__
     names = ", ".join(inspect.signature(hidden).parameters)
     return SignatureError(
-        f"{wrapper}() hides the parameters of {name_of(hidden)[:-1]}{names}) behind *args, so they can't be "
-        "filled by name and type: put @functools.wraps(function) above the wrapper (in a class, call "
+        f"{wrapper}() hides the parameters of {name_of(hidden)[:-1]}{names}) behind *args, so zroute can't "
+        "fill these parameters by name and type: put @functools.wraps(function) above the wrapper (in a class, call "
         "functools.update_wrapper(self, function))",
         where=where,
     )
@@ -495,8 +497,8 @@ def _refuse_markers(
         if found is not None:
             marker, remedy = found
             raise SignatureError(
-                f"parameter {name!r} of {name_of(function)} uses {marker}(…), which belongs to another framework, "
-                f"and zroute does not support it: {remedy}",
+                f"parameter {name!r} of {name_of(function)} uses {marker}(…), a marker of another framework that "
+                f"zroute does not support: {remedy}",
                 parameter=name,
                 where=where,
             )
@@ -511,11 +513,10 @@ def _refuse_unprovided(
         if not may_be_body(asked(hint)):
             wanted = describe(asked(hint))
             raise SignatureError(
-                f"parameter {name!r} of {name_of(function)} is annotated with {wanted}, but no message can have that "
-                "type and no "
-                f"resource yields it (the app's resources: {', '.join(yielded) or 'none'}): write an @app.resource "
-                "that "
-                f"yields {wanted}, name a capture {{{name}}} in the pattern, or give the parameter a default",
+                f"parameter {name!r} of {name_of(function)} is annotated with {wanted}, but no message can have this "
+                f"type, and no resource yields {wanted} (the app's resources: {', '.join(yielded) or 'none'}): write "
+                f"an @app.resource that yields {wanted}; or write a capture {{{name}}} in the pattern; or give the "
+                "parameter a default",
                 parameter=name,
                 where=where,
             )
@@ -525,10 +526,10 @@ def _refuse_two(names: list[str], what: str, captures: tuple[str, ...], where: s
     if len(names) > 1:
         captured = f"captures {', '.join(map(repr, captures))}" if captures else "captures nothing"
         raise SignatureError(
-            f"parameters {names[0]!r} and {names[1]!r} would both receive the {what}, but only one parameter can: "
-            f"name a capture as in 'news.{{{names[1]}}}' (the pattern {captured}), "
-            "annotate one as Envelope, Topic or App, write an @app.resource that yields its type, "
-            "or give one a default",
+            f"parameters {names[0]!r} and {names[1]!r} would both receive the {what}, but only one parameter can (the "
+            f"pattern {captured}): write a capture in the pattern, as in 'news.{{{names[1]}}}'; or annotate one "
+            "parameter as Envelope, Topic or App; or write an @app.resource that yields its type; or give one a "
+            "default",
             parameter=names[1],
             where=where,
         )
@@ -542,8 +543,8 @@ def _refuse_positional_only(parameters: Mapping[str, inspect.Parameter], by_posi
     for index, (name, parameter) in enumerate(parameters.items()):
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and (index or name != by_position):
             raise SignatureError(
-                f"parameter {name!r} is positional-only, but zroute passes it by name: remove the '/' from the "
-                "signature",
+                f"parameter {name!r} is positional-only, but zroute passes this argument by name: remove the '/' from "
+                "the signature",
                 parameter=name,
                 where=where,
             )

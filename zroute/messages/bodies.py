@@ -166,7 +166,7 @@ def _detected(kind: Any, otherwise: Codec, extras: Extras) -> Decode:
     decoders = {codec.name: with_extras(codec, extras).decoder(kind) for codec in (JSON, MSGPACK)}
     fallback = decoders.get(otherwise.name) or otherwise.decoder(kind)
     if kind is not Any and otherwise in (TEXT, RAW):
-        fallback = _refuse(f"neither JSON nor msgpack, but {describe(kind)} is expected")
+        fallback = _refuse(f"the body is neither JSON nor msgpack; expected {describe(kind)}")
 
     def decode(body: bytes) -> Any:
         codec = detect(body)
@@ -258,7 +258,7 @@ def _neither(body: bytes, error: Exception, in_json: Exception) -> DecodeError:
         json.loads(bytes(body))
     except Exception:
         return DecodeError(f"{_says(error)} (as JSON: {_says(in_json)})")
-    return DecodeError(f"{_says(in_json)} (the body is JSON; otherwise: {_says(error)})")
+    return DecodeError(f"{_says(in_json)} (the body is JSON; as msgpack: {_says(error)})")
 
 
 def _says(error: Exception) -> str:
@@ -319,7 +319,7 @@ def _own_encoder(schema: Any, codec: Codec, extras: Extras) -> Encode:
         except Exception as error:
             raise EncodeError(f"codec {codec.name!r}: {describe_failure(error)}", schema=schema) from error
         if type(body) is not bytes:
-            raise EncodeError(f"codec {codec.name!r} returned {type(body).__name__}, not bytes", schema=schema)
+            raise EncodeError(f"codec {codec.name!r} returned {type(body).__name__}; expected bytes", schema=schema)
         return body
 
     return encode

@@ -74,7 +74,7 @@ def structurer(schema: Any, *, str_keys: bool, extras: Extras = NO_EXTRAS) -> St
     def convert(value: Any, hint: Any) -> Any:
         made = msgspec.convert(value, hint, strict=True, str_keys=str_keys, dec_hook=extras.decode)
         if finite and not is_bounded(made):  # plain data has only finite numbers, so it is a Decimal
-            raise DecodeError("a Decimal that is not finite")
+            raise DecodeError("a Decimal is not finite; expected a finite number")
         return made
 
     def by_msgspec(hint: Any) -> Callable[[Any, Any], Any]:
@@ -108,8 +108,8 @@ def structurer(schema: Any, *, str_keys: bool, extras: Extras = NO_EXTRAS) -> St
         raise
     except Exception as error:
         raise SchemaError(
-            f"{describe(schema)} can't be decoded without ambiguity ({error}): use a tag, classes with different "
-            "fields, or other types",
+            f"{describe(schema)} can't be decoded without ambiguity ({error}): use a tag; or classes with different "
+            "fields; or other types",
             schema=schema,
         ) from error
     return lambda value: hook(value, schema)
@@ -248,7 +248,7 @@ def _check_map(value: Any, kind: Any) -> None:
 
 
 def _lacking(kind: Any, name: str) -> DecodeError:
-    return DecodeError(f"{describe(kind)} requires the field {name!r}, which is missing")
+    return DecodeError(f"the field {name!r} of {describe(kind)} is missing")
 
 
 def _required(kind: Any) -> list[str]:
@@ -362,9 +362,9 @@ def _by_fields(classes: list[Any], converter: cattrs.Converter) -> Structure:
     if other is not None:
         union = " | ".join(map(describe, classes))
         raise SchemaError(
-            f"the classes of {union} can't be distinguished, because {describe(other)} is neither an attrs class nor a "
-            "dataclass: make all of them attrs classes or dataclasses, or all of them Structs with a tag, as in class "
-            f"{describe(other)}(msgspec.Struct, tag=True)",
+            f"zroute can't distinguish the classes of {union}, because {describe(other)} is neither an attrs class nor "
+            "a dataclass: make all classes attrs classes or dataclasses; or make all classes Structs with a tag, as in "
+            f"class {describe(other)}(msgspec.Struct, tag=True)",
             schema=other,
         )
     choose = _by_tag(classes) or create_default_dis_func(converter, *classes)
@@ -424,8 +424,8 @@ def _no_class(value: Mapping[Any, Any], classes: list[Any], tags: Mapping[str, t
             return DecodeError(f"field {name!r} of {union} is missing: expected one of {expected}")
         if not any(value[name] == each for each in values):
             return DecodeError(f"field {name!r} of {union} is {reprlib.repr(value[name])}: expected one of {expected}")
-    have = ", ".join(f"{describe(one)} has {', '.join(name for name, _ in _on_the_wire(one))}" for one in classes)
-    return DecodeError(f"its fields {reprlib.repr(list(value))} match no class of {union} ({have})")
+    have = "; ".join(f"{describe(one)} has {', '.join(name for name, _ in _on_the_wire(one))}" for one in classes)
+    return DecodeError(f"the fields {reprlib.repr(list(value))} match no class of {union} ({have})")
 
 
 def unstructurer(

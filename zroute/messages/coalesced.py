@@ -127,7 +127,7 @@ def parse_coalesced(codec: int, body: bytes) -> Coalesced:
         EnvelopeError: the number of messages, the index and the list do not match.
     """
     if len(body) < _COUNT.size:
-        raise EnvelopeError("a coalesced frame that is too short to contain its number of messages")
+        raise EnvelopeError(f"a coalesced frame with a body of {len(body)} bytes; expected at least {_COUNT.size}")
     (many,) = _COUNT.unpack_from(body)
     start = _COUNT.size * (many + 1)
     if not 0 < many <= COALESCED_MAX or len(body) < start:
@@ -135,7 +135,9 @@ def parse_coalesced(codec: int, body: bytes) -> Coalesced:
     (end,) = _COUNT.unpack_from(body, start - _COUNT.size)
     listing = body[start:]
     if len(listing) != end + _LAYOUT.get(codec, (0, 0))[1] or not _is_list(codec, many, listing):
-        raise EnvelopeError(f"a coalesced frame of {many} messages whose index does not match its length")
+        raise EnvelopeError(
+            f"a coalesced frame of {many} messages with an index that does not match the frame's length"
+        )
     return Coalesced(codec, many, body[_COUNT.size : start], listing)
 
 

@@ -250,7 +250,7 @@ class _Format:
         def decode(body: bytes) -> Any:
             value = read(body)
             if not fits(value):
-                raise DecodeError("a number is over 64 bits or not finite")
+                raise DecodeError("a number exceeds 64 bits or is not finite")
             if kind in (dict, list) and type(value) is not kind:
                 raise DecodeError(f"expected a {kind.__name__}, got {type(value).__name__}")
             return value
@@ -324,7 +324,7 @@ def _verified(found: Schema, write: Encode, decode: Decode, codec: _Format) -> E
         if not same:
             raise EncodeError(
                 f"{describe(found.type)} would arrive as {_short(arrives)} instead of the published {_short(message)}: "
-                "declare precise types, and write converters and hooks that leave their own results unchanged",
+                "declare precise types, and write converters and hooks that do not change their own results",
                 schema=found.type,
             )
         return body
@@ -402,9 +402,9 @@ def _why_not_plain(value: Any, natural: bool) -> str:
     """Return how ``value`` would change in an untyped body, and the remedy."""
     kind = type(value)
     if kind is bytes:
-        return "would arrive as text in untyped JSON: declare a type, or use codec='msgpack'"
+        return "would arrive as text in untyped JSON: declare a type; or use codec='msgpack'"
     remedy = (
-        "declare the type of the message at the publisher, requester or job queue, or send lists and dicts of text and "
+        "declare the type of the message at the publisher, requester or job queue; or send lists and dicts of text and "
         "numbers"
     )
     if isinstance(value, (Enum, *_READ_AS_TEXT)):
@@ -427,19 +427,19 @@ def _numpy(value: Any) -> str:
     if not hasattr(value, "dtype"):
         return ""
     if getattr(value, "ndim", 0):
-        return "; convert it with .tolist(), or give the publisher a codec for arrays"
-    return "; convert it with .item()"
+        return "; convert the array with .tolist(), or give the publisher a codec for arrays"
+    return "; convert the value with .item()"
 
 
 def _key(key: Any, natural: bool, fits: Callable[[Any], bool]) -> Any:
     if type(key) is str or (natural and type(key) in (int, bytes, bool, float, type(None))):
         return _plain(key, natural, fits)
     raise EncodeError(
-        f"the key {_short(key)} would arrive as text in untyped JSON: declare a type such as dict[int, str], or use "
+        f"the key {_short(key)} would arrive as text in untyped JSON: declare a type such as dict[int, str]; or use "
         "codec='msgpack'"
         if not natural
         else f"the key {_short(key)} of type {type(key).__name__} can't be a dict key in an untyped message: "
-        "declare the type"
+        "declare the type of the message"
     )
 
 
@@ -454,14 +454,14 @@ def _short(value: Any) -> str:
 
 
 _WHY: Mapping[type, str] = {
-    int: "an integer must fit into 64 bits, and in place of a float it must equal a float",
-    float: "a float can't take the place of an int",
-    datetime.datetime: "the year in UTC must be 1 to 9999, and the zone a whole number of minutes",
-    datetime.time: "the zone must be a whole number of minutes",
+    int: "an integer must fit into 64 bits, and if the type is float, a float must be able to hold the integer exactly",
+    float: "the type int does not allow a float",
+    datetime.datetime: "the year in UTC must be 1 to 9999, and the UTC offset must be a whole number of minutes",
+    datetime.time: "the UTC offset must be a whole number of minutes",
 }
 
 
-_NOT_FINITE = "a {} must be finite; allow others with App(limits=Limits(allow_nan=True))"
+_NOT_FINITE = "a {} must be finite; allow NaN and infinity with App(limits=Limits(allow_nan=True))"
 
 
 def _unfit(schema: Any, allow_nan: bool, message: Any, error: Exception | None = None) -> EncodeError:
@@ -693,7 +693,7 @@ def find_codec(codec: str | Codec, where: str | None = None) -> Codec:
         )
     if not isinstance(codec, Codec):
         raise SchemaError(
-            f"{_short(codec)} is not a codec: it needs name, number, encoder and decoder", schema=codec, where=where
+            f"{_short(codec)} is not a codec: expected name, number, encoder and decoder", schema=codec, where=where
         )
     if isinstance(codec, type):
         raise SchemaError(
@@ -710,12 +710,12 @@ def _fault_of(codec: Codec) -> str | None:
     if not isinstance(name, str) or not name or not name.isprintable():
         return f"{type(codec).__name__} has the name {_short(name)}: expected a printable text, such as 'cbor'"
     if name in BUILTIN:
-        return f"{type(codec).__name__} has the name {name!r} of a codec of zroute: give it another name"
+        return f"{type(codec).__name__} has the name {name!r} of a built-in codec: choose another name"
     if not isinstance(number, int) or number not in _OWN_NUMBERS:
-        return f"{name!r} has the number {_short(number)}: codecs of your own use an int from 128 to 255"
+        return f"{name!r} has the number {_short(number)}: expected an int from 128 to 255"
     for member in ("encoder", "decoder"):
         if not callable(getattr(codec, member)):
-            return f"{name!r} has no method {member}(schema): it is {_short(getattr(codec, member))}"
+            return f"{name!r} has no method {member}(schema): {member} is {_short(getattr(codec, member))}"
     return None
 
 

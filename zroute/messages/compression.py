@@ -150,9 +150,9 @@ def _checked(name: Compression, found: bytes, most: int, *, ended: bool, rest: b
     if len(found) > most:
         raise _too_large(name, most)
     if not ended:
-        raise EnvelopeError(f"a {name} body that ends too early")
+        raise EnvelopeError(f"an incomplete {name} body")
     if rest:
-        raise EnvelopeError(f"{len(rest)} bytes after the end of a {name} body")
+        raise EnvelopeError(f"a {name} body followed by {len(rest)} other bytes")
     return found
 
 
@@ -162,5 +162,5 @@ def _too_large(name: Compression, most: int) -> EnvelopeError:
 
 def _missing(name: Compression, package: str) -> SetupError:
     return SetupError(
-        f"decompress={name!r} needs the package {package}, which is not installed: pip install 'zroute[{name}]'"
+        f"decompress={name!r} needs the package {package}, which is not installed: run pip install 'zroute[{name}]'"
     )

@@ -149,7 +149,9 @@ def _by_pydantic(hint: Any) -> Test:
         except pydantic.ValidationError as error:
             raise ValueError(error.errors(include_url=False)[0]["msg"]) from error
         if type(checked) is not type(value) or checked != value:
-            raise ValueError(f"pydantic converts it to {checked!r:.80}, and only pydantic classes may convert values")
+            raise ValueError(
+                f"pydantic would change the value to {checked!r:.80}, but only pydantic classes may convert values"
+            )
         return True
 
     return test
@@ -183,7 +185,7 @@ _SAMPLES: Mapping[Any, tuple[Any, ...]] = {
     MutableMapping: ({},),
 }
 _EXPECTED = {
-    "MultipleOf": "a number other than 0, and a type of numbers",
+    "MultipleOf": "a number other than 0, for a numeric type",
     "MinLen": "a type with a length",
     "MaxLen": "a type with a length",
     "Timezone": "a datetime or a time",

@@ -318,10 +318,12 @@ def parse_statement(body: bytes) -> Statement:
     Raises EnvelopeError if the body is incomplete or its numbers are inconsistent.
     """
     if len(body) < _STATEMENT.size:
-        raise EnvelopeError(f"a statement of {len(body)} bytes; at least {_STATEMENT.size} are needed")
+        raise EnvelopeError(f"a statement of {len(body)} bytes; expected at least {_STATEMENT.size}")
     part, parts, flags, length = _STATEMENT.unpack_from(body)
     if part >= parts:
-        raise EnvelopeError(f"a statement with the part number {part}, but {parts} parts (part numbers start at 0)")
+        raise EnvelopeError(
+            f"a statement with the part number {part} of {parts} parts; expected a number below the number of parts"
+        )
     at = _STATEMENT.size + length
     if at > len(body):
         raise EnvelopeError("a statement that ends in the middle of its name")
@@ -345,6 +347,6 @@ def parse_beat(body: bytes) -> int:
     ``body`` is the body of a BEAT without the header. Raises EnvelopeError if the body is too short.
     """
     if len(body) < _BEAT.size:
-        raise EnvelopeError(f"a beat of {len(body)} bytes; at least {_BEAT.size} are needed")
+        raise EnvelopeError(f"a beat of {len(body)} bytes; expected at least {_BEAT.size}")
     milliseconds: int = _BEAT.unpack_from(body)[0]
     return milliseconds

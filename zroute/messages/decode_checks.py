@@ -147,7 +147,7 @@ def make_reader(lines: Sequence[str], names: Mapping[str, Any]) -> Decode:
 
 
 def _out_of_bounds() -> None:
-    raise DecodeError("a number is over 64 bits or not finite")
+    raise DecodeError("a number exceeds 64 bits or is not finite")
 
 
 _NO_NUMBERS = frozenset({str, bytes, bool, types.NoneType})

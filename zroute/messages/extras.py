@@ -70,7 +70,7 @@ class Extras:
                 f"expected {kind.__name__}, got {reprlib.repr(data)} ({type(error).__name__}: {error!s:.200})"
             ) from error
         if not isinstance(value, kind):
-            raise TypeError(f"decode of App(types=…) for {kind.__name__} returned {type(value).__name__}")
+            raise TypeError(f"the decode function of App(types=…) for {kind.__name__} returned {type(value).__name__}")
         return value
 
     @contextmanager

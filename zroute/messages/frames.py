@@ -130,13 +130,16 @@ class Frames:
             expected = "bytes" if self.separator != b"" else "at least one byte"
             return "separator", f"expected {expected}, as in Frames(separator=b' ')"
         if self.topic is not None or self.body is not None or self.whole:
-            return "separator", "separator= can't be combined with topic=, body= or whole=: remove them"
+            return (
+                "separator",
+                "separator= can't be combined with topic=, body= or whole=: remove separator= or the other options",
+            )
         return None
 
     def _problem_of_topic(self) -> tuple[str, str] | None:
         topic = self.topic
         if callable(topic) and is_coroutine_function(topic):
-            return "topic", "expected a plain function that returns the topic, not an async one"
+            return "topic", "expected a plain function that returns the topic, not an async function"
         if isinstance(topic, str) and topic.encode(errors="replace").decode() != topic:  # half of a surrogate pair
             return "topic", "the text can't be encoded as UTF-8: pass bytes instead"
         if topic is None or isinstance(topic, str | bytes) or callable(topic):
@@ -150,11 +153,11 @@ class Frames:
     def _problem_of_body(self) -> tuple[str, str] | None:
         body = self.body
         if self.whole and not self._is_named:
-            return "whole", "no part is left for the topic: set it, as in Frames(whole=True, topic='weather')"
+            return "whole", "no part is left for the topic: set topic=, as in Frames(whole=True, topic='weather')"
         if self.whole and body is not None:
-            return "whole", "all parts are the body, so body= can't be set: remove it"
+            return "whole", "all parts are the body, so body= can't be set: remove body="
         if callable(body) and is_coroutine_function(body):
-            return "body", "expected a plain function that returns the body, not an async one"
+            return "body", "expected a plain function that returns the body, not an async function"
         if callable(body) or self.whole or self.separator is not None:
             return None
         if body is not None and (type(body) is not int or not -MAX_PARTS <= body < MAX_PARTS):
@@ -182,9 +185,9 @@ class Frames:
     def problem_of_sending(self) -> str | None:
         """Return the reason why an app can't publish in this form; None if it can."""
         if callable(self.topic):
-            return "topic= is a function, which can only read messages: set topic= to the index of a part"
+            return "a function for topic= can only read messages, not publish: set topic= to the index of a part"
         if callable(self.body):
-            return "body= is a function, which can only read messages: set body= to the index of a part"
+            return "a function for body= can only read messages, not publish: set body= to the index of a part"
         return None
 
     @property
@@ -239,12 +242,13 @@ class Frames:
         shown = topic.decode(errors="backslashreplace")
         if self.separator is not None and self.separator in topic:
             raise TopicError(
-                f"{shown!r} contains {self.separator!r}, which would end the topic: this app has wire={self}",
+                f"topic {shown!r} contains {self.separator!r}, which ends a topic in this app's wire={self}: use "
+                "another topic",
                 topic=shown,
             )
         if self._is_named and topic != self._topic_of()(()):
             raise TopicError(
-                f"{shown!r} can't be published: with this app's wire={self}, all messages have another topic",
+                f"topic {shown!r} can't be published: this app's wire={self} gives all messages another topic",
                 topic=shown,
             )
 
@@ -329,7 +333,7 @@ def _told(error: BaseException) -> str:
 def _at_separator(part: bytes, separator: bytes) -> tuple[bytes, bytes]:
     topic, found, body = part.partition(separator)
     if not found:
-        raise EnvelopeError(f"no {separator!r} after the topic")
+        raise EnvelopeError(f"no separator {separator!r} in the first part")
     return topic, body
 
 
@@ -340,7 +344,9 @@ def _part(what: str, index: int) -> Callable[[tuple[bytes, ...]], bytes]:
         try:
             return parts[index]
         except IndexError:
-            raise EnvelopeError(f"no part {index} for the {what}: the message has only {len(parts)}") from None
+            raise EnvelopeError(
+                f"no part {index} for the {what} in a message of {len(parts)} parts (the first part is 0)"
+            ) from None
 
     return take
 
@@ -350,7 +356,7 @@ def _topic(found: Any) -> bytes:
     if isinstance(found, str):
         return found.encode("utf-8", "surrogateescape")
     if type(found) is not bytes:
-        raise EnvelopeError(f"the topic= function returned {type(found).__name__}, not text or bytes")
+        raise EnvelopeError(f"the topic= function returned {type(found).__name__}; expected text or bytes")
     return found
 
 
@@ -359,7 +365,7 @@ def _body(found: Any) -> bytes:
     if isinstance(found, bytearray | memoryview):
         return bytes(found)
     if type(found) is not bytes:
-        raise EnvelopeError(f"the body= function returned {type(found).__name__}, not bytes")
+        raise EnvelopeError(f"the body= function returned {type(found).__name__}; expected bytes")
     return found
 
 

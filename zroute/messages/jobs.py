@@ -223,7 +223,7 @@ def parse_offer(parts: Sequence[bytes]) -> tuple[Offered, ...]:
         credits, number = _GROUP.unpack_from(offer, at)
         many += number
         if not number or many > OFFER_PATTERNS:
-            raise EnvelopeError(f"an offer without patterns, or with more than {OFFER_PATTERNS}")
+            raise EnvelopeError(f"an offer with an entry without patterns, or with more than {OFFER_PATTERNS} patterns")
         patterns, at = _read_patterns(offer, at + _GROUP.size, number)
         offered.append(Offered(min(credits, CREDITS_MAX), patterns))
     return tuple(offered)
@@ -277,7 +277,7 @@ def parse_report(parts: Sequence[bytes]) -> tuple[bytes, str]:
 def parse_terms(parts: Sequence[bytes]) -> float:
     """Return the seconds in the answer to an offer; see `pack_terms`."""
     if len(parts) != 2 or len(parts[1]) < _TERMS.size:
-        raise EnvelopeError("an answer to an offer without its terms")
+        raise EnvelopeError("an answer to an offer without terms")
     _check_version("an answer to an offer", parts[1])
     milliseconds: int = _TERMS.unpack_from(parts[1])[1]
     return milliseconds / 1000
@@ -291,7 +291,7 @@ def parse_job(parts: Sequence[bytes]) -> JobFrame:
     if len(id) != ID_SIZE:
         raise EnvelopeError(f"a job with an id of {len(id)} bytes; expected {ID_SIZE}")
     if len(topic) > MAX_TOPIC or NUL in topic:
-        raise EnvelopeError("a job whose topic is too long or holds a NUL")
+        raise EnvelopeError(f"a job with an invalid topic; expected at most {MAX_TOPIC} bytes without NUL")
     if len(meta) < _META.size:
         raise EnvelopeError(f"a job with {len(meta)} bytes of meta; expected at least {_META.size}")
     _check_version("a job", meta)
@@ -315,4 +315,6 @@ def _check_headers(packed: bytes) -> None:
 
 def _check_version(what: str, packed: bytes) -> None:
     if not packed or packed[0] != VERSION:
-        raise EnvelopeError(f"{what} of version {packed[0] if packed else 'none'}; expected {VERSION}")
+        raise EnvelopeError(
+            f"{what} {f'of version {packed[0]}' if packed else 'without a version'}; expected version {VERSION}"
+        )

@@ -52,7 +52,7 @@ def _new_adapter(schema: Any) -> Any:
         adapter = pydantic.TypeAdapter(schema)
         adapter.rebuild(raise_errors=True)
     except Exception as error:
-        raise SchemaError(f"pydantic can't carry {describe(schema)}: {error!s:.300}", schema=schema) from error
+        raise SchemaError(f"pydantic does not support {describe(schema)}: {error!s:.300}", schema=schema) from error
     return adapter
 
 
@@ -142,7 +142,7 @@ def _checked(validate: Callable[[bytes], Any], body: bytes, schema: Any, fits: C
 
 def _bounded(value: Any, fits: Check) -> Any:
     if not fits(value):
-        raise DecodeError("a number is over 64 bits or not finite")
+        raise DecodeError("a number exceeds 64 bits or is not finite")
     return value
 
 
@@ -155,7 +155,7 @@ def _refused(schema: Any, error: Any) -> DecodeError:
     found = _first(error, min(number, _SHOWN))
     shown = [": ".join(filter(None, [".".join(map(str, one["loc"])), one["msg"]])) for one in found]
     more = [f"and {number - _SHOWN} more"] if number > _SHOWN else []
-    return DecodeError(f"it is not a valid {describe(schema)}: {'; '.join(shown + more)}")
+    return DecodeError(f"the data is not a valid {describe(schema)}: {'; '.join(shown + more)}")
 
 
 def _first(error: Any, number: int) -> list[dict[str, Any]]:

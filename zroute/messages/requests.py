@@ -118,11 +118,11 @@ def parse(frame: bytes) -> Message:
         raise EnvelopeError(f"a frame of {len(frame)} bytes; expected at least {_PREFIX.size}")
     magic, version, kind, codec, id = _PREFIX.unpack_from(frame)
     if magic != MAGIC:
-        raise EnvelopeError("a frame without the magic number of requests")
+        raise EnvelopeError("a frame without the magic number of requests (C1 5A 51)")
     if version != _VERSION:
-        raise EnvelopeError(f"a frame of version {version}; expected {_VERSION}")
+        raise EnvelopeError(f"a frame of version {version}; expected version {_VERSION}")
     if kind > Kind.FAILED:
-        raise EnvelopeError(f"a frame of unknown kind {kind}")
+        raise EnvelopeError(f"a frame of the unknown kind {kind}")
     return Message(kind, codec, id, frame[_PREFIX.size :])
 
 
@@ -189,7 +189,7 @@ def parse_reply(message: Message) -> Reply:
             raise EnvelopeError("a failure without a code")
         code = _CODE.unpack_from(rest)[0]
         if not 100 <= code <= 999:
-            raise EnvelopeError(f"a failure with the code {code}, which does not have three digits")
+            raise EnvelopeError(f"a failure with the code {code}; expected three digits")
         return Reply(kind, rest[_CODE.size : _CODE.size + REFUSAL_TEXT], code)
     if kind < Kind.REPLY:
         raise EnvelopeError(f"a frame of the kind {Kind(kind).name}, which only a client sends")
@@ -207,8 +207,8 @@ def parse_plain_reply(parts: Sequence[bytes]) -> Reply:
     if len(parts) == 3 and not parts[0]:
         if len(parts[1]) == 3 and parts[1].isdigit():
             return Reply(int(Kind.FAILED), parts[2][:REFUSAL_TEXT], int(parts[1]))
-        raise EnvelopeError(f"a failure with the code {printable(parts[1], 20)!r}, which is not three digits")
-    raise EnvelopeError(f"{len(parts)} parts that are not a reply")
+        raise EnvelopeError(f"a failure with the code {printable(parts[1], 20)!r}; expected three digits")
+    raise EnvelopeError(f"a reply of {len(parts)} parts; expected 1, or 3 for a failure")
 
 
 # -- the server ------------------------------------------------------------------------------------------
@@ -225,10 +225,10 @@ def parse_request(message: Message) -> tuple[float | None, int, bytes]:
     """
     rest = message.rest
     if len(rest) < _LIMITS.size:
-        raise EnvelopeError("a request that ends in the middle of its limits")
+        raise EnvelopeError(f"a request with {len(rest)} bytes after the prefix; expected at least {_LIMITS.size}")
     ms, window = _LIMITS.unpack_from(rest)
     if not ms:
-        raise EnvelopeError("a request without any time left")
+        raise EnvelopeError("a request with 0 milliseconds left; expected at least 1")
     return None if ms == _NO_LIMIT else ms / 1000, window, rest[_LIMITS.size :]
 
 
@@ -240,14 +240,14 @@ def topic_of(frame: bytes) -> bytes:
     """
     end = frame.find(NUL, 0, MAX_TOPIC + 1)
     if end < 1:
-        raise EnvelopeError(f"a request without a topic of 1 to {MAX_TOPIC} bytes")
+        raise EnvelopeError(f"a request without a topic; expected 1 to {MAX_TOPIC} bytes and a NUL")
     return frame[:end]
 
 
 def check_topic(topic: bytes) -> None:
     """Raise EnvelopeError if the topic of a plain request is not a valid topic."""
     if not 0 < len(topic) <= MAX_TOPIC or NUL in topic:
-        raise EnvelopeError(f"a topic has 1 to {MAX_TOPIC} bytes and no NUL, and this one does not")
+        raise EnvelopeError(f"a topic of {len(topic)} bytes; expected 1 to {MAX_TOPIC} bytes without NUL")
 
 
 def parse_credits(message: Message) -> int:

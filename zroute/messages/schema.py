@@ -248,7 +248,7 @@ def refuse_name(hint: Any) -> None:
     if name is not None:
         raise SchemaError(
             f"{describe(hint)} has Name({name!r}), which only a field of an attrs class or a dataclass can have: "
-            "remove it",
+            "remove the Name",
             schema=hint,
         )
 
@@ -362,8 +362,8 @@ def _fields(hint: Any) -> dict[str, Any]:
         hints = typing.get_type_hints(kind, include_extras=True)
     except NameError as error:
         raise SchemaError(
-            f"{describe(hint)} has an annotation {error.name!r} that can't be resolved at run time: import "
-            "it outside of TYPE_CHECKING too",
+            f"{describe(hint)} has an annotation {error.name!r} that can't be resolved at run time: "
+            f"import {error.name} outside of TYPE_CHECKING too",
             schema=hint,
         ) from error
     if attrs.has(kind):
@@ -404,7 +404,8 @@ def check_types(types: Any) -> dict[type, Taught]:
             raise SchemaError(f"types: {kind!r} is not a class: the keys of App(types=…) must be classes", schema=kind)
         if kind in (object, memoryview, *LEAVES, *ARRAYS, *MAPS) or is_pydantic(kind):
             raise SchemaError(
-                f"types: all codecs already support {kind.__name__}: remove it from App(types=…)", schema=kind
+                f"types: all codecs already support {kind.__name__}: remove {kind.__name__} from App(types=…)",
+                schema=kind,
             )
         if not (isinstance(functions, tuple | list) and len(functions) == 2 and all(map(callable, functions))):
             raise SchemaError(
@@ -459,7 +460,7 @@ def _refuse_names_in_models(hint: Any, seen: list[Any]) -> None:
             if name is not None:
                 raise SchemaError(
                     f"{kind.__name__}.{field} has Name({name!r}), which only attrs classes and dataclasses can have: "
-                    "a model of pydantic has Field(alias=…)",
+                    "in a pydantic model, use Field(alias=…)",
                     schema=hint,
                 )
             _refuse_names_in_models(info.annotation, seen)
@@ -470,7 +471,7 @@ def _limits_of(metadata: tuple[Any, ...], schema: Any, at: str) -> tuple[Any, ..
         return constraints(metadata)
     except ValueError as error:
         raise SchemaError(
-            f"{at} {error}: use constraints of annotated_types or msgspec.Meta, or a pydantic model", schema=schema
+            f"{at} {error}: use constraints of annotated_types or msgspec.Meta; or use a pydantic model", schema=schema
         ) from error
 
 
@@ -530,9 +531,9 @@ class _Walk:
         else:
             what = f"{self._at(path)} is {describe(hint)}, which" if path else f"{describe(hint)} is a type that"
             raise SchemaError(
-                f"{what} no codec supports: use an attrs class, a dataclass, a Struct, a TypedDict or builtins, "
-                f"register the type with App(types={{{describe(hint)}: (encode, decode)}}), or use a codec of your own "
-                "that supports it",
+                f"{what} no codec supports: use an attrs class, a dataclass, a Struct, a TypedDict or builtins; "
+                f"or register the type with App(types={{{describe(hint)}: (encode, decode)}}); or use a codec of your "
+                "own that supports the type",
                 schema=self._schema,
             )
 
@@ -540,7 +541,8 @@ class _Walk:
         self.holds.add("taught")
         if is_built(kind):
             self.reasons.append(
-                f"{describe(kind)} is registered in App(types=…), but msgspec would create it without that function"
+                f"{describe(kind)} is registered in App(types=…), but msgspec creates its objects without the "
+                "decode function"
             )
 
     def _refuse_name(self, part: Any, path: str) -> None:
@@ -548,8 +550,8 @@ class _Walk:
         name = _name_of(part)
         if name is not None:
             raise SchemaError(
-                f"{self._at(path)} has Name({name!r}) in a part of its type: write it around the type of a field, as "
-                f"in Annotated[list[int], Name({name!r})]",
+                f"{self._at(path)} has Name({name!r}) in a part of its type: write the Name around the whole type of a "
+                f"field, as in Annotated[list[int], Name({name!r})]",
                 schema=self._schema,
             )
 
@@ -587,7 +589,7 @@ class _Walk:
         why = constructors.why_called(kind)
         if why is None:
             return
-        self.reasons.append(f"{why}, and msgspec does not call the class")
+        self.reasons.append(f"{why}, which msgspec does not call")
         if issubclass(kind, tuple):
             return
         try:
@@ -614,7 +616,7 @@ class _Walk:
         for each in names:
             if names.count(each) > 1:
                 raise SchemaError(
-                    f"two fields of {kind.__name__} have the name {each!r} in messages: rename one of them",
+                    f"two fields of {kind.__name__} have the name {each!r} in messages: rename one of the fields",
                     schema=self._schema,
                 )
         self.reasons.append(f"{kind.__name__}.{field} has Name({name!r}), which msgspec ignores")
@@ -624,7 +626,7 @@ class _Walk:
         if field.converter is not None:
             self.reasons.append(f"{name} has a converter, which msgspec ignores")
         if field.name.startswith("_"):
-            self.reasons.append(f"{name} is private, and msgspec would omit it")
+            self.reasons.append(f"{name} is private, so msgspec would omit the field")
         elif field.alias not in (None, field.name):
             self.reasons.append(f"{name} has the alias {field.alias!r}, which msgspec ignores")
         if isinstance(field.default, attrs.Factory) and field.default.takes_self:  # type: ignore[arg-type]
@@ -637,7 +639,8 @@ class _Walk:
         for name, hint in annotations.items():
             if isinstance(hint, dataclasses.InitVar) or str(hint).startswith(("InitVar", "dataclasses.InitVar")):
                 raise SchemaError(
-                    f"{kind.__name__}.{name} is an InitVar, so the object does not store its value: make it a field",
+                    f"{kind.__name__}.{name} is an InitVar, so the object does not store its value: make {name} a "
+                    "field",
                     schema=self._schema,
                 )
 
@@ -646,7 +649,7 @@ class _Walk:
             if is_of_pydantic(field.default) and type(field.default).__name__ == "FieldInfo":
                 raise SchemaError(
                     f"the default of {kind.__name__}.{field.name} is a pydantic Field, which only works in pydantic "
-                    "classes: use pydantic.dataclasses, or Annotated[…, Field(…)]",
+                    "classes: use pydantic.dataclasses; or use Annotated[…, Field(…)]",
                     schema=self._schema,
                 )
 

@@ -130,10 +130,10 @@ def topic_bytes(
     if not isinstance(topic, str):
         raise TopicError(f"a topic must be text such as 'news.sports', not {topic!r}", topic=topic)
     if bad := _NOT_IN_A_TOPIC.search(topic):
-        advice = "use a topic without wildcards" if bad[0] in "*>{}" else "remove it"
+        advice = "use a topic without wildcards" if bad[0] in "*>{}" else "remove this character"
         if bad[0] == "{":
             example = re.sub(r"\{\w*\}?", "x", topic)
-            advice += f", or fill the captures: {filled.format(repr(topic))}" if filled else f", such as {example!r}"
+            advice += f"; or fill the captures: {filled.format(repr(topic))}" if filled else f", such as {example!r}"
         fault = f"contains {_named(bad[0])} at position {bad.start()}: {advice}"
     else:
         fault = _empty_segment(topic.split(separator), separator) if topic else ""
@@ -293,7 +293,7 @@ class Pattern:
             TopicError: a value is missing, or the topic is too long.
         """
         if not self.is_template:
-            fault = f"matches more than one topic, so it can't be published to: {self.single_topic_advice}"
+            fault = f"matches more than one topic, but a message is published to one topic: {self.single_topic_advice}"
             raise _error(self.text, fault)
         for name in self.captures:
             if name not in values:
@@ -340,7 +340,9 @@ def parse(pattern: str | Pattern, separator: str = ".") -> Pattern:
             return pattern
         if pattern.prefix is None:
             raise _error(
-                pattern.text, f"was created with another separator than {separator!r}: pass the pattern as text"
+                pattern.text,
+                f"has the separator {pattern.separator.decode()!r}, but expected {separator!r}: pass the pattern as "
+                "text",
             )
         return attrs.evolve(pattern, separator=separator.encode())
     _refuse_no_pattern(pattern, separator)
@@ -376,9 +378,9 @@ def startswith(prefix: str | bytes) -> Pattern:
     raw = _prefix_bytes(prefix) if isinstance(prefix, str) else bytes(prefix)
     text = _prefix_text(raw)
     if b"\0" in raw:
-        raise _error(text, "contains NUL, which ends a topic on the wire: remove it")
+        raise _error(text, "contains NUL, which ends a topic on the wire: remove the NUL")
     if len(raw) > MAX_TOPIC:
-        raise _error(text, f"is {len(raw)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten it")
+        raise _error(text, f"is {len(raw)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten the prefix")
     return Pattern(text, prefix=raw)
 
 
@@ -438,7 +440,8 @@ def _segment(pattern: str, number: int, part: str, separator: str) -> Segment:
         _refuse_slashes(pattern, number, part)
     if capture := _OTHER_CAPTURE.fullmatch(part):
         raise _error(
-            pattern, f"has {part!r} in segment {number}, a capture of other tools: write {{{capture[1] or capture[2]}}}"
+            pattern,
+            f"has {part!r}, a capture of other tools, in segment {number}: write {{{capture[1] or capture[2]}}}",
         )
     if other := _OTHER_REST.fullmatch(part):
         raise _error(pattern, f"has {part!r} in segment {number}: write {{{other[1]}+}}, as the last segment")
@@ -470,7 +473,7 @@ def _refuse_slashes(pattern: str, number: int, part: str) -> None:
         raise _error(
             pattern,
             f"has {wild[0]!r} between slashes in segment {number}, but the separator is a dot: "
-            f"write {ours!r} for topics with dots, or App(separator='/') for topics with slashes",
+            f"write {ours!r} for topics with dots; or write App(separator='/') for topics with slashes",
         )
 
 
@@ -483,7 +486,7 @@ def _capture_name(pattern: str, number: int, part: str) -> str:
     if typed := _TYPED.fullmatch(part):
         raise _error(
             pattern,
-            f"has {part!r} in segment {number}, a capture of other tools: write {{{typed[1]}}}, and annotate the "
+            f"has {part!r}, a capture of other tools, in segment {number}: write {{{typed[1]}}}, and annotate the "
             f"parameter with its type, as in `{typed[1]}: int`",
         )
     if not name.isidentifier() or iskeyword(name):
@@ -513,21 +516,22 @@ def _partial_wildcard(pattern: str, number: int, part: str, mark: re.Match[str],
 def _refuse_no_pattern(pattern: object, separator: str) -> None:
     if not isinstance(pattern, str):
         example = f"news{separator}*"
-        advice = f"use startswith({pattern!r})" if isinstance(pattern, bytes) else f"write it as {example!r}"
+        advice = f"use startswith({pattern!r})" if isinstance(pattern, bytes) else f"write text such as {example!r}"
         raise PatternError(f"a pattern must be text, not {pattern!r}: {advice}", pattern=pattern)
     if not pattern:
-        raise _error(pattern, 'is empty: to match every topic, including the empty one, write startswith("")')
+        raise _error(pattern, 'is empty: to match every topic, including the empty topic, write startswith("")')
     if _STARTSWITH.match(pattern):
         raise PatternError(
-            f"pattern {pattern!r} is text: write {pattern.strip()} without the outer quotes", pattern=pattern
+            f"pattern {pattern!r} is a call in quotes: write {pattern.strip()} without the outer quotes",
+            pattern=pattern,
         )
     if bad := _NOT_IN_A_PATTERN.search(pattern):
         number = pattern.count(separator, 0, bad.start()) + 1
-        advice = "remove it"
+        advice = "remove this character"
         if bad[0] != "\0" and not _WILDCARD_MARK.search(pattern):
-            advice += f', or write startswith("{pattern}") for topics of other programs that contain it'
+            advice += f'; or, for topics of other programs, write startswith("{pattern}")'
         raise _error(
-            pattern, f"contains {_named(bad[0])} in segment {number}, but topics of zroute can't contain it: {advice}"
+            pattern, f"contains {_named(bad[0])} in segment {number}, which topics of zroute can't contain: {advice}"
         )
     try:
         pattern.encode()
@@ -546,7 +550,7 @@ def _refuse_twice(pattern: Pattern) -> None:
             continue
         if name in seen:
             where = f"segments {seen[name]} and {number}"
-            raise _error(pattern.text, f"has the capture {{{name}}} in {where}: give them different names")
+            raise _error(pattern.text, f"has the capture {{{name}}} in {where}: give the two captures different names")
         seen[name] = number
 
 
@@ -559,14 +563,14 @@ def _refuse_too_long(pattern: Pattern) -> None:
     shortest = sum(sizes) + len(sizes) - 1
     if shortest > MAX_TOPIC:
         limit = f"but topics are limited to {MAX_TOPIC} bytes"
-        raise _error(pattern.text, f"only matches topics of at least {shortest} bytes, {limit}: shorten it")
+        raise _error(pattern.text, f"only matches topics of at least {shortest} bytes, {limit}: shorten the pattern")
 
 
 def _prefix_bytes(prefix: str) -> bytes:
     text = f'startswith("{prefix}")'
     if mark := _WILDCARD_MARK.search(prefix):
         literal = prefix.encode("utf-8", "replace")
-        advice = f"write the pattern without startswith, or {literal!r} if topics really contain it"
+        advice = f"write the pattern without startswith; or, if topics really contain '{mark[0]}', write {literal!r}"
         raise _error(text, f"contains '{mark[0]}', but a prefix is matched literally: {advice}")
     try:
         return prefix.encode("utf-8", "surrogateescape")
@@ -633,12 +637,12 @@ def _segment_fault(text: str | None, separator: str, *, plain: bool) -> str:
     if not text:
         return "is empty, but a segment needs at least one character"
     if separator in text:
-        advice = "replace it"
+        advice = "replace this character"
         if separator == "." and not plain:  # a float, or a time with a fraction of a second
-            advice = "publish it in the body, or use another separator, as in App(separator='/')"
-        return f"contains {_separator_names(separator)[0]}, which would split it into two segments: {advice}"
+            advice = "publish the value in the body; or use another separator, as in App(separator='/')"
+        return f"contains {_separator_names(separator)[0]}, which would split the value into two segments: {advice}"
     if bad := _NOT_IN_A_TOPIC.search(text):
-        return f"contains {_named(bad[0])} at position {bad.start()}: replace it"
+        return f"contains {_named(bad[0])} at position {bad.start()}: replace this character"
     return ""
 
 
@@ -646,13 +650,13 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        fault = f"contains a lone surrogate at position {error.start}, which is not UTF-8: replace it"
+        fault = f"contains a lone surrogate at position {error.start}, which is not UTF-8: replace this character"
         raise TopicError(f"topic {text!r} {fault}", topic=text) from None
 
 
 def _bounded(topic: bytes) -> bytes:
     if len(topic) > MAX_TOPIC:
-        fault = f"is {len(topic)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten it"
+        fault = f"is {len(topic)} bytes long, but topics are limited to {MAX_TOPIC} bytes: shorten the topic"
         raise TopicError(f"topic {topic[:32]!r}... {fault}", topic=Topic.from_wire(topic))
     return topic
 

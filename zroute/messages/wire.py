@@ -84,15 +84,16 @@ WIRES: tuple[Wire, ...] = ("plain", "multipart", "tracked")
 
 NUL = b"\0"
 _UNNAMED = (
-    "if the message has no topic, state one: App(sub={endpoint: Frames(topic='name')}), or --frames topic=name of "
-    "zroute tail"
+    "if the message has no topic, set one with App(sub={endpoint: Frames(topic='name')}), or with zroute tail --frames "
+    "topic=name"
 )
 _SPACED = (
-    "if a space ends the topic, specify this form: App(sub={endpoint: Frames(separator=b' ')}), or "
-    "--frames 'separator= ' of zroute tail"
+    "if a space ends the topic, write App(sub={endpoint: Frames(separator=b' ')}), or zroute tail "
+    "--frames 'separator= '"
 )
 _COMPRESSED = (
-    "it looks compressed: if so, specify Frames(topic='…', decompress='{0}'), or --frames 'topic=…,decompress={0}'"
+    "the message looks compressed; if so, write Frames(topic='…', decompress='{0}'), or zroute tail "
+    "--frames 'topic=…,decompress={0}'"
 )
 MAGIC = b"\xc1ZR"
 """The start of a tracked header. msgpack never uses the byte 0xC1, and no JSON or UTF-8 text starts with it."""
@@ -308,10 +309,14 @@ def framer(wire: Wire | Frames, *, epoch: int, next_sequence: Callable[[], int],
 
     def frame(topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> Parts:
         if headers:
-            raise EncodeError(f"headers are only sent on the tracked wire, but this publisher uses wire={wire!r}")
+            raise EncodeError(
+                f"only the tracked wire carries headers, but this publisher uses wire={wire!r}: set wire='tracked'; or "
+                "send no headers"
+            )
         if body.startswith(MAGIC) and not stated:
             raise EncodeError(
-                "the body starts with C1 5A 52, like a tracked header, so readers would misread it: use wire='tracked'"
+                "the body starts with C1 5A 52, like a tracked header, so readers would misread the body: use "
+                "wire='tracked'"
             )
         return join(topic, body)
 
@@ -358,7 +363,7 @@ def pack_headers(headers: Mapping[str, Any]) -> bytes:
         raise EncodeError(f"headers {headers!r} can't be packed as msgpack: {error}") from error
     if len(packed) > HEADERS_MAX:
         raise EncodeError(
-            f"the headers take {len(packed)} bytes, but only {HEADERS_MAX} are allowed: move data into the body"
+            f"the headers have {len(packed)} bytes; expected at most {HEADERS_MAX}: move data into the body"
         )
     return _LENGTH.pack(len(packed)) + packed
 
@@ -519,7 +524,7 @@ def split(frames: tuple[bytes, ...]) -> tuple[bytes, bytes]:
     if len(frames) > 1:
         topic, body = frames[0], frames[1]
         if NUL in topic:
-            raise EnvelopeError("a part after a complete message (the first part contains a NUL)", frames=frames)
+            raise EnvelopeError("a message of several parts with a NUL in the first part", frames=frames)
         return topic, body
     topic, nul, body = frames[0].partition(NUL)
     if not nul:
@@ -617,11 +622,11 @@ def parse_header(body: bytes) -> Header:
     ``body`` must start with `MAGIC`. Raises EnvelopeError if the version, kind, flags, length or headers are invalid.
     """
     if len(body) < HEADER_SIZE:
-        raise EnvelopeError(f"a tracked header of {len(body)} bytes; at least {HEADER_SIZE} are needed")
+        raise EnvelopeError(f"a tracked header of {len(body)} bytes; expected at least {HEADER_SIZE}")
     head, sequence, sent_at = FIXED.unpack_from(body)
     _magic, version, kind, codec, flags, span, epoch = _HEAD.unpack(head)
     if version != VERSION:
-        raise EnvelopeError(f"a tracked header of version {version}; this reader supports only version {VERSION}")
+        raise EnvelopeError(f"a tracked header of version {version}; expected version {VERSION}")
     if kind not in Kind.__members__.values():
         raise EnvelopeError(f"a tracked header with the unknown kind {kind}")
     if flags & 0x0F & ~int(Flags.HEADERS | Flags.KEEPS):  # int(): ~ of a Flag keeps only the named members
@@ -659,7 +664,8 @@ def skip_headers(body: bytes, offset: int = 0) -> int:
     end: int = start + length
     if length > HEADERS_MAX or end > len(body):
         raise EnvelopeError(
-            f"headers that claim {length} bytes; {len(body) - start} bytes are left, and {HEADERS_MAX} are allowed"
+            f"headers with a length of {length} bytes; {len(body) - start} bytes follow, and the maximum is "
+            f"{HEADERS_MAX}"
         )
     return end
 

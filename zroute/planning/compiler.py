@@ -190,9 +190,9 @@ def _refuse_message_resources(
         for parameter, value in given.items():
             if isinstance(value, Needed) and value.kind in of_messages:
                 raise SignatureError(
-                    f"parameter {parameter!r} of {name} needs {describe(value.kind)}, which has scope='message' and is "
-                    "only open while a handler handles a message: remove scope='message', or open the object in "
-                    f"{name}",
+                    f"parameter {parameter!r} of {name} needs {describe(value.kind)}, which is open only while a "
+                    "handler handles a message (scope='message'): remove scope='message' from the resource; or open "
+                    f"the object in {name}",
                     parameter=parameter,
                     where=where,
                 )
@@ -277,8 +277,7 @@ def compile_route(
     if is_generator_function(route.function) and not outlets and route.kind != "reply":
         raise SignatureError(
             f"{name_of(route.function)} is a generator, but no publisher publishes its values: put a publisher above "
-            "it, "
-            "or remove the yield",
+            f"{name_of(route.function)}; or remove the yield",
             where=route.where,
         )
     hooks = tuple(filter(None, errors))
@@ -378,7 +377,7 @@ def _named(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:
 
 
 _ONLY_ONE = {
-    "subscribe": "topics, but dispatch='most_specific' calls only one",
+    "subscribe": "topics, but dispatch='most_specific' calls only one handler",
     "reply": "requests, but only one handler can answer",
     "work": "jobs, but only one handler gets a job",
 }
@@ -402,8 +401,8 @@ def refuse_duplicates(routes: Sequence[CompiledRoute], dispatch: Dispatch) -> No
             if other is not None:
                 same = identity(other.route.function) == function
                 raise DuplicateRouteError(
-                    f"{route.name} {_VERBS[route.route.kind]} {pattern.text!r} twice: remove one of the two (the other "
-                    f"is at {other.route.where})"
+                    f"{route.name} {_VERBS[route.route.kind]} {pattern.text!r} twice: remove one of the two "
+                    f"registrations (the other one is at {other.route.where})"
                     if same
                     else f"{pattern.text!r} of {route.name} and the pattern of {other.name} at {other.route.where}"
                     f" match the same {_ONLY_ONE[route.route.kind]}: make one of the patterns more specific",
@@ -418,8 +417,8 @@ def refuse_dead(routes: Sequence[CompiledRoute], wire: Wire | Frames, queues: Se
     for dead, where in declared:
         if dead is not None and wire != "tracked":
             raise SignatureError(
-                f"dead={dead.text!r} needs wire='tracked', but this app has wire={wire!r}, which does "
-                "not carry the headers with the reason: set wire='tracked', or remove dead",
+                f"dead={dead.text!r} needs wire='tracked', but this app has wire={wire!r}, which "
+                "can't carry the headers of a dead letter: set wire='tracked'; or remove dead=",
                 parameter="dead",
                 where=where,
             )
@@ -438,8 +437,8 @@ def _refuse_equal_queues(queues: Iterable[CompiledJobQueue]) -> None:
         other = seen.setdefault(queue.pattern.text, queue)
         if other is not queue:
             raise DuplicateRouteError(
-                f"the job queue {queue.pattern.text!r} is declared twice: use one of the two for all its jobs, or give "
-                f"them different topics (the other is at {other.queue.where})",
+                f"the job queue {queue.pattern.text!r} is declared twice: put all jobs into one of the two queues; or "
+                f"give the queues different patterns (the other queue is at {other.queue.where})",
                 where=queue.queue.where,
             )
 
@@ -564,9 +563,8 @@ def _triggers(
         if function in subscribed:
             if schedule is not None:
                 raise SignatureError(
-                    f"{name_of(group[0].function)} has both a subscription and every=, but a timer would call it "
-                    "without "
-                    "a message: write two functions",
+                    f"{name_of(group[0].function)} has both a subscription and every=, but a timer would call "
+                    "the function without a message: write two functions",
                     where=group[0].where,
                 )
             continue
@@ -625,7 +623,7 @@ def _schedule(group: Sequence[Producer]) -> Schedule | None:
     if len(schedules) > 1:
         raise SignatureError(
             f"{name_of(group[0].function)} has publishers with different schedules: use the same every, jitter and "
-            "initial_delay for all of them, or write one function for each publisher",
+            "initial_delay for all of them; or write one function for each publisher",
             parameter="every",
             where=group[0].where,
         )
@@ -642,15 +640,17 @@ def _trigger(
     name = name_of(first.function)
     if schedule is None and not is_generator_function(first.function):
         raise SignatureError(
-            f"nothing calls {name}: set every= at its publisher, make it a generator, or add @app.subscribe above it",
+            f"nothing calls {name}: set every= in its publisher; or make {name} a generator; or add @app.subscribe "
+            f"above {name}",
             where=first.where,
         )
     call = plan(first.function, captures=(), given=given, namespace=first.namespace, where=first.where)
     wanted = call.body or call.envelope or next(iter(call.constants.topic), None)
     if wanted:
         raise SignatureError(
-            f"{name} is called without a message, so no argument is available for its parameter {wanted!r}: "
-            "remove it, subscribe the function to a pattern, or write an @app.resource that yields its type",
+            f"{name} is called without a message, so no argument is available for its parameter {wanted!r}: remove the "
+            "parameter; or subscribe the function to a pattern; or write an @app.resource that yields the parameter's "
+            "type",
             parameter=wanted,
             where=first.where,
         )
@@ -666,8 +666,8 @@ def _refuse_idle_publishers(groups: Sequence[Group], producers: Sequence[Produce
         for publication in group._publications:
             if publication.schedule is not None and id(publication) not in used:
                 raise SignatureError(
-                    f"publisher({publication.pattern.text!r}, every=…) has no function to call: put it above "
-                    "a function",
+                    f"publisher({publication.pattern.text!r}, every=…) has no function to call: put the publisher "
+                    "above a function",
                     parameter="every",
                     where=publication.where,
                 )
@@ -711,7 +711,7 @@ def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any)
         verb = "yields" if is_generator_function(producer.function) else "returns"
         raise SignatureError(
             f"{name_of(producer.function)} {verb} {describe(found)}, but publisher({pattern!r}, {schema}) publishes "
-            f"{schema}: change the annotation or the schema; return None to publish nothing",
+            f"{schema}: change the return annotation or the schema (to publish nothing, return None)",
             where=publication.where,
         )
 
@@ -726,7 +726,7 @@ def _refuse_unfilled(function: Callable[..., Any], hint: Any, outlet: Outlet, pa
             raise PatternError(
                 f"{name_of(function)} publishes to {outlet.pattern.text!r}, but {{{pattern.rest}}} can be several "
                 "segments "
-                f"of a topic of {pattern.text!r}: capture single segments, or call app.publish(topic, message)",
+                f"of a topic of {pattern.text!r}: capture single segments; or call app.publish(topic, message)",
                 pattern=outlet.pattern.text,
                 where=outlet.publication.where,
             )
@@ -734,11 +734,11 @@ def _refuse_unfilled(function: Callable[..., Any], hint: Any, outlet: Outlet, pa
     captured = patterns[0].captures if patterns else ()
     for name in outlet.pattern.captures:
         if name not in captured and kinds and all(lacks(kind, name) for kind in kinds):
-            came = f"{patterns[0].text!r} does not capture it" if patterns else "no message calls it"
+            came = f"{patterns[0].text!r} has no such capture" if patterns else f"{name_of(function)} gets no message"
             raise PatternError(
                 f"{name_of(function)} publishes to {outlet.pattern.text!r}, but nothing fills {{{name}}}: {came}, and "
-                f"{describe(kinds[0])} has no {name!r}; add such a field to the type, capture {{{name}}} in a "
-                f"subscription, or call publish(…, {name}=…) in the function",
+                f"{describe(kinds[0])} has no field {name!r}; add this field to the type; or capture {{{name}}} in a "
+                f"subscription; or call publish(…, {name}=…) in the function",
                 pattern=outlet.pattern.text,
                 where=outlet.publication.where,
             )
@@ -772,7 +772,7 @@ def known_codecs(known: Codecs, named: Sequence[tuple[Codec, str | None]]) -> Co
         if (type(other), other.name) != (type(codec), codec.name):  # two objects of one class are one codec
             raise SchemaError(
                 f"codecs {other.name!r} and {codec.name!r} have the same number {codec.number} on the wire: "
-                "give one of them another number, from 128 to 255",
+                "give one of the two codecs another number, from 128 to 255",
                 schema=codec,
                 where=where,
             )

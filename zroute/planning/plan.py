@@ -307,11 +307,11 @@ class Plan:
         if self.live.run is not None:
             self.live.run.check_process(f"{self} was started")
             raise UsageError(
-                f"{self} is already running: leave its `async with app.running()` block, stop its other service, or "
+                f"{self} is already running: leave its `async with app.running()` block; or stop its other service; or "
                 "call app.stop() and wait for app.stopped()"
             )
 
-    def check_reactor(self, *, on_asyncio: bool, advice: str = "use one of that kind") -> None:
+    def check_reactor(self, *, on_asyncio: bool, advice: str = "use a reactor of that kind") -> None:
         """Raise UsageError if the app needs another kind of reactor.
 
         The error ends with ``advice``.
@@ -340,8 +340,8 @@ class Plan:
             if not own.loop:
                 *flags, last = (side.flag for side in SIDES)
                 raise EndpointError(
-                    "no endpoints, and loop=False: write for example App(sub=…); `zroute run` also takes them as "
-                    f"{', '.join(flags)} and {last} (in the environment ZROUTE_SUB and so on)",
+                    "the app has no endpoints, and loop=False: write for example App(sub=…); or give endpoints to "
+                    f"`zroute run` with {', '.join(flags)} and {last} (in the environment ZROUTE_SUB and so on)",
                     where=self.where,
                 )
             # The id of the plan makes the address unique within the context, which several apps may share.
@@ -377,8 +377,9 @@ class Plan:
                 shown = topic.decode(errors="backslashreplace")
                 known = ", ".join(pattern.text for pattern in patterns[:5])
                 yield (
-                    f"{endpoint} gives all messages the topic {shown!r}, which no pattern of the app matches ({known}),"
-                    " so they are dropped: subscribe to that topic, or state another one in Frames(topic=…)"
+                    f"all messages of {endpoint} have the topic {shown!r}, which no pattern of the app matches "
+                    f"({known}), so zroute drops the messages: subscribe to that topic; or state another topic in "
+                    "Frames(topic=…)"
                 )
 
     def _check_sides(self, ends: Ends) -> None:
@@ -393,8 +394,8 @@ class Plan:
             (side, endpoint), (other, second) = ends.clash
             same = "" if second.address == endpoint.address else f" (as {endpoint.address!r})"
             raise EndpointError(
-                f"{side.name}= and {other.name}= both bind {second.address!r}{same}, which only one socket can bind: "
-                "give each of them an address of its own",
+                f"{side.name}= and {other.name}= both bind {second.address!r}{same}, but only one socket can bind "
+                "an address: use a different address for each of the two",
                 endpoint=second.address,
                 where=self.where,
             )
@@ -410,7 +411,7 @@ class Plan:
             raise EndpointError(
                 f"cannot choose the form of the messages at {endpoint}: this app declares more than one form "
                 f"({stated}). Change "
-                "the endpoints in its App(…) instead of replacing them from outside, for example with --sub",
+                "the endpoints in App(…) instead of replacing the endpoints from outside, for example with --sub",
                 endpoint=str(endpoint),
                 where=self.where,
             )
@@ -431,14 +432,15 @@ class Plan:
             if dead is not None and not ends.pub:
                 raise EndpointError(
                     f"dead={dead.text!r} of {route.name} at {route.route.where} has no endpoint to publish to: "
-                    "add App(pub='tcp://127.0.0.1:5556'), an address that this app binds",
+                    "write App(pub='tcp://127.0.0.1:5556'), with an address that this app binds",
                     where=self.where,
                 )
         for queue in self.parts.queues:
             if queue.dead is not None and not ends.pub:
                 raise EndpointError(
                     f"dead={queue.dead.text!r} of job_queue({queue.pattern.text!r}) at {queue.queue.where} has no "
-                    "endpoint to publish at: add App(pub='tcp://127.0.0.1:5556'), an address that this app binds",
+                    "endpoint to publish to: write App(pub='tcp://127.0.0.1:5556'), with an address that this app "
+                    "binds",
                     where=self.where,
                 )
         if ends.hears_itself and (ring := _ring_of_dead((*routes, *others))):
@@ -454,8 +456,9 @@ class Plan:
             inside = endpoint.address.startswith("inproc://")
             if inside and endpoint.address not in bound and self.addresses.context.is_private:
                 raise EndpointError(
-                    f"connects to {endpoint.address}, but inproc:// needs a context that both apps share, and no other "
-                    "app shares this one: write App(context=other.context), where other is the app that binds it",
+                    f"no app can bind {endpoint.address}: inproc:// needs a context that both apps share, but no other "
+                    "app shares this app's context; write App(context=other.context), where other is the app that "
+                    "binds the address",
                     endpoint=str(endpoint),
                     where=self.where,
                 )
@@ -497,13 +500,13 @@ def _why_refused(ring: Sequence[CompiledRoute]) -> str:
     first, *further = ring
     assert first.options.dead is not None
     begin = f"dead={first.options.dead.text!r} of {first.name}"
-    end = "and the app receives its own messages, so dead letters would loop forever: choose another topic for dead="
+    end = "The app receives its own messages, so dead letters would loop forever: choose another topic for dead="
     if not further:
         met = _received(first, first)
         assert met is not None
-        return f"{begin} matches its own pattern {met.text!r}, {end}"
+        return f"{begin} matches the handler's own pattern {met.text!r}. {end}"
     names = " and ".join(f"{each.name} at {each.route.where}" for each in further)
-    return f"{begin} reaches {names}, whose own dead letters reach {first.name}, {end}"
+    return f"{begin} reaches {names}, whose own dead letters reach {first.name}. {end}"
 
 
 def reactor_kind(plans: Sequence[Plan]) -> ReactorKind | None:
@@ -515,7 +518,7 @@ def reactor_kind(plans: Sequence[Plan]) -> ReactorKind | None:
     needing = {plan.addresses.reactor: plan for plan in plans if plan.addresses.reactor is not None}
     if len(needing) > 1:
         texts = " and ".join(f"{plan} needs reactor={kind!r}" for kind, plan in needing.items())
-        raise UsageError(f"{texts}: run them in separate processes")
+        raise UsageError(f"{texts}: run these apps in separate processes")
     return next(iter(needing), None)
 
 
@@ -525,35 +528,35 @@ def _missing(parts: Parts, ends: Ends) -> Iterator[str]:
         route = parts.routes[0]
         yield (
             f"{route.name} at {route.route.where} subscribes, but the app has no endpoint to subscribe to: "
-            "add App(sub='tcp://127.0.0.1:5555'), the address that the publisher binds"
+            "write App(sub='tcp://127.0.0.1:5555'), with the address that the publisher binds"
         )
     if parts.outlets and not ends.pub:
         publication = parts.outlets[0].publication
         yield (
             f"publisher({publication.pattern.text!r}) at {publication.where} has no endpoint to publish to: "
-            "add App(pub='tcp://127.0.0.1:5556'), an address that this app binds"
+            "write App(pub='tcp://127.0.0.1:5556'), with an address that this app binds"
         )
     if parts.replies and not ends.rep:
         route = parts.replies[0]
         yield (
-            f"{route.name} at {route.route.where} answers requests, but the app has no endpoint to answer at: "
-            "add App(rep='tcp://127.0.0.1:5557'), an address that this app binds"
+            f"{route.name} at {route.route.where} answers requests, but the app has no endpoint for requests: "
+            "write App(rep='tcp://127.0.0.1:5557'), with an address that this app binds"
         )
     if parts.requesters and not ends.req:
         requester = parts.requesters[0].requester
         yield (
             f"requester({requester.pattern.text!r}) at {requester.where} has no endpoint to send requests to: "
-            "add App(req='tcp://127.0.0.1:5557'), the address that the server binds"
+            "write App(req='tcp://127.0.0.1:5557'), with the address that the server binds"
         )
     if parts.queues and not ends.jobs:
         queue = parts.queues[0].queue
         yield (
-            f"job_queue({queue.pattern.text!r}) at {queue.where} has no endpoint to hand out jobs at: "
-            "add App(jobs='tcp://127.0.0.1:5558'), an address that this app binds"
+            f"job_queue({queue.pattern.text!r}) at {queue.where} has no endpoint to send jobs from: "
+            "write App(jobs='tcp://127.0.0.1:5558'), with an address that this app binds"
         )
     if parts.works and not ends.work:
         route = parts.works[0]
         yield (
-            f"{route.name} at {route.route.where} works, but the app has no endpoint to take jobs from: "
-            "add App(work='tcp://127.0.0.1:5558'), the address that the owner of the jobs binds"
+            f"{route.name} at {route.route.where} handles jobs, but the app has no endpoint to receive jobs from: "
+            "write App(work='tcp://127.0.0.1:5558'), with the address that the owner of the jobs binds"
         )

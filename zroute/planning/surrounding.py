@@ -26,7 +26,7 @@ from zroute.receiving.dispatch import CompiledRoute
 
 __all__ = ["surround"]
 
-_BOTH_KINDS = "check route.is_async to distinguish async handlers from plain ones"
+_BOTH_KINDS = "check route.is_async to distinguish async handlers from plain handlers"
 
 
 def surround(
@@ -67,14 +67,14 @@ def _refuse_unfit(route: CompiledRoute, needs: MessageResources) -> None:
     late = next((resource for resource in needs.resources if resource.is_async), None)
     if route.options.thread and late is not None:
         raise SignatureError(
-            f"{late.name} at {late.where} is async, but {route.name} runs in a thread, which opens and closes its "
-            "resources there: write a plain generator, or an async handler",
+            f"{route.name} runs in a thread, which can't open its async resource {late.name} at {late.where}: write "
+            f"the resource as a plain generator; or make {route.name} async, without thread=True",
             parameter="thread",
             where=route.route.where,
         )
     if needs.around_chain and is_generator_function(route.function):
         raise SignatureError(
-            f"a middleware of {route.name} takes {describe(needs.resources[-1].kind)}, which has scope='message', but "
+            f"a middleware of {route.name} needs {describe(needs.resources[-1].kind)} (scope='message'), but "
             f"{route.name} is a generator and runs after its middleware has ended: in the middleware, return "
             "call if route.is_generator is True",
             where=route.route.where,
@@ -116,9 +116,8 @@ def _plan(around: Any, factory: Hook, route: CompiledRoute, given: Mapping[Any, 
     name, where = name_of(factory.function), factory.where
     if not callable(around):
         raise SignatureError(
-            f"{name} returned {around!r} for {route.name}: return a function, as in def around(message), or return "
-            "call to "
-            "leave the handler unchanged",
+            f"{name} returned {around!r} for {route.name}, not a function: return a function such as def "
+            "around(message); or return call to leave the handler unchanged",
             where=where,
         )
     _check_kind(around, route.info, name, where)
@@ -134,8 +133,8 @@ def _plan(around: Any, factory: Hook, route: CompiledRoute, given: Mapping[Any, 
     if route.lists is not None and (planned.envelope or (planned.constants.topic and not route.lists.one_topic)):
         wanted = planned.envelope or planned.constants.topic[0]
         raise SignatureError(
-            f"parameter {wanted!r} of {name_of(around)} belongs to a single message, but {route.name} has batch=, and "
-            f"{name} surrounds lists of messages: return call unchanged if route.is_batch is True",
+            f"parameter {wanted!r} of {name_of(around)} needs a single message, but {route.name} receives lists of "
+            f"messages (batch=): in {name}, return call if route.is_batch is True",
             parameter=wanted,
             where=where,
         )
@@ -156,8 +155,9 @@ def _check_parameters(
         f"would both receive the message of {route.name}: write def around(message), and annotate further parameters "
         "as Topic, Envelope or the type of a resource"
         if captured is None
-        else f"would both receive the message: {route.name} captures {captured!r}, but captures are not passed to "
-        "middleware, which may surround handlers without captures: add a parameter topic: Topic instead"
+        else f"would both receive the message: middleware does not receive captures such as {captured!r} of "
+        f"{route.name}; "
+        f"replace {captured!r} with a parameter topic: Topic"
     )
     raise SignatureError(
         f"{name} returned {name_of(around)}, whose parameters {left[0]!r} and {left[1]!r} {reason}",
@@ -178,7 +178,7 @@ def _check_kind(around: Callable[..., Any], info: RouteInfo, name: str, where: s
         remedy = "write async def around(message), and return await call(message)"
         raise SignatureError(
             f"{name} returned {name_of(around)}, which is not async, but {info.name} at {info.where} is async, so "
-            f"{name_of(around)} would end before the handler does: {remedy}; {_BOTH_KINDS}",
+            f"{name_of(around)} would end before the handler ends: {remedy}; {_BOTH_KINDS}",
             where=where,
         )
     raise SignatureError(
