@@ -249,7 +249,7 @@ def test_requests_need_a_running_app() -> None:
     first, second = echoing(), echoing()
     first.include(group)
     second.include(group)
-    with pytest.raises(NotRunningError, match="no app that includes it is running"):
+    with pytest.raises(NotRunningError, match="no running app includes this requester"):
         ask(asked, 1)
     with pytest.raises(NotRunningError):
         result(begun(first.request("n", 1)))
