@@ -336,7 +336,7 @@ async def test_an_app_that_ends_cancels_what_it_has_asked() -> None:
         async with running(app, drain_timeout=0.2):
             waiting = asked(app, "hold", 1)
             await line(child, "held 1")
-        with pytest.raises(Exception, match="has stopped before the reply"):
+        with pytest.raises(Exception, match="stopped before the reply"):
             await waiting
         await line(child, "ended 1")
 

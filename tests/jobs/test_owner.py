@@ -528,7 +528,9 @@ def test_jobs_without_a_worker_are_said_once(caplog: pytest.LogCaptureFixture) -
     bench.put(b"jobs.1", b"jobs.2")
     bench.clock.pump([1.0] * 8)
     said = [record.getMessage() for record in caplog.records if "no worker" in record.getMessage()]
-    assert said == ["farm: no worker accepts 'jobs.1': 2 jobs wait; start a worker with an @app.work handler for this topic"]
+    assert said == [
+        "farm: no worker accepts 'jobs.1': 2 jobs wait; start a worker with an @app.work handler for this topic"
+    ]
 
 
 def test_signs_of_life_are_sent_to_idle_workers() -> None:

@@ -351,7 +351,7 @@ def test_errors_of_a_put_are_raised_before_anything_is_sent() -> None:
         with pytest.raises(EncodeError, match="more than max_message=1048576"):
             await queue.put(Resize("x" * 2_000_000), kind="a")
         await queue.put(Resize("a"), kind="a")
-        with pytest.raises(HighWaterMarkError, match="no room for a job"):
+        with pytest.raises(HighWaterMarkError, match=r"the job queue .* is full"):
             queue.put_nowait(Resize("a"), kind="a")
 
     with pytest.raises(UnfinishedError, match=r"jobs of .jobs.\{kind\}. that were not done: 1"), TestApp(owner):
@@ -689,6 +689,6 @@ def test_jobs_of_a_worker_in_the_test_must_end_although_the_test_looks_at_them()
             assert [job.topic for job in t.jobs()] == ["jobs.slow", "jobs.other"]
 
     with pytest.raises(
-        UnfinishedError, match=r"jobs of 'jobs\.{kind}' that were not done: 1, run\(\): 1; let them end"
+        UnfinishedError, match=r"jobs of 'jobs\.{kind}' that were not done: 1, run\(\): 1; wait until they end"
     ):
         whole()

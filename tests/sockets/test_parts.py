@@ -251,7 +251,7 @@ async def test_every_option_reaches_libzmq(sockets: Sockets) -> None:
 def test_an_option_that_ends_the_process_is_refused(kind: type[PullConnection] | type[DealerConnection]) -> None:
     """IMMEDIATE on a socket that reads is a TypeError at the caller's line, since libzmq could abort."""
     with pytest.raises(
-        TypeError, match=f"immediate=1 works only for sockets that only send, but this is a {kind.__name__}"
+        TypeError, match=f"immediate=1 is only for sockets that can't receive, but this is a {kind.__name__}"
     ):
         kind(reactor, list, immediate=1)
 
