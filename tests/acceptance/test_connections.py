@@ -82,7 +82,7 @@ def test_a_silent_publisher_that_is_cut_has_no_second_line() -> None:
         heard.child.line_with("is silent", stream="err")
         heard.child.wait_for(lambda lines: any("disconnected" in line for line in lines))
         publisher.child.process.send_signal(signal.SIGCONT)
-        heard.child.line_with("is heard again", stream="err")
+        heard.child.line_with("is no longer silent", stream="err")
         assert connections(heard, endpoint) == [f"reader: connected to {endpoint}"]
 
 

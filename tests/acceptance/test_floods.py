@@ -215,7 +215,9 @@ def test_200000_subscriptions_cost_a_bounded_amount_of_memory() -> None:
     with publisher(endpoint) as feed, raw(zmq.XSUB, endpoint) as flood:
         for number in range(200_000):
             flood.send(b"\1" + b"topic.of.some.length.%09d" % number)
-        feed.line_with("closed the connection", stream="err", patience=4 * PATIENCE)  # for a machine with many busy processes
+        feed.line_with(
+            "closed the connection", stream="err", patience=4 * PATIENCE
+        )  # for a machine with many busy processes
         flood.disconnect(endpoint)
         feed.wait_for(is_said(lambda state: state["subscriptions"] == state["live"] == 0), patience=4 * PATIENCE)
         most = max(json.loads(line)["rss"] for line in feed.out if line.startswith("{"))

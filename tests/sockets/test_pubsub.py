@@ -99,7 +99,9 @@ async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
     await turns(lambda: not pub.subscriptions)
     assert {prefix for prefix, there in told if there} == {prefix for prefix, there in told if not there}
     await turns(lambda: "no answer" in caplog.text)
-    connections = [record.getMessage() for record in caplog.records if "closed the connection" not in record.getMessage()]
+    connections = [
+        record.getMessage() for record in caplog.records if "closed the connection" not in record.getMessage()
+    ]
     assert [line.partition(": ")[2] for line in connections[:-1]] == [
         f"connected to {address}",
         f"connected to {address} again",
