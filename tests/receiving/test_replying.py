@@ -1241,7 +1241,7 @@ def test_plain_clients_get_plain_answers() -> None:
         (bytes.fromhex("c15a52010001f0") + b"\0" * 40, b"further counters"),
         (bytes.fromhex("c15a5201010100") + b"\0" * 40, b"a tracked header of the kind"),
         (bytes.fromhex("c15a5201000101") + b"\0" * 25 + b"\xff" * 4, b"headers that claim"),
-        (b"x" * (LIMIT + 1), b"body of 2001 bytes, more than max_message=2000"),
+        (b"x" * (LIMIT + 1), b"a body of 2001 bytes; expected at most max_message=2000"),
     ],
 )
 def test_malformed_bodies_get_a_400(body: bytes, reason: bytes) -> None:
@@ -1481,11 +1481,11 @@ def test_the_answers_to_wrong_requests_say_what_is_wrong(caplog: pytest.LogCaptu
     with TestApp(app, raise_errors=False) as t:
         with pytest.raises(BadRequestError, match=r"the request has no body, but the handler expects dict\[str, int\]"):
             t.request("a.1")
-        with pytest.raises(NoHandlerError, match=r"no handler for 'a.x': .*typed\(\) .* \{n\} is int, not 'x'"):
+        with pytest.raises(NoHandlerError, match=r"no handler for 'a.x': .*typed\(\) .* \{n\} expects int, not 'x'"):
             t.request("a.x", {})
         with pytest.raises(NoHandlerError, match=r"no handler for 'b'$"):
             t.request("b")
-        with pytest.raises(BadRequestError, match=r"refused it: this handler .* or zroute request --stream"):
+        with pytest.raises(BadRequestError, match=r"refused the request: this handler .* or zroute request --stream"):
             t.request("rows")
         assert "malformed" not in caplog.text
     stats = app.stats

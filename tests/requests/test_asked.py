@@ -96,11 +96,11 @@ def test_a_request_of_a_zroute_client_is_one_frame(envelope: tuple[bytes, ...]) 
 @pytest.mark.parametrize(
     ("rest", "reason"),
     [
-        ((), "expected a topic and a body after the empty part, got 0 parts"),
-        ((b"a",), "expected a topic and a body after the empty part, got 1 parts"),
-        ((b"",), "expected a topic and a body after the empty part, got 1 parts"),
-        ((b"a", b"b", b"more"), "expected a topic and a body after the empty part, got 3 parts"),
-        ((framed(), b"b", b"more"), "expected a topic and a body after the empty part, got 3 parts"),
+        ((), "0 parts after the empty part; expected a topic and a body"),
+        ((b"a",), "1 parts after the empty part; expected a topic and a body"),
+        ((b"",), "1 parts after the empty part; expected a topic and a body"),
+        ((b"a", b"b", b"more"), "3 parts after the empty part; expected a topic and a body"),
+        ((framed(), b"b", b"more"), "3 parts after the empty part; expected a topic and a body"),
         ((b"a\0", b"b"), "a topic has 1 to 255 bytes and no NUL"),
         ((b"x" * (MAX_TOPIC + 1), b"b"), "a topic has 1 to 255 bytes and no NUL"),
         ((b"", b"b"), "a topic has 1 to 255 bytes and no NUL"),
@@ -113,8 +113,8 @@ def test_a_request_of_a_zroute_client_is_one_frame(envelope: tuple[bytes, ...]) 
         ((framed()[:30],), "a request without a topic"),
         ((framed()[:22] + pack(">IH", 0, 0) + framed()[28:],), "a request without any time left"),
         ((framed()[:28] + b"x" * 256 + b"\0",), "a request without a topic"),
-        ((pack_reply(ID, Kind.REPLY, 1, b""),), "unexpected frame of the kind REPLY: only servers send this kind"),
-        ((pack_failure(ID, 400, ""),), "unexpected frame of the kind FAILED: only servers send this kind"),
+        ((pack_reply(ID, Kind.REPLY, 1, b""),), "a frame of the kind REPLY; only servers send this kind"),
+        ((pack_failure(ID, 400, ""),), "a frame of the kind FAILED; only servers send this kind"),
         ((pack_credits(ID, 1) + b"\0",), "credits of 5 bytes"),
     ],
 )
@@ -142,7 +142,7 @@ def test_an_envelope_is_bounded_in_bytes(rest: tuple[bytes, ...]) -> None:
         server.receive(*rest, envelope=envelope)
         assert server.stats.bad_requests == len(server.sent) == refused
     assert server.sent[0][:4] == (*envelope, b"")
-    refusal = f"not a request: envelope of {ENVELOPE_MAX + 1} bytes, more than {ENVELOPE_MAX}"
+    refusal = f"not a request: an envelope of {ENVELOPE_MAX + 1} bytes; expected at most {ENVELOPE_MAX}"
     assert refusal.encode() in server.sent[0][-1]
 
 

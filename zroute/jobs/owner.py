@@ -355,7 +355,7 @@ class JobOwner:
             self._join(id, parts)
         elif kind != ALIVE or len(parts) != 1:
             self.malformed += 1
-            raise EnvelopeError("unknown kind of message")
+            raise EnvelopeError("a message of an unknown kind")
 
     def _checked(self, parse: Callable[[Sequence[bytes]], Any], parts: Sequence[bytes]) -> Any:
         try:

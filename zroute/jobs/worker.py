@@ -300,7 +300,7 @@ class JobWorker:
                 self._offered_at = None
                 self._tell_if_stopped()
             elif len(parts) != 1 or kind not in (ALIVE, UNKNOWN, STOPPED):
-                raise EnvelopeError("unknown kind of message")
+                raise EnvelopeError("a message of an unknown kind")
             elif kind == UNKNOWN:
                 self._unknown()
             elif kind == STOPPED:
@@ -338,7 +338,7 @@ class JobWorker:
             del self._done_late[frame.id]
             return
         if frame.id in self._jobs:
-            raise EnvelopeError("job that this worker already has")
+            raise EnvelopeError("a job that this worker already has")
         if frame.id in self._running:  # the owner had lost this worker, and now assigns the same job to it again
             self._jobs[frame.id] = self._running[frame.id]
             return

@@ -432,13 +432,15 @@ class Replying:
         elif frame.startswith(MAGIC, start):
             header = parse_header(frame[start : start + HEADER_MAX])
             if header.kind is not Kind.DATA:
-                raise EnvelopeError(f"tracked header of the kind {header.kind.name}: expected DATA")
+                raise EnvelopeError(f"a tracked header of the kind {header.kind.name}; expected DATA")
             number, start = header.codec, start + header.size
         else:
             number = 0
             asked.json = detect(frame[start:]) is JSON
         if len(frame) - start > self._max_message:
-            raise EnvelopeError(f"body of {len(frame) - start} bytes, more than max_message={self._max_message}")
+            raise EnvelopeError(
+                f"a body of {len(frame) - start} bytes; expected at most max_message={self._max_message}"
+            )
         return number, frame[start:]
 
     def _unrouted(self, raw: RawFrames) -> int:

@@ -514,7 +514,7 @@ class RouteTable:
         def deliver_behind(body: bytes, raw: RawFrames) -> int | None:
             if len(body) < further:
                 return self._malformed(
-                    EnvelopeError("tracked header that ends in the middle of its further counters"), raw
+                    EnvelopeError("a tracked header that ends in the middle of its further counters"), raw
                 )
             if at is not None:
                 span, number = _COUNTER(body, at)
@@ -663,7 +663,7 @@ class RouteTable:
     def _check_size(self, body: bytes) -> None:
         """Raise EnvelopeError if a body exceeds ``max_message``."""
         if len(body) > self._max_message:
-            raise EnvelopeError(f"body of {len(body)} bytes, more than max_message={self._max_message}")
+            raise EnvelopeError(f"a body of {len(body)} bytes; expected at most max_message={self._max_message}")
 
     def _unrouted(self, raw: RawFrames) -> int:
         self._stats.unrouted += 1

@@ -275,7 +275,7 @@ class TopicCache:
         try:
             topic.decode()
         except UnicodeDecodeError:
-            return lambda _body, raw: self._malformed(EnvelopeError("topic that is not UTF-8"), raw)
+            return lambda _body, raw: self._malformed(EnvelopeError("a topic that is not UTF-8"), raw)
         return lambda _body, raw: self._unrouted(raw)
 
     # -- closures ---------------------------------------------------------------------------------------

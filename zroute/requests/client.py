@@ -432,7 +432,7 @@ class Answer(_Call):
         try:
             self._reply = _parsed(parts)
         except EnvelopeError as error:
-            self.error = RequestError(f"the server sent an invalid reply: {error}")
+            self.error = RequestError(f"the server sent {error}")
         else:
             # The server counts the time in whole milliseconds, so its failure may arrive just before the timeout.
             if self._reply.kind == _FAILED and self._reply.number == 500 and self._client.is_over(self):
@@ -496,7 +496,7 @@ class _Stream(_Call):
         try:
             reply = _parsed(parts)
         except EnvelopeError as error:
-            return self._broken(f"the server sent an invalid reply: {error}")
+            return self._broken(f"the server sent {error}")
         self._last = reply.kind != _ITEM
         if reply.kind == _FAILED:
             self._fault = self._refused(reply)

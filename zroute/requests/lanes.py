@@ -413,7 +413,7 @@ def split_reply(parts: list[bytes]) -> tuple[bytes, list[bytes]]:
     """
     if len(parts) == 2 and not parts[0]:
         if not parts[1].startswith(MAGIC):
-            raise EnvelopeError("plain reply to a tracked request: ask this server with wire='plain'")
+            raise EnvelopeError("a plain reply to a tracked request: ask this server with wire='plain'")
         return parse(parts[1]).id, parts[1:]
     if len(parts) < 2 or parts[1]:
         raise EnvelopeError("not a reply: expected an id, an empty part and the parts of the reply")
