@@ -129,7 +129,7 @@ def test_a_flood_of_subscriptions_is_cut_and_no_other_reader_misses_a_message(ki
         for number in range(10_000):
             flood.send(b"\1" + b"%010d" % number + b"p" * 190)
         line = feed.line_with("closed the connection", stream="err")
-        assert "feed: the connection of " in line
+        assert "feed: closed the connection of " in line
         assert "more than max_subscription_bytes=65,536. " in line
         assert "Limits(max_subscription_bytes=…)" in line
         flood.disconnect(endpoint)
