@@ -158,9 +158,9 @@ MALFORMED = {
     "17 parts": ([b"json"] + [b"x"] * 16, "more than 16 parts"),
     "a whole part with another behind": ([b"fresh\0{}", b"admin.rm\0{}"], "a message of several parts with a NUL"),
     "a topic that is not UTF-8": ([b"js\xffon\0" + GOOD], "not UTF-8"),
-    "a body over the limit": ([b"json\0" + b" " * (LIMIT + 1)], f"max_message={LIMIT} is the limit"),
-    "a second part over the limit": ([b"json", b" " * (LIMIT + 1)], f"max_message={LIMIT} is the limit"),
-    "a tracked body over the limit": ([tracked(b" " * (LIMIT + 1))], f"max_message={LIMIT} is the limit"),
+    "a body over the limit": ([b"json\0" + b" " * (LIMIT + 1)], f"expected at most max_message={LIMIT}"),
+    "a second part over the limit": ([b"json", b" " * (LIMIT + 1)], f"expected at most max_message={LIMIT}"),
+    "a tracked body over the limit": ([tracked(b" " * (LIMIT + 1))], f"expected at most max_message={LIMIT}"),
 }
 
 

@@ -156,7 +156,7 @@ def test_a_function_that_blocks_the_reactor_is_warned_of() -> None:
         jobs.line_with("all are done")
         line = blocked.line_with("no sign of life", stream="err")
         assert "run() at <string>" in line
-        assert "after 0.5 s the owner gives its jobs to other workers" in line
+        assert "After 0.5 s without one, the owner gives the jobs to other workers" in line
         stats = report(jobs)
     assert (stats["done"], stats["redelivered"]) == (1, 1)
 
@@ -212,7 +212,7 @@ def test_an_owner_names_what_was_not_done() -> None:
     """Without a worker the jobs are left at the end of the drain timeout: they are named, and the exit code is 75."""
     endpoint = free_endpoint()
     with owner(endpoint, total=30, workers=0, drain=0.5) as jobs:
-        assert jobs.line_with("no worker for 'jobs.work': 30 jobs wait", stream="err")
+        assert jobs.line_with("no worker accepts 'jobs.work': 30 jobs wait", stream="err")
         stats = report(jobs, 75)
         assert any("jobs of 'jobs.{kind}' that were not done: 30" in line for line in jobs.err)
     assert stats["put"] == 30

@@ -212,13 +212,15 @@ async def test_each_address_is_connected_and_changes_are_followed(zone: Zone, ca
     at = {host: f"tcp://{host}:{port}" for host in (TWO, THREE, FOUR)}
     for line in (
         f"reader: subscribes, connects to {endpoint}",
-        f"reader: the name in {endpoint} has 2 addresses: connects to {at[TWO]}, {at[THREE]}",
-        f"reader: the name in {endpoint} has 2 addresses: connects to {at[FOUR]}; disconnects from {at[TWO]}",
+        f"reader: the host name in {endpoint} has 2 addresses: connecting to {at[TWO]}, {at[THREE]}",
+        f"reader: the host name in {endpoint} has 2 addresses: connecting to {at[FOUR]}; disconnecting from {at[TWO]}",
         f"reader: no longer connected to {at[TWO]}",
         f"reader: no longer connected to {endpoint}",
     ):
         assert lines.count(line) == 1, (line, lines)
-    failed = f"the name in {endpoint} can't be resolved: no such name; the connections to its 2 addresses stay"
+    failed = (
+        f"the host name in {endpoint} can't be resolved: no such name; the connections to its 2 addresses remain open"
+    )
     assert [failed in line for line in lines].count(True) == 1
 
 

@@ -59,7 +59,7 @@ def test_a_sink_names_a_publisher_that_was_killed_and_says_that_it_restarted() -
             epoch = shown.rpartition("(")[2]
             restarted = sink.line_with(f"restarted: publisher {name} (", stream="err")
             assert epoch in restarted
-            lost = sink.line_with("was replaced by a new run without saying goodbye", stream="err")
+            lost = sink.line_with("was replaced by a new run without sending a goodbye", stream="err")
             assert f"publisher {name} (" in lost
             assert epoch not in lost
             assert second.end() == 0

@@ -90,7 +90,7 @@ def test_a_frozen_publisher_is_noticed_and_when_it_goes_on_nothing_is_uncounted(
         publisher.line_with("at 5000")
         publisher.process.send_signal(signal.SIGSTOP)
         reader.line_with(
-            f"is silent: frozen, dead, or behind a dead connection; reconnecting to {meeting.connect}",
+            f"is silent: the process is frozen or dead, or the connection is dead; reconnecting to {meeting.connect}",
             stream="err",
         )
         publisher.process.send_signal(signal.SIGCONT)

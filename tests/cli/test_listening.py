@@ -143,7 +143,7 @@ def test_connections_are_logged_in_the_words_of_the_command(tmp_path: Path, comm
             socket.bind("tcp://127.0.0.1:*")
             endpoints.append(socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
         with Child("-m", "zroute", command, endpoints[0], *file) as child:
-            line = child.line_with("socket of the peer is not compatible", stream="err")
+            line = child.line_with("socket has an incompatible type", stream="err")
             assert f"zroute {command}: {endpoints[0]}: " in line
             assert line.endswith("check ENDPOINT")
             assert child.end() == 0

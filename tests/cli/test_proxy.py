@@ -143,7 +143,7 @@ def test_a_publisher_of_too_large_messages_is_cut_and_connected_again() -> None:
         tail.line_with("small")
         publisher.send(b"large\0" + bytes(300_000))
         proxy.line_with("connection closed: the peer sent a frame", stream="err")
-        proxy.line_with("increase --max-message 200000 here, or send smaller messages", stream="err")
+        proxy.line_with("increase --max-message 200000 here, or send smaller messages from the peer", stream="err")
         while tail.process.poll() is None:  # until the proxy has connected and subscribed again
             publisher.send(b"again\0")
             publisher.poll(10)

@@ -408,5 +408,5 @@ def elsewhere():
 """
     )
     done = zroute("run", "quotes", "--for", "50ms", cwd=module(tmp_path, source))
-    assert "WrongThreadError 'tick' was published from another thread" in done.stdout
+    assert "WrongThreadError cannot publish to 'tick' from this thread" in done.stdout
     assert "use app.from_thread(publication.publish, message) or app.from_thread(app.publish, topic" in done.stdout

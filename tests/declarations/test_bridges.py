@@ -103,7 +103,7 @@ def test_the_other_app_does_not_run() -> None:
         (error,) = t.failures
     assert type(error).__name__ == "NotRunningError"
     assert "cannot publish to <Publication 'out.{s}'" in str(error)
-    assert "its app is not running; run it together with the app of this handler" in str(error)
+    assert "the app of this publication is not running; run both apps together" in str(error)
     assert (a.stats.publish_errors, a.stats.handled, a.stats.failed) == (1, 1, 0)
 
 

@@ -144,7 +144,7 @@ def test_a_job_waits_for_room() -> None:
     put = Deferred.fromCoroutine(_awaited(bench.queue.put(b"jobs.3", 1, b"")))
     assert not put.called
     with pytest.raises(
-        HighWaterMarkError, match=r"no room for a job: 'jobs\.{kind}' is full, with 2 waiting jobs; await put\(\)"
+        HighWaterMarkError, match=r"the job queue 'jobs\.{kind}' is full \(2 waiting jobs\): await put\(\)"
     ):
         bench.queue.put_nowait(b"jobs.4", 1, b"")
     bench.offer(A, (1, "jobs.*"))
@@ -412,7 +412,7 @@ def test_a_job_that_ends_its_workers_is_given_up() -> None:
         worker = b"w%d" % number
         bench.offer(worker, (1, "jobs.*"))
         bench.owner.ended(worker)
-    assert bench.given_up == [(b"jobs.x", 1, f"{JOB_LOSSES + 1} workers ended or fell silent while they had it")]
+    assert bench.given_up == [(b"jobs.x", 1, f"{JOB_LOSSES + 1} workers that had the job disconnected or were silent")]
     assert bench.queue.stats.redelivered == JOB_LOSSES
 
 
@@ -528,7 +528,9 @@ def test_jobs_without_a_worker_are_said_once(caplog: pytest.LogCaptureFixture) -
     bench.put(b"jobs.1", b"jobs.2")
     bench.clock.pump([1.0] * 8)
     said = [record.getMessage() for record in caplog.records if "no worker" in record.getMessage()]
-    assert said == ["farm: no worker for 'jobs.1': 2 jobs wait; start a worker that works on it"]
+    assert said == [
+        "farm: no worker accepts 'jobs.1': 2 jobs wait; start a worker with an @app.work handler for this topic"
+    ]
 
 
 def test_signs_of_life_are_sent_to_idle_workers() -> None:
@@ -670,8 +672,8 @@ def test_the_log_names_workers_that_join_fail_and_leave(caplog: pytest.LogCaptur
     assert lines[2].startswith("farm: a job of 'jobs.x' (")
     assert lines[2].endswith(") failed at worker 6b8b4567: ValueError: no; attempt 1 of 2, next attempt in 1 s")
     assert lines[3:] == [
-        "farm: worker 6b8b4567 has disconnected (1 worker left)",
-        r"farm: worker rust\u001b has disconnected (0 workers left)",
+        "farm: worker 6b8b4567 has disconnected (1 worker remaining)",
+        r"farm: worker rust\u001b has disconnected (0 workers remaining)",
     ]
 
 

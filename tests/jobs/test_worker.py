@@ -229,7 +229,7 @@ def test_a_function_that_blocks_the_reactor_is_warned_of_once(caplog: pytest.Log
     bench.give(1, 2)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1
-    assert lines[0].startswith("resize at farm.py:3 blocked the reactor for 6.0 s;")
+    assert lines[0].startswith("resize at farm.py:3 blocked the reactor for 6.0 s, so")
     assert "remove thread=False" in lines[0]
 
 
@@ -250,7 +250,7 @@ def test_an_address_that_never_answers_an_offer_is_doubted(caplog: pytest.LogCap
     bench.clock.pump([0.75] * 14)
     assert [text.partition("tcp://owner:1 ")[2] for text in caplog.messages] == [
         "was silent for 3 s: connecting again",
-        "has not answered for 3 s: check that work= is the address of jobs= in an app; connecting again",
+        "has not answered for 3 s: check that work= is the address in jobs= of a running app; connecting again",
     ]
 
 
@@ -264,7 +264,7 @@ def test_a_report_that_can_not_be_sent_ends_the_connection(caplog: pytest.LogCap
     assert bench.connections == 0
     bench.clock.advance(1.0)
     assert bench.connections == 1
-    assert "reads nothing: its queue is full: connecting again" in caplog.text
+    assert "reads no messages (its queue is full): connecting again" in caplog.text
     bench.accept()
     bench.clock.advance(1.0)
     assert bench.connections == 1
@@ -401,6 +401,6 @@ def test_the_log_names_the_app_and_the_owner(caplog: pytest.LogCaptureFixture) -
     bench.give(1, topic=b"others.x")
     bench.worker.received([STOPPED])
     assert [record.getMessage() for record in caplog.records] == [
-        "app: a job of the owner at tcp://owner:1 was refused: no handler of this worker accepts the topic 'others.x'",
+        "app: job from the owner at tcp://owner:1 refused: no handler of this worker accepts the topic 'others.x'",
         "app: the owner of jobs at tcp://owner:1 has stopped",
     ]

@@ -387,7 +387,7 @@ def test_malformed_headers_do_not_travel_on(caplog: pytest.LogCaptureFixture) ->
     wired.outcomes.settle(BoundRoute(route, Topic("in"), {}, {}), one("a"), malformed)
     assert [headers for *_, headers in wired.sent] == [OWN]
     assert wired.errors == [(errors[0], True)]
-    assert "so no header is copied to its results: headers that are not a msgpack map" in caplog.text
+    assert "so zroute copies no headers to the results: headers that are not a msgpack map" in caplog.text
     assert route.stats.handled == 1
 
 

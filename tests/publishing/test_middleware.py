@@ -472,7 +472,7 @@ def test_call_works_only_inside_the_middleware() -> None:
     app.publisher("out", int)
     Wired(app)
     for call in calls:
-        with pytest.raises(UsageError, match=r"was called too late: call it in around\(message\)"):
+        with pytest.raises(UsageError, match=r"called call\(message\) after around\(message\) had returned"):
             call(1)
 
 

@@ -240,7 +240,7 @@ def test_a_generator_that_yielded_again_starts_its_back_off_anew(every: float | 
 
     run = Run(values, every=every)
     run.clock.pump([0.5] * 40)
-    assert set(run.remedies) == {"it restarts in 1 s"}
+    assert set(run.remedies) == {"restarting in 1 s"}
     assert len(run.out) > 5
 
 
@@ -262,7 +262,7 @@ def test_a_generator_that_cannot_be_made_is_tried_again() -> None:
     ).start()
     run.pump(5)
     assert run.out == [0, 1]
-    assert run.remedies == ["it restarts in 1 s", "it restarts in 2 s"]
+    assert run.remedies == ["restarting in 1 s", "restarting in 2 s"]
 
 
 # -- generators without a period --------------------------------------------------------------------
@@ -665,7 +665,7 @@ def test_in_an_app_failures_back_off_and_ends_are_told(kind: Any, caplog: pytest
         assert t.results(slow) == [None] * 3
     said = [record.getMessage() for record in caplog.records]
     assert [line.rpartition("; ")[2] for line in said if "not yet" in line] == [
-        f"it restarts in {seconds} s" for seconds in (1, 2, 4)
+        f"restarting in {seconds} s" for seconds in (1, 2, 4)
     ]
     assert any("never" in line and line.endswith("; the schedule continues") for line in said)
     assert sum("values() has no more values" in line for line in said) == 1

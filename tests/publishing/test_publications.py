@@ -159,7 +159,7 @@ def test_before_the_start_and_after_the_stop_publishing_is_refused() -> None:
     """A publication without a running app raises NotRunningError."""
     app = App()
     made = app.publisher("a")
-    with pytest.raises(NotRunningError, match="no app that includes it is running"):
+    with pytest.raises(NotRunningError, match="no running app includes this publication"):
         made.publish(1)
     wired = Wired(app)
     outlet = app.compile().parts.outlets[0]

@@ -74,7 +74,7 @@ def test_a_full_outbox_refuses_at_once() -> None:
     peer.full = {b"a"}
     for number in range(3):
         peer.send(b"a", number)
-    with pytest.raises(HighWaterMarkError, match=r"'a': 3 messages wait .* await the result of publish"):
+    with pytest.raises(HighWaterMarkError, match=r"'a': 3 messages already wait .* await the result of publish"):
         peer.send(b"a", 3)
     assert peer.send(b"b", 1) is DONE
 
@@ -89,7 +89,7 @@ def test_what_waits_too_long_is_given_up_and_the_rest_goes_on() -> None:
     peer.clock.advance(2.5)
     assert peer.lost == [b"a"]
     (failure,) = first
-    assert "given up: the queue of a subscriber was full for 5 s" in str(failure.value)  # type: ignore[attr-defined]
+    assert "dropped: the queue of a subscriber was full for 5 s" in str(failure.value)  # type: ignore[attr-defined]
     peer.full = set()
     peer.clock.advance(0.02)
     assert (peer.got, second) == ([(b"a", 2)], [None])

@@ -129,11 +129,11 @@ async def test_too_few_is_an_error_that_says_how_many(tmp_path: Path) -> None:
     publisher, reader = App(pub=endpoint), App(sub=endpoint)
     news = publisher.publisher("news.{kind}", int)
     reader.add_route(lambda number: None, "news.*")
-    with pytest.raises(NotRunningError, match="no app that includes it is running"):
+    with pytest.raises(NotRunningError, match="no running app includes this publication"):
         await as_awaitable(Deferred.fromCoroutine(news.wait_for_subscribers()))
     async with running(publisher), running(reader):
         await news.wait_for_subscribers(timeout=PATIENCE)
-        with pytest.raises(NotReadyError, match=r"'news\.\{kind\}': 1 of 2 subscribers joined within 0\.1 s"):
+        with pytest.raises(NotReadyError, match=r"only 1 of 2 subscribers of 'news\.\{kind\}' joined within 0\.1 s"):
             await news.wait_for_subscribers(2, timeout=0.1)
 
 

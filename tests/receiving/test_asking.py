@@ -371,7 +371,7 @@ def test_forged_numbers_are_logged_and_taken_back(talk: Talk, caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         talk.network.hear(1)
         talk.end._tell(talk.end._tracker.stated(EPOCH, talk.marker, Statement(0, 1, "p", False, ((b"a", 1),))))
-    assert "was forged or wrong: the losses of 'a' that it implied are no longer counted" in caplog.text
+    assert "the losses of 'a' that the frame implied are no longer counted" in caplog.text
     assert (talk.stats.lost, talk.stats.unknown_losses) == (1, 0)
     talk.end.close()
 

@@ -116,7 +116,7 @@ def test_malformed_headers_that_a_handler_reads_are_a_fault_of_the_peer(caplog: 
     assert got == [(1, TRACE), (3, TRACE)]
     assert hooked == [("headers that are not a msgpack map", "a")]
     assert (stats.handled, stats.handler_error, stats.decode_error) == (2, 0, 1)
-    assert "refused when its envelope was read" in caplog.text
+    assert "refused, because its envelope is malformed" in caplog.text
     assert "Traceback" not in caplog.text
 
 

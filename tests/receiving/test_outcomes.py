@@ -505,7 +505,7 @@ def test_a_flood_of_one_fault_is_a_few_lines_and_a_number(caplog: pytest.LogCapt
     assert caplog.messages[5:] == ["handle(): 995 more lines like these were not shown"]
 
 
-@pytest.mark.parametrize(("error", "says"), [(RecursionError(), "nests too deeply"), (MemoryError(), "more memory")])
+@pytest.mark.parametrize(("error", "says"), [(RecursionError(), "nested too deeply"), (MemoryError(), "more memory")])
 def test_bombs_are_named(error: BaseException, says: str, caplog: pytest.LogCaptureFixture) -> None:
     """A body that exhausts the stack or memory is logged with that reason."""
     app = App()

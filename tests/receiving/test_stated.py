@@ -250,7 +250,7 @@ def test_a_body_above_max_message_is_malformed() -> None:
         t.receive(b"t", bytes(10), endpoint=FEED)
         t.receive(zlib.compress(bytes(10)), endpoint=OTHER)
         assert [str(error) for error in t.failures] == [
-            "a body of 11 bytes; max_message=10 is the limit",
+            "a body of 11 bytes; expected at most max_message=10",
             f"a zlib body that decompresses to more than max_message=10 bytes "
             f"(at connect:{OTHER}, read as Frames(topic='z', decompress='zlib'))",
         ]

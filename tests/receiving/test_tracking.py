@@ -55,14 +55,14 @@ from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, QU
 from zroute.receiving.tracker import EARLIER_MAX, PUBLISHERS_MAX, Tracker
 
 # Reasons of unknown losses, as the log gives them.
-GONE = "disconnected without saying goodbye"
+GONE = "disconnected without sending a goodbye"
 SILENT = "is silent"
-AWAY = "was silent for 120 s and was given up"
-REPLACED = "was replaced by a new run without saying goodbye"
+AWAY = "was silent for 120 s, so this app treats it as ended"
+REPLACED = "was replaced by a new run without sending a goodbye"
 ENDED = "has ended; some of its answers were lost"
 UNANSWERED = "did not answer when this app stopped"
-FORGOTTEN = "has forgotten how many messages it sent"
-GIVEN_UP = f"was evicted to make room for others: the limit is {PUBLISHERS_MAX} publishers"
+FORGOTTEN = "no longer knows how many messages it sent"
+GIVEN_UP = f"was evicted because of the limit of {PUBLISHERS_MAX} publishers"
 
 # -- a network in which all is known ----------------------------------------------------------------------
 

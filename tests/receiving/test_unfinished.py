@@ -179,7 +179,7 @@ def test_a_full_route_pauses_and_says_so_and_again_when_it_flows(caplog: pytest.
     full, flows = (record.getMessage() for record in caplog.records)
     assert "queue full (4 messages): reading is paused until half of them are handled" in full
     assert "test_unfinished.py:" in full
-    assert "reading resumed, 2 messages are waiting" in flows
+    assert "reading resumed: 2 messages are waiting" in flows
     assert deliveries(stats) == 5
 
 

@@ -249,7 +249,7 @@ def test_requests_need_a_running_app() -> None:
     first, second = echoing(), echoing()
     first.include(group)
     second.include(group)
-    with pytest.raises(NotRunningError, match="no app that includes it is running"):
+    with pytest.raises(NotRunningError, match="no running app includes this requester"):
         ask(asked, 1)
     with pytest.raises(NotRunningError):
         result(begun(first.request("n", 1)))
@@ -379,12 +379,12 @@ def test_a_stream_of_a_requester() -> None:
         (
             lambda app: app.request("a.1", 1, retry=(1,)),
             SignatureError,
-            r"no argument 'retry': an option of app\.requester\(pattern, T, Reply, retry=…\)",
+            r"no argument 'retry'; .*: declare app\.requester\(pattern, T, Reply, retry=…\)",
         ),
         (
             lambda app: app.request("a.{x}", 1, x=1),
             SignatureError,
-            r"no argument 'x': write the whole topic, or declare app\.requester\(.*\.request\(message, x=…\)",
+            r"no argument 'x'; .*: write the whole topic, or declare app\.requester\(.*\.request\(message, x=…\)",
         ),
         (lambda app: app.request("a.{x}", 1), TopicError, r"app\.requester\('a\.\{x\}', T, Reply\)\.request"),
     ],

@@ -213,7 +213,7 @@ async def test_a_context_that_does_not_terminate_is_said(
     left = context.acquire().socket(zmq.PUB)
     done = context.release(reactor)
     await turns(lambda: caplog.records)
-    assert "another part of the program has an open socket in it" in caplog.text
+    assert "another part of the program has an open socket in this context" in caplog.text
     left.close(0)
     await done.addTimeout(PATIENCE, reactor)
     gc.collect()

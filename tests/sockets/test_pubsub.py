@@ -71,7 +71,7 @@ async def test_an_xsub_and_an_xpub_make_a_proxy(sockets: Sockets, way: Way) -> N
 
 def cuts(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the log lines about connections that were cut."""
-    return [record.getMessage() for record in caplog.records if "was closed" in record.getMessage()]
+    return [record.getMessage() for record in caplog.records if "closed the connection" in record.getMessage()]
 
 
 @pytest_twisted.ensureDeferred
@@ -92,14 +92,16 @@ async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
         peer.send(b"\1topic.number.%06d" % number)
     await turns(lambda: peer.poll(0) or pub._resting)  # libzmq sends subscriptions in a later call on the peer's socket
     assert len(cuts(caplog)) == 1
-    assert f"the connection of {address} was closed" in cuts(caplog)[0]
+    assert f"closed the connection of {address}: " in cuts(caplog)[0]
     assert "max_subscription_bytes=4,096" in cuts(caplog)[0]
     await turns(lambda: peer.poll(0) or len(cuts(caplog)) == 2)
     peer.unbind(address)
     await turns(lambda: not pub.subscriptions)
     assert {prefix for prefix, there in told if there} == {prefix for prefix, there in told if not there}
     await turns(lambda: "no answer" in caplog.text)
-    connections = [record.getMessage() for record in caplog.records if "was closed" not in record.getMessage()]
+    connections = [
+        record.getMessage() for record in caplog.records if "closed the connection" not in record.getMessage()
+    ]
     assert [line.partition(": ")[2] for line in connections[:-1]] == [
         f"connected to {address}",
         f"connected to {address} again",

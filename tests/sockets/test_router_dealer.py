@@ -42,7 +42,7 @@ async def test_a_message_to_nobody_is_an_error_and_no_silence(sockets: Sockets) 
     router, raw = sockets.make(RouterConnection, lambda identity, parts: None), sockets.raw(zmq.DEALER)
     address = router.open("tcp://127.0.0.1:*")
     with pytest.raises(
-        UnknownPeerError, match=r"no peer b'unknown' is connected to tcp://127\.0\.0\.1:\d+: it has disconnected"
+        UnknownPeerError, match=r"no peer b'unknown' is connected to tcp://127\.0\.0\.1:\d+: the peer has disconnected"
     ):
         router.send(b"unknown", b"x")
     heard = Mailbox[bytes]()

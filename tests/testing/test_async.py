@@ -156,7 +156,7 @@ def test_a_handler_uses_what_belongs_to_the_loop(loop: str) -> None:
         async with TestApp(app, {Pool: given}) as t:
             await t.publish("x", 1)
             assert seen == []
-            with pytest.raises(UnfinishedError, match=r"still running after 0.01 s: on\(\): 1"):
+            with pytest.raises(UnfinishedError, match=r"handlers still running after 0.01 s: on\(\): 1"):
                 await t.handled(timeout=0.01)
             asyncio.get_running_loop().call_later(0.02, given.answer.set_result, 5)
             await t.handled()

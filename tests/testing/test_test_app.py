@@ -198,9 +198,9 @@ def test_what_nobody_subscribes_to_is_unheard() -> None:
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        (([b"a", b"1"],), r"not \[b'a', b'1'\]: unpack it, as in receive\(\*parts\)"),
-        (("a", b"1"), r"not 'a': encode it, as in receive\('a'.encode\(\)\)"),
-        ((b"a", 1), "not 1: give bytes"),
+        (([b"a", b"1"],), r"not \[b'a', b'1'\]: unpack the parts, as in receive\(\*parts\)"),
+        (("a", b"1"), r"not 'a': encode the text, as in receive\('a'.encode\(\)\)"),
+        ((b"a", 1), "not 1: pass bytes"),
         ((), r"as in receive\(b'topic', b'body'\)"),
     ],
 )
@@ -671,7 +671,8 @@ def test_replacing_what_is_no_resource_says_what_is() -> None:
         yield Database()
 
     with pytest.raises(
-        SignatureError, match="Quote is not a resource of the app, so it can't be replaced; the app has Database"
+        SignatureError,
+        match="can't replace Quote, because it is not a resource of the app; resources of the app: Database",
     ):
         TestApp(app, {Quote: 1})
 

@@ -64,4 +64,4 @@ async def test_jobs_are_put_from_threads_and_done_in_a_loop() -> None:
     async with running(app):
         await deferToThread(put)
         assert await done.until(1) == [2]
-    assert "call app.from_thread(queue.put, job) there" in str(errors[0])
+    assert "call app.from_thread(queue.put, job) in that thread" in str(errors[0])

@@ -165,8 +165,8 @@ class OwnedQueue:
         job = self._made(topic, codec, body, headers)  # an invalid job is an error whether or not there is room
         if self.full:
             raise HighWaterMarkError(
-                f"no room for a job: {self.settings.name!r} is full, with {self.stats.waiting} waiting jobs; await "
-                "put(), start more workers, or increase waiting="
+                f"the job queue {self.settings.name!r} is full ({self.stats.waiting} waiting jobs): await put(), "
+                "start more workers, or increase waiting="
             )
         self._owner.put(self, job)
 
@@ -351,7 +351,7 @@ class JobOwner:
             self._offer(worker, parts)
         elif kind == OFFER:  # from another process with this identity, or from this worker after it has lost its jobs
             self._checked(parse_offer, parts)
-            self._lose(worker, "has begun again", counts=False)
+            self._lose(worker, "has joined again", counts=False)
             self._join(id, parts)
         elif kind != ALIVE or len(parts) != 1:
             self.malformed += 1
@@ -388,7 +388,7 @@ class JobOwner:
 
     def _join(self, id: bytes, parts: Sequence[bytes]) -> None:
         if len(self._workers) >= MAX_WORKERS:
-            text = "%s: worker %s was refused: there are %d workers already"
+            text = "%s: worker %s refused: the limit of %d workers is reached"
             self._say("workers", "refused workers", logging.WARNING, text, self._name, peer_name(id), MAX_WORKERS)
             return
         worker = _Worker(id)
@@ -544,7 +544,7 @@ class JobOwner:
         self._settle()
 
     def _give_up(self, job: Job, text: str, level: int = logging.ERROR, worker: str = "") -> None:
-        self._say_failed(job, text, level, ", given up", worker)
+        self._say_failed(job, text, level, ", no further attempt", worker)
         job.queue.given_up(job, text)
         self._end(job, "failed")
 
@@ -594,7 +594,7 @@ class JobOwner:
             if job.is_reported:
                 self._end(job, "done")
             elif job.losses > JOB_LOSSES:
-                self._give_up(job, f"{JOB_LOSSES + 1} workers ended or fell silent while they had it")
+                self._give_up(job, f"{JOB_LOSSES + 1} workers that had the job disconnected or were silent")
             else:
                 stats.redelivered += 1
                 stats.waiting += 1
@@ -602,10 +602,10 @@ class JobOwner:
         self._scheduler.put_back(back)
         name, left = peer_name(worker.id), self._count()
         if jobs:
-            text = "%s: worker %s %s: %d unfinished jobs are given to others (%s left)"
+            text = "%s: worker %s %s: %d unfinished jobs wait for other workers (%s remaining)"
             self._say("lost", "lost workers", logging.WARNING, text, self._name, name, reason, len(back), left)
         elif self.logs_workers:
-            text = "%s: worker %s %s (%s left)"
+            text = "%s: worker %s %s (%s remaining)"
             self._say("left", "workers that left", logging.INFO, text, self._name, name, reason, left)
 
     def _count(self) -> str:
@@ -685,7 +685,7 @@ class JobOwner:
             since = before.get(topic, 0.0) + passed
             self._unserved[topic] = since
             if since >= _NO_WORKER_SECONDS > since - passed:
-                text = "%s: no worker for %r: %d jobs wait; start a worker that works on it"
+                text = "%s: no worker accepts %r: %d jobs wait; start a worker with an @app.work handler for this topic"
                 name = str(Topic.from_wire(topic))
                 self._say("unserved", "jobs without workers", logging.INFO, text, self._name, name, number)
 
@@ -757,4 +757,4 @@ class JobOwner:
 
 
 def _reason(error: Exception) -> str:
-    return "has disconnected" if isinstance(error, UnknownPeerError) else "reads nothing: its queue is full"
+    return "has disconnected" if isinstance(error, UnknownPeerError) else "reads no messages (its queue is full)"

@@ -103,16 +103,16 @@ class JobQueue(Generic[T]):
     def __call__(self, function: Never, /) -> None:
         """Raise SignatureError: a job queue is no decorator."""
         raise SignatureError(
-            f"{self} is no decorator: put jobs with it, and write @app.work({self.pattern.text!r}) above the function "
-            "that does the jobs",
+            f"{self} is not a decorator: call put() to add jobs, and write @app.work({self.pattern.text!r}) above "
+            "the function that does the jobs",
             where=users_line(function),
         )
 
     def _running(self) -> tuple[CompiledJobQueue, ...]:
         if not self._outlets:
             raise NotRunningError(
-                f"cannot put a job of {self.pattern.text!r} ({self.where}): no running app includes this queue; check "
-                "that the app includes the Routes of the queue, and call put() while the app runs: in a handler, a "
+                f"cannot put a job of {self.pattern.text!r} ({self.where}): no running app includes this queue. "
+                "Include the Routes of the queue in an app, and call put() while the app runs: in a handler, a "
                 "timer, or a function under @app.on_startup"
             )
         return self._outlets
@@ -175,8 +175,8 @@ class CompiledJobQueue:
         """
         if get_ident() != self._thread:
             raise WrongThreadError(
-                f"{self.queue} was used on another thread than the reactor's: call "
-                "app.from_thread(queue.put, job) there"
+                f"{self.queue} was used on a thread other than the reactor's: call app.from_thread(queue.put, "
+                "job) in that thread"
             )
         try:  # encode before building the topic: otherwise a job of a wrong type would look like a missing capture
             number, body = self.encode(job)
@@ -186,8 +186,9 @@ class CompiledJobQueue:
             raise
         if len(body) > self._most:
             raise EncodeError(
-                f"{self.queue} can't put this job: it takes {len(body)} bytes of at most {self._most} (max_message); "
-                "store large data, and put its name into the job",
+                f"{self.queue} can't put this job: the body has {len(body)} bytes, more than "
+                f"max_message={self._most}; store large data elsewhere, and put a reference to the data into the "
+                "job",
                 schema=self.schema,
             )
         values = capture_values(self.pattern, job, captures, call="put")

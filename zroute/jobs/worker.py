@@ -338,13 +338,13 @@ class JobWorker:
             del self._done_late[frame.id]
             return
         if frame.id in self._jobs:
-            raise EnvelopeError("a job that this worker has already")
+            raise EnvelopeError("a job that this worker already has")
         if frame.id in self._running:  # the owner had lost this worker, and now assigns the same job to it again
             self._jobs[frame.id] = self._running[frame.id]
             return
         lane = self._find(frame.topic)
         if lane is None:
-            text = "%s: a job of the owner at %s was refused: no handler of this worker accepts the topic %r"
+            text = "%s: job from the owner at %s refused: no handler of this worker accepts the topic %r"
             self._say("refused", logging.WARNING, text, self._name, self._owner, str(Topic.from_wire(frame.topic)))
             self._tell(REJECTED, frame.id, b"no handler of this worker accepts the topic")
         elif self._stopping is not None or len(self._jobs) >= self._most:
@@ -378,7 +378,7 @@ class JobWorker:
             lane.begin(jobs)
         except BaseException as error:  # without reports, the jobs would take room in the lane for ever
             name = f"{type(error).__name__}: {text_of(error)}"
-            self._say("failed", logging.ERROR, "%s: zroute itself failed: please report this: %s", lane.name, name)
+            self._say("failed", logging.ERROR, "%s: bug in zroute, please report it: %s", lane.name, name)
             for job in jobs:
                 job.failed(name)
         took = self._clock.seconds() - began
@@ -387,9 +387,9 @@ class JobWorker:
             self._say(
                 "blocked",
                 logging.WARNING,
-                "%s at %s blocked the reactor for %.1f s; no sign of life is sent meanwhile, and after %g s the owner "
-                "gives its jobs to other workers: run it in a thread (remove thread=False), or raise silent_after "
-                "of the job queue",
+                "%s at %s blocked the reactor for %.1f s, so this worker sent no sign of life. After %g s "
+                "without one, the owner gives the jobs to other workers: run the handler in a thread (remove "
+                "thread=False), or increase silent_after of the job queue",
                 lane.name,
                 lane.where,
                 took,
@@ -445,10 +445,10 @@ class JobWorker:
             if self._offered_at is None:
                 self._connect_again("silent", f"was silent for {self._silent_after:g} s:")
             else:
-                hint = "check that work= is the address of jobs= in an app"
+                hint = "check that work= is the address in jobs= of a running app"
                 self._connect_again("no answer", f"has not answered for {self._silent_after:g} s: {hint};")
         elif self._failed_to_send:  # the lost message may be a report, and the owner would wait for it for ever
-            self._connect_again("full", "reads nothing: its queue is full:")
+            self._connect_again("full", "reads no messages (its queue is full):")
 
     def _connect_again(self, key: str, reason: str) -> None:
         self._say_of_owner(key, logging.WARNING, f"{reason} connecting again")

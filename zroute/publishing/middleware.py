@@ -109,8 +109,8 @@ class Middleware:
         publishing = self._current.publishing
         if publishing is None:
             raise UsageError(
-                f"the call(message) of a publish middleware of {self._what} was called too late: call it in "
-                "around(message), before around returns"
+                f"a publish middleware of {self._what} called call(message) after around(message) had returned: "
+                "call call(message) inside around(message)"
             )
         return publishing
 
@@ -134,8 +134,8 @@ class Middleware:
         except TypeError as error:
             if "unexpected keyword argument 'headers'" in str(error) and f"{Middleware.__name__}." in str(error):
                 raise UsageError(
-                    f"the call function of a publish middleware of {self._what} takes only the message: write "
-                    "call(WithHeaders(message, {…})) to add headers"
+                    f"a publish middleware of {self._what} passed headers= to call, which accepts only the "
+                    "message: to add headers, write call(WithHeaders(message, {…}))"
                 ) from error
             raise
         finally:

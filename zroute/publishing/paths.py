@@ -177,8 +177,8 @@ class Paths:
                 done = queue.send(topic, partial(attempt, topic, number, body, headers, at))
             elif not attempt(topic, number, body, headers, at):
                 raise HighWaterMarkError(
-                    f"{topic.decode()!r}: the queue of a subscriber is full, so the message was not sent to any "
-                    "subscriber: publish later or less often, or use App(overflow='wait')"
+                    f"cannot publish to {topic.decode()!r}: the queue of a subscriber is full, so no subscriber "
+                    "receives the message; publish later or less often, or use App(overflow='wait')"
                 )
             stats.published += 1
             return done
@@ -392,13 +392,14 @@ def check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:
     """
     if get_ident() != thread:
         raise WrongThreadError(
-            f"{topic.decode()!r} was published from another thread, and ZeroMQ sockets are not thread-safe: "
+            f"cannot publish to {topic.decode()!r} from this thread, because ZeroMQ sockets are not thread-safe: "
             + way_to_the_reactor(
                 "app.from_thread(publication.publish, message) or app.from_thread(app.publish, topic, message)"
             )
         )
     if len(body) > limit:
         raise EncodeError(
-            f"{topic.decode()!r}: the body has {len(body)} bytes, but max_message={limit}: send a smaller message, or "
-            "increase App(limits=Limits(max_message=…)) here and at the subscribers"
+            f"cannot publish to {topic.decode()!r}: the body has {len(body)} bytes, more than "
+            f"max_message={limit}; send a smaller message, or increase App(limits=Limits(max_message=…)) here and "
+            "at the subscribers"
         )

@@ -305,7 +305,7 @@ class _Running:
         """Restart with a new generator, after 1, 2, 4 … seconds."""
         delay = min(2.0**self._failures, BACK_OFF_MAX)
         self._failures += 1
-        self._outcomes.producer_failed(self._producer, error, f"it restarts in {delay:g} s")
+        self._outcomes.producer_failed(self._producer, error, f"restarting in {delay:g} s")
         if self._stopped:  # the error was SystemExit, which stops the app
             return
         schedule = self._producer.schedule

@@ -87,7 +87,8 @@ class Subscribers:
 
 
 _PUT_TIMEOUT = (
-    "; put() has no option timeout: to limit the time, use asyncio.timeout(…) around it, or addTimeout(…) of a Deferred"
+    "; put() has no timeout option: to limit the time, use asyncio.timeout(…) around the call, or addTimeout(…) "
+    "of a Deferred"
 )
 
 NO_CAPTURES: Mapping[str, object] = MappingProxyType({})
@@ -314,9 +315,9 @@ class Publication(Generic[T]):
         outlets = self._outlets
         if not outlets:
             raise NotRunningError(
-                f"cannot publish to {self.pattern.text!r} ({self.where}): no app that includes it is running; publish "
-                "from a handler, a timer, a function under @app.on_startup, or in `async with app.running():`, and "
-                "include its Routes in that app"
+                f"cannot publish to {self.pattern.text!r} ({self.where}): no running app includes this "
+                "publication. Include its Routes in an app, and publish while the app runs: in a handler, a "
+                "timer, a function under @app.on_startup, or `async with app.running():`"
             )
         if len(outlets) == 1:
             return outlets[0].publish(message, headers, captures)
@@ -348,8 +349,8 @@ class Publication(Generic[T]):
         outlets = self._outlets
         if not outlets:
             raise NotRunningError(
-                f"cannot wait for subscribers of {self.pattern.text!r} ({self.where}): no app that includes it is "
-                "running; call it in on_startup or later"
+                f"cannot wait for subscribers of {self.pattern.text!r} ({self.where}): no running app includes "
+                "this publication; wait in on_startup or later"
             )
         for outlet in outlets:
             await outlet.wait_for_subscribers(number, timeout)
@@ -693,9 +694,8 @@ class Bridge:
         outlets = self.publication._outlets
         if not outlets:
             raise NotRunningError(
-                f"cannot publish to {self.publication}: its app is not running; run it together with the app of this "
-                "handler, "
-                "as in `zroute run module:one module:other`"
+                f"cannot publish to {self.publication}: the app of this publication is not running; run both apps "
+                "together, as in `zroute run module:one module:other`"
             )
         sent = [outlet.publish(message, headers, captures, inbound) for outlet in outlets]
         waiting = tuple(each for each in sent if each is not DONE)
@@ -772,7 +772,9 @@ def encoder_by_type(codec: Codec | None, default: Codec, extras: Extras = NO_EXT
 
     def encode(message: Any) -> tuple[int, bytes]:
         if message is None:
-            raise EncodeError("None is not a message: publish {} or an object of your own class for an empty message")
+            raise EncodeError(
+                "None is not a message: to publish an empty message, use {} or an object of your own class"
+            )
         found = known.get(type(message))
         if found is None:
             if type(message) is WithHeaders:

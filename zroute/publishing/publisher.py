@@ -152,7 +152,8 @@ class Publisher:
             await within(min(timeout, LINGER_DRAIN / 1000), self.session.goodbye(), self._clock)
         if unread := self.session.unread:
             _log.warning(
-                "%s: %d subscribers have not confirmed the goodbye: messages that are queued for them may be lost",
+                "%s: %d subscribers have not confirmed the goodbye: messages in the queues of these subscribers "
+                "may be lost",
                 self._choices.name,
                 unread,
             )
@@ -297,10 +298,9 @@ class Publisher:
             return
         self._said_many = True
         _log.warning(
-            "%s: more topics are published than fit into the %d MiB of the topic cache: a message to a topic outside "
-            "the cache takes about ten times as long and is counted in stats.cache_misses; publish to fewer topics, "
-            "split "
-            "them among several processes, or move ids from topics into messages",
+            "%s: the topic cache of %d MiB is full: messages to other topics take about ten times as long and "
+            "are counted in stats.cache_misses. Publish to fewer topics, divide the topics among several "
+            "processes, or move ids from topics into messages",
             self._choices.name,
             TOPIC_CACHE >> 20,
         )
@@ -335,7 +335,7 @@ class Publisher:
     def _number_of_subscribers(self, pattern: Pattern) -> int:
         """Return the number of subscribers to topics of ``pattern``."""
         if self._number is None:
-            raise self._unreported(f"the number of subscribers of {pattern.text!r}", "remove the call of subscribers")
+            raise self._unreported(f"the number of subscribers of {pattern.text!r}", "remove the use of .subscribers")
         return self._number(pattern)
 
     def _watch_subscribers(self) -> None:
@@ -367,8 +367,8 @@ class Publisher:
             raise NotRunningError(f"{self._choices.name!r} has stopped, so it has no subscribers")
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         raise NotReadyError(
-            f"{pattern.text!r}: {self._subscribers.number(pattern)} of {number} subscribers joined within {timeout:g} "
-            "s: check that they are running and connect to the endpoints of this app"
+            f"only {self._subscribers.number(pattern)} of {number} subscribers of {pattern.text!r} joined within "
+            f"{timeout:g} s: check that the subscribers are running and connect to the endpoints of this app"
         )
 
 

@@ -119,7 +119,7 @@ class SendQueue:
             NotRunningError: The app has stopped.
         """
         if self._closed:
-            raise NotRunningError(f"{str(Topic.from_wire(topic))!r}: the app has stopped")
+            raise NotRunningError(f"cannot publish to {str(Topic.from_wire(topic))!r}: the app has stopped")
         if topic not in self._topics and attempt():
             if sent is not None:
                 sent.end(None)
@@ -139,9 +139,9 @@ class SendQueue:
         """
         if self.waiting + more >= self._limit:
             raise HighWaterMarkError(
-                f"{str(Topic.from_wire(topic))!r}: {self.waiting + more} messages wait for subscribers whose queue "
-                "is full: "
-                "await the result of publish() to avoid publishing faster than they read"
+                f"cannot publish to {str(Topic.from_wire(topic))!r}: {self.waiting + more} messages already wait "
+                "for subscribers whose queue is full; await the result of publish(), so that the app does not "
+                "publish faster than subscribers read"
             )
 
     def delays(self, topic: bytes) -> bool:
@@ -169,7 +169,7 @@ class SendQueue:
                 elif message.until <= now:
                     name = str(Topic.from_wire(topic))
                     error = HighWaterMarkError(
-                        f"{name!r}: message given up: the queue of a subscriber was full for {self._timeout:g} s"
+                        f"message to {name!r} dropped: the queue of a subscriber was full for {self._timeout:g} s"
                     )
                 else:
                     break
@@ -196,7 +196,8 @@ class SendQueue:
         for topic, messages in left.items():
             for message in messages:
                 error = HighWaterMarkError(
-                    f"{str(Topic.from_wire(topic))!r}: the app stopped before the message could be sent"
+                    f"message to {str(Topic.from_wire(topic))!r} dropped: the app stopped before it could send "
+                    "the message"
                 )
                 self._end(topic, message, error)
         if self._timer is not None:

@@ -201,8 +201,8 @@ class PublisherSession(Ticking):
 
     def _keeps_too_much(self) -> None:
         self._log.warning(
-            "%s: more than %d topics have a kept message: the oldest topics are dropped, so new subscribers do not "
-            "receive their messages",
+            "%s: kept messages on more than %d topics: the app drops the oldest kept messages, and new "
+            "subscribers do not receive the dropped ones",
             self._app,
             KEPT_MAX,
         )
@@ -237,8 +237,9 @@ class PublisherSession(Ticking):
         if not self._said_plain and self.counters.plain_reader(self._clock.seconds()):
             self._said_plain = True
             self._log.warning(
-                "%s: a subscriber does not use the tracked wire: it sees the header as part of the body, and does not "
-                "notice losses (use wire='plain' for readers of topic NUL body, wire='multipart' for [topic, body])",
+                "%s: a subscriber does not use the tracked wire: the subscriber reads the header as part of the "
+                "body, and does not detect losses. Use wire='plain' for subscribers that expect topic NUL body, "
+                "or wire='multipart' for [topic, body]",
                 self._app,
             )
 

@@ -280,9 +280,9 @@ def link(message):
 
 def _outside() -> UsageError:
     return UsageError(
-        "the call(message) of a middleware was called after around(message) had ended, or outside the context of its "
-        "message, for example in a callback of a Deferred, in a task or in another thread: call it in the function "
-        "around(message), or await it there if the handler is async"
+        "a middleware called call(message) after around(message) had ended, or outside the context of its "
+        "message (for example in a callback of a Deferred, a task or another thread): call call(message) inside "
+        "around(message), and await it there if the handler is async"
     )
 
 

@@ -56,11 +56,11 @@ def make_dead_letter(
     """
     if _TOPIC in envelope.headers and match(pattern, envelope.topic.wire) is not None:
         raise UsageError(
-            "the message is itself a dead letter of this topic, so it would return to this handler forever"
+            "the message is itself a dead letter of this topic, so publishing it would cause an endless loop"
         )
     topic = pattern.topic({name: segment_bytes(name, captures[name], pattern.separator) for name in pattern.captures})
     if envelope.headers.get(_TOPIC) == printable(topic, MAX_TOPIC):
-        raise UsageError("the message is a dead letter from that topic, so it would be sent back and forth forever")
+        raise UsageError("the message is a dead letter from that topic, so publishing it would cause an endless loop")
     reason = {
         _TOPIC: printable(envelope.topic, MAX_TOPIC),
         _ERROR: _cut(error_text(error)),

@@ -276,7 +276,7 @@ class InFlight:
 
     def _flows_again(self, route: CompiledRoute) -> None:
         del self._full[route]
-        self._say_flow(route, "reading resumed, %d messages are waiting")
+        self._say_flow(route, "reading resumed: %d messages are waiting")
         if self._full:
             self._reading.pause(self._full)
         else:
@@ -285,7 +285,7 @@ class InFlight:
     def _say_flow(self, route: CompiledRoute, text: str) -> None:
         where, queued = route.route.where, route.flow.queued
         key = ("flow", route.name, where)
-        self._reports(key, route.name, logging.WARNING, f"%s at %s {text}", route.name, where, queued)
+        self._reports(key, route.name, logging.WARNING, f"%s at %s: {text}", route.name, where, queued)
 
     def _publish(self, delivery: BoundRoute, value: Any, raw: RawFrames | None) -> Deferred[None] | None:
         route = delivery.route

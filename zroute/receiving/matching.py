@@ -64,5 +64,5 @@ class Matcher:
                 segment = printable(match.captures[name].decode())
                 hint = getattr(annotated(match.value.function), "__annotations__", {}).get(name)
                 kind = hint if isinstance(hint, str) else describe(hint)
-                return f"{match.value.name} has a pattern for it, but {{{name}}} is {kind}, not {segment!r}"
+                return f"{match.value.name} has a matching pattern, but {{{name}}} expects {kind}, not {segment!r}"
         return ""

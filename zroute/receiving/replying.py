@@ -52,15 +52,15 @@ _HEAD = pack_head(codec=0, epoch=0)
 _SIMPLE = _HEAD[:5]  # the magic number, version and kind of a header
 _CODEC_AT, _FLAGS_AT = 5, 6
 
-_BUSY = "the handler has no room for further requests: ask again later"
-_FULL = "too many bytes of requests wait: ask again later"
-_STOPS = "the server stops: ask again later"
-_STREAMS = "this handler answers with a stream: ask with app.request_stream, or zroute request --stream"
+_BUSY = "the queue of the handler is full: send the request again later"
+_FULL = "the waiting requests exceed the limit in bytes: send the request again later"
+_STOPS = "the server is stopping: send the request again later"
+_STREAMS = "this handler answers with a stream: use app.request_stream, or zroute request --stream"
 _STREAMS_PLAIN = (
-    "this handler answers with a stream, and a plain REQ or DEALER socket can receive only one reply: ask with "
-    "app.request_stream of a zroute app"
+    "this handler answers with a stream, but a plain REQ or DEALER socket can receive only one reply: use "
+    "app.request_stream in a zroute app"
 )
-_STOPPED = "the server has stopped before its handler had ended"
+_STOPPED = "the server stopped before the handler ended"
 
 
 class RequestFrames(tuple[bytes, ...]):
@@ -177,8 +177,8 @@ class _Answering(InFlight):
         asked = _asked(raw)
         if not asked.is_stream:
             raise UsageError(
-                "the handler returned an iterator, but the client asked for one reply: return one value, or ask with "
-                "app.request_stream"
+                "the handler returned an iterator, but the client asked for one reply: return one value, or use "
+                "app.request_stream in the client"
             )
         values = drive(result, self._publishing(delivery, raw), self._clock, self._start)
         return values.addCallback(lambda _: asked.finish())
@@ -287,7 +287,14 @@ class ReplyResults(Results):
             stats.cancelled += many
             if not (was_cancelled(error) or isinstance(error, GeneratorExit | RequestRefused)):
                 self._report_failure(
-                    "failed", delivery, error, many, logging.ERROR, "", "; its client no longer waits", error
+                    "failed",
+                    delivery,
+                    error,
+                    many,
+                    logging.ERROR,
+                    "",
+                    "; the client no longer waits for the reply",
+                    error,
                 )
                 self._observe(error, self._dispose(delivery, error, raws or (raw,), attempts))
             return
@@ -425,13 +432,15 @@ class Replying:
         elif frame.startswith(MAGIC, start):
             header = parse_header(frame[start : start + HEADER_MAX])
             if header.kind is not Kind.DATA:
-                raise EnvelopeError(f"a tracked header of the kind {header.kind.name}, which a request can't have")
+                raise EnvelopeError(f"a tracked header of the kind {header.kind.name}; expected DATA")
             number, start = header.codec, start + header.size
         else:
             number = 0
             asked.json = detect(frame[start:]) is JSON
         if len(frame) - start > self._max_message:
-            raise EnvelopeError(f"a body of {len(frame) - start} bytes, over max_message={self._max_message}")
+            raise EnvelopeError(
+                f"a body of {len(frame) - start} bytes; expected at most max_message={self._max_message}"
+            )
         return number, frame[start:]
 
     def _unrouted(self, raw: RawFrames) -> int:
@@ -452,7 +461,7 @@ def _end_late(asked: Asked) -> None:
     """End a request after its timeout: send a failure, and cancel the call."""
     asked.deadline = None
     running, asked.running = asked.running, None
-    asked.refuse(500, "TimeoutError: the time of the request was over before its handler had ended")
+    asked.refuse(500, "TimeoutError: the timeout of the request expired before the handler ended")
     if running is not None:
         running.cancel()
 
@@ -497,10 +506,10 @@ def _encoder(route: CompiledRoute, codecs: Codecs, most: int, *, json: bool) -> 
                 raise EncodeError(f"the handler returned None, but declares {describe(declared)}", schema=declared)
             return null
         if type(value) is WithHeaders:
-            raise EncodeError("a reply carries no headers: return the value itself")
+            raise EncodeError("a reply can't have headers: return the value without WithHeaders")
         number, body = (encode_usual if isinstance(value, _BYTES) else encode)(value)
         if len(body) > most:
-            raise EncodeError(f"a reply of {len(body)} bytes, over max_message={most}")
+            raise EncodeError(f"the reply has {len(body)} bytes, more than max_message={most}")
         return number, body
 
     return encode_reply

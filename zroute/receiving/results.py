@@ -158,8 +158,8 @@ class Results:
             ("late", route.name, route.route.where),
             route.name,
             logging.WARNING,
-            "%s at %s has run for more than %g s on %s: a thread can't be interrupted, so the call continues until it "
-            "ends, and its result is discarded",
+            "%s at %s has run for more than %g s on %s: zroute can't interrupt a thread, so the call continues "
+            "until it ends, and zroute discards its result",
             route.name,
             route.route.where,
             route.options.timeout,
@@ -202,7 +202,7 @@ class Results:
             ("unreadable", route.name, route.route.where),
             route.name,
             logging.WARNING,
-            "%s: message of %s refused when its envelope was read: %s; first bytes: %r",
+            "%s: message of %s refused, because its envelope is malformed: %s; first bytes: %r",
             route.name,
             _shown(delivery.topic),
             printable(error.reason),
@@ -344,10 +344,9 @@ class Results:
         `zroute.receiving.dispatch.DispatchCallbacks`.
         """
         self._once(
-            "more than %d topics were received, and the topic cache of %d MiB is full: a message of another topic "
-            "takes "
-            "about ten times as long, and is counted in stats.cache_misses; subscribe to fewer topics, divide them "
-            "among several processes, or move ids from topics into bodies",
+            "received more than %d topics, and the topic cache of %d MiB is full: messages of other topics take "
+            "about ten times as long and are counted in stats.cache_misses. Subscribe to fewer topics, divide "
+            "the topics among several processes, or move ids from topics into bodies",
             known,
             TOPIC_CACHE >> 20,
         )
@@ -355,8 +354,8 @@ class Results:
     def many_publishers(self, topic: Topic, known: int) -> None:
         """Log that a topic has more publishers than the cache holds."""
         self._once(
-            "more than %d publishers send to %r: a message of another publisher takes about ten times as long, and is "
-            "counted in stats.cache_misses; give publishers topics of their own, such as 'sensors.{name}'",
+            "more than %d publishers send to %r: messages of other publishers take about ten times as long and "
+            "are counted in stats.cache_misses. Give each publisher its own topic, such as 'sensors.{name}'",
             known,
             str(topic),
         )
@@ -364,9 +363,10 @@ class Results:
     def long_topic(self, topic: Topic) -> None:
         """Log that a topic is too long for the cache."""
         self._once(
-            "a topic of %d bytes was received, but topics over %d bytes are not cached. Each message with such a topic "
-            "takes about ten times as long, and is counted in stats.cache_misses. The topic is the first part of a "
-            "message, up to the first NUL: shorten the topic, or move headers and data out of it. It begins with %r",
+            "received a topic of %d bytes, but zroute does not cache topics of more than %d bytes. Each message "
+            "with such a topic takes about ten times as long and is counted in stats.cache_misses. The topic is "
+            "the first part of a message, up to the first NUL: shorten the topic, or move headers and data out "
+            "of the topic, which begins with %r",
             len(topic.wire),
             MAX_TOPIC,
             str(topic[:_FIRST_BYTES]),
@@ -394,7 +394,7 @@ class Results:
                 ("headers", route.name, route.route.where),
                 route.name,
                 logging.WARNING,
-                "%s: the headers of %s are malformed, so no header is copied to its results: %s",
+                "%s: the headers of %s are malformed, so zroute copies no headers to the results: %s",
                 route.name,
                 _shown(delivery.topic),
                 printable(error.reason),
@@ -670,9 +670,9 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, DecodeError):
         return printable(error.reason)
     if isinstance(error, RecursionError):
-        return "the body nests too deeply"
+        return "the body is nested too deeply"
     if isinstance(error, MemoryError):
-        return "the body claims more memory than is available"
+        return "decoding the body needs more memory than is available"
     return f"{type(error).__name__}: {printable(error, _REASON)}"
 
 

@@ -470,8 +470,8 @@ class SubscriberSession(Ticking):
         self._stats.lost -= event.wrong
         self._stats.unknown_losses -= event.unknown
         text = (
-            "%s: a frame in the name of %s was forged or wrong: the losses of %r that it implied are no longer counted "
-            "(messages: %d, unknown losses: %d)"
+            "%s: received a forged or wrong frame in the name of %s: the losses of %r that the frame implied are "
+            "no longer counted (messages: %d, unknown losses: %d)"
         )
         subscription, named = str(Topic.from_wire(event.subscription)), self.named(event.epoch)
         facts = (self._name, named, subscription, event.wrong, event.unknown)
@@ -491,7 +491,7 @@ class SubscriberSession(Ticking):
         publisher whose answers never contain the subscriptions does not follow the protocol.
         """
         mends = event.times <= _MENDS_MAX and self._may_mend()
-        remedy = "they were dropped on the way, and are sent again" if mends else "it does not count as joined"
+        remedy = "sending them again" if mends else "this publisher does not count as joined"
         text = "%s: %s does not know %d of %d subscriptions: %s"
         facts = (self._name, self.named(event.publisher), len(event.subscriptions), len(self._subscriptions), remedy)
         self._reports("missing", f"{self._name}: dropped subscriptions", logging.WARNING, text, *facts)
@@ -513,7 +513,7 @@ class SubscriberSession(Ticking):
         self._log.info("%s: restarted: %s", self._name, _named(event.publisher, event.name))
 
     def _namesake(self, event: Namesake) -> None:
-        text = "%s: two publishers have the name of %s; the other is %016x: give their apps different names"
+        text = "%s: two publishers have the same name: %s and %016x; give the two apps different names"
         facts = (self._name, _named(event.publisher, event.name), event.other)
         self._reports("namesake", f"{self._name}: publishers of one name", logging.WARNING, text, *facts)
 
@@ -525,7 +525,7 @@ class SubscriberSession(Ticking):
         what = (
             "all its messages since the join were received or counted as lost"
             if event.known
-            else "without having joined"
+            else "without a complete join"
         )
         self._log.info("%s: %s has ended, %s", self._name, _named(event.publisher, event.name), what)
         self.ended(event.name, self._tracker.links_of(event.publisher))
@@ -542,13 +542,13 @@ class SubscriberSession(Ticking):
         self._dead.update(dict.fromkeys(event.links, now))
         addresses = [self._transport.dialled(link) for link in sorted(event.links)]
         again = ", ".join(address for address in addresses if address)
-        remedy = f"reconnecting to {again}" if again else "waiting for it"
-        text = "%s: %s is silent: frozen, dead, or behind a dead connection; %s"
+        remedy = f"reconnecting to {again}" if again else "waiting for a sign of life"
+        text = "%s: %s is silent: the process is frozen or dead, or the connection is dead; %s"
         named = _named(event.publisher, event.name)
         self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, named, remedy)
 
     def _returned(self, event: Returned) -> None:
-        text = "%s: %s is heard again after %.0f s"
+        text = "%s: %s is no longer silent, after %.0f s"
         self._log.info(text, self._name, _named(event.publisher, event.name), event.seconds)
 
     def _cut_dead(self, now: float) -> None:

@@ -663,7 +663,7 @@ class RouteTable:
     def _check_size(self, body: bytes) -> None:
         """Raise EnvelopeError if a body exceeds ``max_message``."""
         if len(body) > self._max_message:
-            raise EnvelopeError(f"a body of {len(body)} bytes; max_message={self._max_message} is the limit")
+            raise EnvelopeError(f"a body of {len(body)} bytes; expected at most max_message={self._max_message}")
 
     def _unrouted(self, raw: RawFrames) -> int:
         self._stats.unrouted += 1

@@ -279,7 +279,7 @@ class Tracker:
         unknown = expected >> COUNT_BITS != last >> COUNT_BITS
         stream.claim(expected, last, unknown)
         if unknown:
-            return UnknownLoss(stream.publisher, (stream.prefix,), "has forgotten how many messages it sent")
+            return UnknownLoss(stream.publisher, (stream.prefix,), "no longer knows how many messages it sent")
         return Gap(stream.prefix, stream.publisher, expected, last)
 
     def _set_back(self, stream: SubscriptionState, last: int) -> Iterator[Event]:
@@ -489,7 +489,7 @@ class Tracker:
         """End a run that a new run with the same name has replaced."""
         successor, subscriptions = publisher.rival or 0, publisher.subscriptions
         publisher.end()
-        yield UnknownLoss(publisher.epoch, subscriptions, "was replaced by a new run without saying goodbye")
+        yield UnknownLoss(publisher.epoch, subscriptions, "was replaced by a new run without sending a goodbye")
         yield Restarted(successor, publisher.name or "", publisher.epoch)
 
     # -- time
@@ -512,7 +512,7 @@ class Tracker:
             if emptied and self._previous is not None and publisher.state is not State.ENDED:
                 events += self._overdue(publisher, self._previous)
                 if publisher.signs.is_away(now):
-                    why = f"was silent for {AWAY_SECONDS:g} s and was given up"
+                    why = f"was silent for {AWAY_SECONDS:g} s, so this app treats it as ended"
                     events.append(UnknownLoss(publisher.epoch, publisher.subscriptions, why))
                     publisher.end()
                     publisher.forget()
@@ -603,7 +603,7 @@ class Tracker:
             if publisher.state is State.ENDED or not publisher.joined_once:
                 continue
             if alone or publisher.signs.has_gone(self.links):
-                why = "disconnected without saying goodbye"
+                why = "disconnected without sending a goodbye"
             elif publisher.signs.is_silent:
                 why = "is silent"
             elif asked and publisher.state is State.JOINING:
@@ -704,7 +704,7 @@ class Tracker:
         """Evict a publisher; it has an unknown loss if its account was open."""
         del self._publishers[publisher.epoch]
         if publisher.joined_once and publisher.state is not State.ENDED:
-            why = f"was evicted to make room for others: the limit is {PUBLISHERS_MAX} publishers"
+            why = f"was evicted because of the limit of {PUBLISHERS_MAX} publishers"
             self._found.append(UnknownLoss(publisher.epoch, publisher.subscriptions, why))
         publisher.end()
         publisher.forget()

@@ -137,7 +137,7 @@ class Working:
         entry = self._cache.of(frame.topic)
         reason = "" if entry.deliveries else _unconverted(route, frame.topic)
         if len(frame.body) > self._max_message:
-            reason = f"a body of {len(frame.body)} bytes, over max_message={self._max_message}"
+            reason = f"a body of {len(frame.body)} bytes; expected at most max_message={self._max_message}"
         if reason:
             job.rejected(error_text(self._results.refused_job(BoundRoute(route, entry.topic, {}, {}), reason, raw)))
             return

@@ -223,11 +223,11 @@ class Listener:
         try:
             end = parts.index(b"", 1) + 1
         except ValueError:
-            raise EnvelopeError("not a request: no empty part before the topic") from None
+            raise EnvelopeError("not a request: expected an empty part before the topic") from None
         envelope = parts[:end]
         try:
             if end > 2 and (size := sum(map(len, envelope))) > ENVELOPE_MAX:
-                raise EnvelopeError(f"an envelope of {size} bytes, over {ENVELOPE_MAX}")
+                raise EnvelopeError(f"an envelope of {size} bytes; expected at most {ENVELOPE_MAX}")
             asked = self._read(envelope, parts[end:])
         except EnvelopeError as error:
             self._stats.requests += 1
@@ -248,7 +248,7 @@ class Listener:
             self._about((*envelope, message.id), message)
             return None
         if len(rest) != 2:
-            raise EnvelopeError(f"{len(rest)} parts after the empty part, but a request has a topic and a body")
+            raise EnvelopeError(f"{len(rest)} parts after the empty part; expected a topic and a body")
         check_topic(rest[0])
         return Asked(self, envelope, b"", rest[0], (rest[0], rest[1]))
 
@@ -258,7 +258,7 @@ class Listener:
         elif message.kind == Kind.CREDITS:
             number = parse_credits(message)
         else:
-            raise EnvelopeError(f"a frame of the kind {Kind(message.kind).name}, which only a server sends")
+            raise EnvelopeError(f"a frame of the kind {Kind(message.kind).name}; only servers send this kind")
         asked = self._kept.get(key)
         if asked is None:  # the request has been answered already
             return

@@ -215,7 +215,7 @@ class Client:
     ) -> ReplyStream[Any]:
         """Send a request for a stream; the arguments are those of `ask`."""
         if self._is_plain:
-            raise UsageError("plain requests have no streams: only an app with wire='tracked' can ask for one")
+            raise UsageError("plain requests have no streams: request streams from an app with wire='tracked'")
         stream = _Stream(self, topic, decode, timeout)
         self._send(stream, topic, number, body, headers, STREAM_WINDOW)
         self._streams.add(stream)
@@ -234,23 +234,24 @@ class Client:
     ) -> None:
         if get_ident() != self._thread:
             raise WrongThreadError(
-                "a request was sent in another thread than the reactor's: use app.from_thread(app.request, topic, "
-                "message) there, without asyncio.run(), or run the task and the app on one event loop"
+                "a request was sent in a thread other than the reactor's: use app.from_thread(app.request, "
+                "topic, message) in that thread, without asyncio.run(); or run the task and the app on one event "
+                "loop"
             )
         check_loop(self._clock)
         self.check()
         if self._closed:
-            raise NotRunningError(f"{self._name!r} has stopped, and sends no more requests")
+            raise NotRunningError(f"{self._name!r} has stopped, and can't send requests")
         if len(body) > self._max_message:
             raise EncodeError(
-                f"a request of {len(body)} bytes, over max_message={self._max_message}: send less, or give both apps "
-                "limits=Limits(max_message=…)"
+                f"the request has {len(body)} bytes, more than max_message={self._max_message}: send a smaller "
+                "request, or give both apps limits=Limits(max_message=…)"
             )
         id = request.id = self.queue.new_id()
         if not self._is_plain:
             request.frames = (b"", self._pack(id, topic, number, body, headers, request.timeout, window))
         elif headers:
-            raise EncodeError("headers travel with wire='tracked' only")
+            raise EncodeError("headers need wire='tracked': remove the headers, or use wire='tracked'")
         else:
             request.frames = (id, b"", topic, body)
         self._stats.requests_sent += 1
@@ -314,7 +315,7 @@ class Client:
             self._alive.stop()
         for request in self.queue.awaited():
             self.tell_cancelled(request)
-        self.queue.close(lambda: NotRunningError(f"{self._name!r} has stopped before the reply had arrived"))
+        self.queue.close(lambda: NotRunningError(f"{self._name!r} stopped before the reply arrived"))
 
     def is_over(self, request: Unanswered) -> bool:
         """Return True if less than a millisecond of a request's time is left."""
@@ -324,8 +325,8 @@ class Client:
         """Return the error for a request whose timeout has passed."""
         if self.queue.lacks_server(id):
             return NoServerError(
-                f"no server was connected within {seconds:g} s: check that it runs, and that its address is the one in "
-                "App(req=…)"
+                f"no server was connected within {seconds:g} s: check that the server is running, and that "
+                "App(req=…) contains its address"
             )
         if self.queue.waiting:  # the handler of this request may itself wait for an unsent request
             return RequestTimeoutError(
@@ -391,7 +392,9 @@ class _Call(Unanswered):
         text = printable(reply.body.decode("utf-8", "replace"))
         kind = _ANY_ERRORS.get(reply.number)
         if kind is None:
-            return RequestRefusedError(f"refused with {reply.number}: {text}", code=reply.number, reason=text)
+            return RequestRefusedError(
+                f"the server refused the request with code {reply.number}: {text}", code=reply.number, reason=text
+            )
         return kind(f"{_PHRASES[reply.number]}: {text}", reason=text)
 
     def _decoded(self, reply: Reply) -> Any:
@@ -405,12 +408,12 @@ class _Call(Unanswered):
         except BaseException as error:  # the user's code in a schema may raise any error, even SystemExit
             reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {printable(error)}"
             topic = str(Topic.from_wire(self._topic))
-            raise DecodeError(f"reply to a request: {reason}", topic=topic) from error
+            raise DecodeError(f"reply can't be decoded: {reason}", topic=topic) from error
 
 
 _PHRASES = {
-    400: "the server refused it",
-    404: "the server has no handler for it",
+    400: "the server refused the request",
+    404: "the server refused the request",
     500: "the handler failed",
     503: "the server is busy",
 }
@@ -502,7 +505,7 @@ class _Stream(_Call):
             self._client.queue.suspend(self)
         if len(self.items) > STREAM_WINDOW:
             self.items.clear()
-            return self._broken(f"the server sent more than {STREAM_WINDOW} items that were not asked for")
+            return self._broken(f"the server sent more than {STREAM_WINDOW} items without credit")
         return self._last
 
     def _broken(self, reason: str) -> bool:

@@ -67,7 +67,7 @@ _OF_REQUESTER = ("retry", "codec", "reply")
 def refuse_unknown(function: str, given: Mapping[str, object]) -> NoReturn:
     """Raise SignatureError for arguments that ``function`` of an app does not have."""
     name = next(iter(given))
-    remedy = f"an option of app.requester(pattern, T, Reply, {name}=…)"
+    remedy = f"declare app.requester(pattern, T, Reply, {name}=…)"
     if name not in _OF_REQUESTER:
         call = "stream" if function == "request_stream" else "request"
         remedy = (
@@ -75,8 +75,7 @@ def refuse_unknown(function: str, given: Mapping[str, object]) -> NoReturn:
             f".{call}(message, {name}=…)"
         )
     raise SignatureError(
-        f"{function}() has no argument {name!r}: {remedy}; its own arguments are topic, message, reply, timeout and "
-        "headers",
+        f"{function}() has no argument {name!r}; expected topic, message, reply, timeout or headers: {remedy}",
         parameter=name,
         where=users_line(),
     )
@@ -122,9 +121,7 @@ class Requester(Generic[Q_contra, A_co]):
 
         def __call__(self, *_: object, **__: object) -> NoReturn:
             """Explain that a requester is neither a function nor a decorator."""
-            raise UsageError(
-                f"{self} can't be called, and decorates no function: call its methods request() or stream()"
-            )
+            raise UsageError(f"{self} is neither a function nor a decorator: call its methods request() or stream()")
 
     async def request(
         self,
@@ -200,11 +197,11 @@ class Requester(Generic[Q_contra, A_co]):
             return self._running[0]
         if self._running:
             raise UsageError(
-                f"{self} belongs to {len(self._running)} running apps: give each app a requester of its own"
+                f"{self} belongs to {len(self._running)} running apps: declare a separate requester for each app"
             )
         raise NotRunningError(
-            f"can't send a request to {self.pattern.text!r} ({self.where}): no app that includes it is running; ask in "
-            "a handler, a timer, or a function under @app.on_startup"
+            f"can't send a request to {self.pattern.text!r} ({self.where}): no running app includes this "
+            "requester; send the request in a handler, a timer, or a function under @app.on_startup"
         )
 
     def __repr__(self) -> str:

@@ -90,8 +90,8 @@ _send = zmq.backend.Socket.send
 
 if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
     raise ImportError(
-        f"zroute needs libzmq {'.'.join(map(str, _OLDEST_LIBZMQ))} or newer, and pyzmq {zmq.__version__} "
-        f"uses {zmq.zmq_version()}: install the pyzmq wheel, or build it against a newer libzmq"
+        f"zroute needs libzmq {'.'.join(map(str, _OLDEST_LIBZMQ))} or newer, but pyzmq {zmq.__version__} uses "
+        f"{zmq.zmq_version()}: install the pyzmq wheel, or build pyzmq against a newer libzmq"
     )
 
 
@@ -388,7 +388,7 @@ class Connection:
         except zmq.ZMQError as error:
             self._failed(error)
         except BaseException:  # the reactor would drop the socket because of the error
-            _log.exception("zroute failed to read a message because of a bug: please report this. Reading continues")
+            _log.exception("bug in zroute, please report it: reading a message failed. Reading continues")
         if not self.closed:
             self._look()
 
@@ -633,8 +633,8 @@ class _Refusing:
 
 def _refuse(*_args: Any) -> Any:
     raise ForkedContextError(
-        f"process {os.getpid()} is a fork of the process that opened this socket, and can't use it: "
-        "start processes before the app, or with multiprocessing's 'spawn', and create an app in each process"
+        f"process {os.getpid()} is a fork of the process that opened this socket, and can't use the socket: start "
+        "processes before the app, or with multiprocessing's 'spawn', and create an app in each process"
     )
 
 
@@ -655,12 +655,12 @@ def _explain(verb: str, address: str, number: int) -> str:
             "this address is in use, here or in another program: close the other socket, or choose another address"
         ),
         errno.EEXIST: "the file at this path is not a socket: move the file, or choose another path",
-        errno.EADDRNOTAVAIL: "this machine does not have this address: bind one of this machine, or 127.0.0.1",
-        errno.ENODEV: "this machine does not have this address or interface: bind one of this machine, or 127.0.0.1",
+        errno.EADDRNOTAVAIL: "this machine does not have this address: bind an address of this machine, or 127.0.0.1",
+        errno.ENODEV: "this machine does not have this address or interface: bind another one, or 127.0.0.1",
         errno.EACCES: "permission denied: choose a port above 1023, or a path that you can write to",
         errno.EINVAL: "the address is invalid: write tcp://host:port, ipc://path or inproc://name",
         errno.ENOENT: "the directory does not exist: create it, or choose another path",
-        errno.ECONNREFUSED: "no socket of this context has bound this name: bind it first, and share the context",
+        errno.ECONNREFUSED: "no socket of this context has bound this name: bind the name first, and share the context",
     }
     if verb.endswith(("disconnect", "unbind")):
         reasons[errno.ENOENT] = "this address is not open: pass the address that open() returned"

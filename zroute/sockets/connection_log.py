@@ -207,9 +207,8 @@ class ConnectionLog:
 
 
 _ENDS = (
-    "accepts the connection, but closes it during the handshake: not a ZeroMQ program (such as an HTTP "
-    "server), or a "
-    "socket that asks for a key"
+    "the peer accepts the connection, but closes it during the handshake: not a ZeroMQ program (such as an HTTP "
+    "server), or a socket that requires a key"
 )
 """The reason if the peer closes the connection during the handshake.
 
@@ -226,11 +225,11 @@ def _stop(dial: _Dial) -> None:
 def _reason(endpoint: str, event: SocketEvent) -> str:
     """Return the reason for a failed attempt, and libzmq's name for the event."""
     tcp = endpoint.startswith("tcp://")
-    silent = "accepts the connection, but does not send a greeting of ZMTP 3"
+    silent = "the peer accepts the connection, but does not send a greeting of ZMTP 3"
     if event.name == "connect_retried":
-        said = "the host name can't be resolved" if host_name(endpoint) else "there is no route to it"
+        said = "the host name can't be resolved" if host_name(endpoint) else "the network has no route to the host"
     elif event.name == "closed":
-        said = "refused, nothing listens there" if tcp else "nothing listens at this path"
+        said = "connection refused, no program listens on this port" if tcp else "no program listens at this path"
     elif event.name == "connected":
         said = silent
     elif event.name.startswith("handshake_failed"):

@@ -96,7 +96,7 @@ class LosslessPubConnection(XPubConnection):
         self._context: zmq.Context[Any] = zmq.Context()
         super().__init__(reactor, on_change, context=self._context)
         self.refuse_when_full()
-        self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "Subscribe to fewer or shorter prefixes")
+        self.limit_subscriptions(MAX_SUBSCRIPTION_BYTES, "Use fewer or shorter prefixes in the subscriber")
         self._peers: dict[int, _Peer] = {}
         self._opened: list[Endpoint] = []
         self._ends_guard: Callable[[], object] = lambda: None

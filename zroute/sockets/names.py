@@ -231,9 +231,9 @@ class Names:
             return
         followed.failed = True
         number = len(followed.addresses)
-        kept = f"; the connections to its {number} addresses stay" if number else ""
+        kept = f"; the connections to its {number} addresses remain open" if number else ""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        text = "%s: the name in %s can't be resolved: %s%s; looking again"
+        text = "%s: the host name in %s can't be resolved: %s%s; trying again"
         _log.warning(text, self._subject, followed.endpoint, reason, kept)
 
     def _change(self, followed: _Followed, addresses: list[str]) -> None:
@@ -248,10 +248,10 @@ class Names:
         if new or gone or failed:
             facts = f"{len(addresses)} address{'es' * (len(addresses) > 1)}"
             if new:
-                facts += f": connects to {', '.join(new)}"
+                facts += f": connecting to {', '.join(new)}"
             if gone:
-                facts += f"; disconnects from {', '.join(gone)}"
-            _log.info("%s: the name in %s has %s", self._subject, followed.endpoint, facts)
+                facts += f"; disconnecting from {', '.join(gone)}"
+            _log.info("%s: the host name in %s has %s", self._subject, followed.endpoint, facts)
 
     def _connected(self, followed: _Followed, addresses: list[str]) -> list[str]:
         """Connect to addresses; return the addresses for which this has succeeded.
@@ -267,7 +267,7 @@ class Names:
         followed.addresses = [each for each in followed.addresses if each not in errors]
         if errors and not followed.refused:
             address, reason = next(iter(errors.items()))
-            text = "%s: can't connect to %s, an address of the name in %s: %s; trying again"
+            text = "%s: can't connect to %s, an address of the host name in %s: %s; trying again"
             _log.warning(text, self._subject, address, followed.endpoint, reason)
         followed.refused = bool(errors)
         return [each for each in addresses if each not in errors]

@@ -107,7 +107,7 @@ def _without(endpoints: tuple[Endpoint, ...], endpoint: Endpoint) -> tuple[Endpo
 
 
 def _warn_of_hang() -> None:
-    _log.warning("the ZeroMQ context can't be terminated: another part of the program has an open socket in it")
+    _log.warning("can't terminate the ZeroMQ context: another part of the program has an open socket in this context")
 
 
 class SocketPair:

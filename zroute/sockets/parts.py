@@ -64,9 +64,9 @@ class PartsConnection(PersistentConnection):
     ) -> None:
         if options.get("immediate") and self.kind not in (zmq.PUSH, zmq.PUB):
             raise TypeError(
-                f"immediate=1 works only for sockets that only send, but this is a {type(self).__name__}: remove it, "
-                "because "
-                "libzmq 4.3.5 ends the process if a connection with this option is lost while a message is read"
+                f"immediate=1 is only for sockets that can't receive, but this is a {type(self).__name__}: remove "
+                "immediate=1. libzmq 4.3.5 ends the process if a connection with this option is lost while a "
+                "message is read"
             )
         chosen = with_options(socket_options(zmq.SocketType(self.kind).name), options)
         super().__init__(reactor, make_socket(context or zmq.Context.instance(), self.kind, chosen), self._drain)
@@ -100,7 +100,13 @@ class PartsConnection(PersistentConnection):
             except EnvelopeError as error:
                 self.malformed += 1
                 first = parts[0][:_FIRST_BYTES]
-                self._report("malformed", logging.WARNING, "a malformed message: %s (%r)", printable(error), first)
+                self._report(
+                    "malformed",
+                    logging.WARNING,
+                    "malformed message refused: %s; first bytes: %r",
+                    printable(error),
+                    first,
+                )
             except BaseException as error:  # the reactor would drop the socket because of a SystemExit, too
                 self._fail(error)
             else:

@@ -202,7 +202,7 @@ class PersistentConnection(Connection):
         """Return the address of a peer for log lines, if it is known."""
         link, identity = self.links.get(id), self._identities.get(id)
         known = None if identity is None else identity.text
-        return known or (link.address if link is not None else "a connection that has ended")
+        return known or (link.address if link is not None else "a disconnected peer")
 
     def _rest_soon(self, endpoint: str, seconds: float) -> None:
         """Pause an endpoint whose connection has ended, and reconnect after ``seconds``.
@@ -352,7 +352,11 @@ class PersistentConnection(Connection):
         """Return the reason why libzmq has given up on a connection, and the remedy."""
         if link.ready:
             limit = int(self._socket.get(zmq.SocketOption.MAXMSGSIZE))
-            remedy = f": increase {self.size_option} here, or send smaller messages" if self.size_option else ""
+            remedy = (
+                f": increase {self.size_option} here, or send smaller messages from the peer"
+                if self.size_option
+                else ""
+            )
             return f"connection closed: the peer sent a frame of more than {limit} bytes, or invalid ZMTP{remedy}"
         if link.fault is not None and link.fault.value == _NEEDS_KEY:
             return (
@@ -364,9 +368,8 @@ class PersistentConnection(Connection):
             return f"the handshake failed ({link.fault.reason})"
         kind = zmq.SocketType(int(self._socket.type))
         return (
-            f"the socket of the peer is not compatible, {kind.name} needs "
-            f"{_FITTING.get(kind, 'a compatible socket')}: check "
-            f"{self.endpoint_option}"
+            f"the peer's socket has an incompatible type: {kind.name} expects "
+            f"{_FITTING.get(kind, 'a compatible socket')}; check {self.endpoint_option}"
         )
 
     def _connect_by_ipv6(self, endpoint: str) -> None:

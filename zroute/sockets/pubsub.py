@@ -35,7 +35,7 @@ _AHEAD = 4096
 _UNTOLD_MAX = 100_000
 """The maximum number of changes that wait to be reported. At this number, reading pauses."""
 
-_RAISE = "If the peer needs them, increase App(limits=Limits(max_subscription_bytes=…))"
+_RAISE = "If the peer needs all of these subscriptions, increase App(limits=Limits(max_subscription_bytes=…))"
 
 _recv = zmq.backend.Socket.recv  # the Cython method, as in `zroute.sockets.connection`
 
@@ -61,9 +61,9 @@ def _change(parts: list[bytes]) -> _Change | None:
 def _ended_again(subscriptions: Collection[bytes], pause: float) -> str:
     size = sum(max(len(prefix), SUBSCRIPTION_COST) for prefix in subscriptions)
     return (
-        f"the connection has ended again, right after subscribing ({len(subscriptions):,} subscriptions, {size:,} "
-        f"bytes); reconnecting in {pause:g} s. If the publisher's log mentions max_subscription_bytes, increase it "
-        "there: App(limits=Limits(max_subscription_bytes=…))"
+        f"the connection has ended again right after subscribing ({len(subscriptions):,} subscriptions, {size:,} "
+        f"bytes); reconnecting in {pause:g} s. If the publisher's log mentions max_subscription_bytes, increase "
+        "App(limits=Limits(max_subscription_bytes=…)) in the publisher"
     )
 
 
@@ -307,8 +307,8 @@ class XPubConnection(SendingConnection):
         if len(self.subscriptions) > MAX_SUBSCRIPTIONS and not self._warned:
             self._warned = True
             _log.warning(
-                "%s: %d active subscriptions at %s, more than %d: a subscriber floods this publisher, or patterns are "
-                "too fine",
+                "%s: %d active subscriptions at %s, more than %d: a subscriber sends too many subscriptions, or "
+                "the patterns are too specific",
                 self.log.name,
                 len(self.subscriptions),
                 self.endpoints,
@@ -411,9 +411,8 @@ class XPubConnection(SendingConnection):
     def _cut_for(self, link: Link, spent: int) -> None:
         self._cut[link.id] = link.fd
         text = (
-            "the connection of %s was closed: its subscriptions have %s bytes, more than max_subscription_bytes=%s. "
-            "%s; "
-            "all subscribers behind a proxy share one connection"
+            "closed the connection of %s: its subscriptions have %s bytes, more than max_subscription_bytes=%s. "
+            "%s. All subscribers behind a proxy share one connection"
         )
         facts = self.peer(link.id), f"{spent:,}", f"{self._most:,}", self._remedy
         self._report("cut", logging.WARNING, text, *facts, subject=self.log.name)

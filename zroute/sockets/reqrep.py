@@ -287,7 +287,8 @@ def _no_reply(id: bytes, seconds: float) -> Exception:
 
 def _gone(address: str) -> Exception:
     return RequestLostError(
-        f"the server at {address} disconnected, and may have handled the request: send it again only if that is safe"
+        f"the server at {address} disconnected, and may have handled the request: send the request again only if "
+        "handling it twice is safe"
     )
 
 
@@ -363,5 +364,5 @@ class RepConnection(SendingConnection):
         try:
             body = parts.index(b"", 1) + 1
         except ValueError:
-            raise EnvelopeError("not a request: no empty part before its parts") from None
+            raise EnvelopeError("not a request: expected an empty part before the parts of the request") from None
         return self._on_request(Request(self, parts[:body], parts[body:]))

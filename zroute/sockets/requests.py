@@ -116,10 +116,10 @@ class _ReplySocket(SendingConnection):
         """Hold a message until the client has room; refuse it if a limit is exceeded."""
         peer, number, size = parts[0], len(held.replies), _size(parts)
         if number >= REPLIES_HELD or (number and held.size + size > REPLIES_HELD_BYTES):
-            return self._undelivered(peer, f"does not read its replies, of which {number} ({held.size} bytes) wait")
+            return self._undelivered(peer, f"does not read its replies: {number} replies ({held.size} bytes) wait")
         if self._held_size and self._held_size + size > REPLIES_HELD_TOTAL:
             return self._undelivered(
-                peer, f"has a full queue, and {self._held_size} bytes of replies wait for clients that do not read"
+                peer, f"has a full queue, and {self._held_size} bytes of replies already wait for slow clients"
             )
         room: Deferred[None] = Deferred(lambda _: None)
         held.replies.append((parts, room))
@@ -347,7 +347,7 @@ class RequestSockets:
         for server in (*self._servers.values(), *self._leaving):
             server.close(linger)  # a cancellation may be unsent
         for server in self._leaving:
-            server.lane.lost(lambda: NotRunningError("the app has stopped before the reply had arrived"))
+            server.lane.lost(lambda: NotRunningError("the app stopped before the reply arrived"))
         self._servers.clear()
         self._leaving.clear()
         released: Deferred[None] = self._app.context.release(self._reactor)

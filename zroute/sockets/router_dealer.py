@@ -76,7 +76,8 @@ class RouterConnection(SendingConnection):
         else:
             return
         raise UnknownPeerError(
-            f"no peer {parts[0]!r} is connected to {', '.join(self.endpoints)}: it has disconnected, or never connected"
+            f"no peer {parts[0]!r} is connected to {', '.join(self.endpoints)}: the peer has disconnected, or has "
+            "never connected"
         )
 
     def _identified(self, parts: list[bytes]) -> object:

@@ -272,7 +272,7 @@ class AsyncTestApp(Bed):
         await self._do(lambda: None)
         if not await self._driver.wait(lambda: not self._at_work(), timeout):
             self._raise()
-            raise UnfinishedError(f"still running after {timeout:g} s: {', '.join(self._at_work())}")
+            raise UnfinishedError(f"handlers still running after {timeout:g} s: {', '.join(self._at_work())}")
         await self._do(lambda: None)
         self._raise()
 

@@ -89,14 +89,16 @@ class Bed:
     def _check(self, given: tuple[object, ...]) -> None:
         if not self.apps or len(given) - len(self.apps) > 1:
             raise SignatureError(
-                "TestApp takes apps, and at most one mapping of resources to replace: TestApp(app, {Database: fake})"
+                "TestApp accepts one or more apps, and at most one mapping of resources to replace: TestApp(app, "
+                "{Database: fake})"
             )
         known = [resource.kind for app in self.apps for resource in app.compile().parts.resources]
         for kind in self._replaced:
             if kind not in known:
                 have = ", ".join(map(describe, known)) or "none"
                 raise SignatureError(
-                    f"{describe(kind)} is not a resource of the app, so it can't be replaced; the app has {have}"
+                    f"can't replace {describe(kind)}, because it is not a resource of the app; resources of the "
+                    f"app: {have}"
                 )
 
     def _set_up(self, reactor: VirtualReactor, *, on_asyncio: bool) -> None:
@@ -129,8 +131,9 @@ class Bed:
             client = service.plan.live.client
             if client is not None and client.unanswered:
                 raise UnfinishedError(
-                    f"{service.plan.name} has not started, because it waits for a reply: an app answers requests only "
-                    "after its on_startup has ended; ask in a timer, or name the app that answers first in TestApp(…)"
+                    f"{service.plan.name} has not started, because it waits for a reply: an app answers requests "
+                    "only after its on_startup has ended; send the request in a timer, or name the answering app "
+                    "first in TestApp(…)"
                 )
             raise UnfinishedError(
                 f"{service.plan.name} has not started, because a resource or an on_startup function waits for "
@@ -158,7 +161,7 @@ class Bed:
                 unfinished.update(report.unfinished)
         if unfinished and self._raise_errors:
             names = ", ".join(f"{name}: {number}" for name, number in unfinished.items())
-            advice = "let them end, or advance the time with t.advance(seconds)"
+            advice = "wait until they end, or advance the time with t.advance(seconds)"
             if self._unserved:
                 advice = (
                     f"no app of the test works on {self._unserved[0]!r}: add one to the test, as in TestApp(owner, "
@@ -205,7 +208,7 @@ class Bed:
                     used, encode = body_encoder(expected, codec=codec, default=known.default, extras=extras)
                     return used.number, encode(message)
             if error.schema is None:  # an untyped message
-                error.args = (f"{error} (in a test, as in t.publish(topic, message, schema=list[Quote]))",)
+                error.args = (f"{error} (in a test, add schema=, as in t.publish(topic, message, schema=list[Quote]))",)
             raise
 
     def _expected(self, topic: bytes, kind: str) -> Iterator[tuple[Any, Extras]]:
@@ -234,7 +237,7 @@ class Bed:
         )
         if not self._bus.requests.lane_for(client, topic):
             raise UsageError(
-                "no app of the test answers requests: add an @app.reply handler, and App(rep=…) if it has "
+                "no app of the test answers requests: add an @app.reply handler, and App(rep=…) if the app has "
                 "other endpoints"
             )
         return client
@@ -258,11 +261,11 @@ class Bed:
         """Return the checked parts of `receive`."""
         for part in frames:
             if not isinstance(part, bytes):
-                advice = "unpack it, as in receive(*parts)" if isinstance(part, list | tuple) else "give bytes"
-                advice = f"encode it, as in receive({part!r:.60}.encode())" if isinstance(part, str) else advice
-                raise UsageError(f"receive takes the parts of one message as bytes, not {part!r:.80}: {advice}")
+                advice = "unpack the parts, as in receive(*parts)" if isinstance(part, list | tuple) else "pass bytes"
+                advice = f"encode the text, as in receive({part!r:.60}.encode())" if isinstance(part, str) else advice
+                raise UsageError(f"receive() expects the parts of one message as bytes, not {part!r:.80}: {advice}")
         if not frames:
-            raise UsageError("receive takes the parts of one message, as in receive(b'topic', b'body')")
+            raise UsageError("receive() expects the parts of one message, as in receive(b'topic', b'body')")
         return frames  # type: ignore[return-value]  # all are bytes
 
     def _putting(

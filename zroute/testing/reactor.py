@@ -34,8 +34,8 @@ class RestlessError(AssertionError):
 def restless() -> RestlessError:
     """Return the error for an app that still has something to do after `TURNS` turns."""
     return RestlessError(
-        f"the app still has something to do after {TURNS} turns: give an endless generator every=, and end chains "
-        "of handlers that publish to each other"
+        f"the app still has something to do after {TURNS} turns: add every= to an endless generator, or break the "
+        "loop of handlers that publish to each other"
     )
 
 

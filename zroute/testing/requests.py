@@ -172,4 +172,4 @@ def _answers(plan: Plan | None, topic: bytes) -> bool:
 
 
 def _lost() -> Exception:
-    return RequestLostError("the app that has the request has stopped, and may have handled it")
+    return RequestLostError("the app that received the request has stopped, and may have handled the request")

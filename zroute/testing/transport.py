@@ -285,7 +285,7 @@ class MemoryTransport:
 
     def unready(self, *, state: bool) -> str:
         """Return why the app is not ready: some kept messages are not read yet."""
-        return "kept messages are not read yet"
+        return "the app has not read all kept messages yet"
 
     def _turn(self, seconds: float = 0.0) -> Deferred[None]:
         turn: Deferred[None] = Deferred()

@@ -209,7 +209,10 @@ class ZmqTransport(SocketPair):
         kept = ""
         if state and self.accounts.given < len(answered):
             not_given = len(answered) - self.accounts.given
-            kept = f"; the kept messages of {not_given} of these publishers are not all sent, or not all read"
+            kept = (
+                f"; {not_given} of these publishers have not sent all kept messages, or this app has not read all "
+                "of them"
+            )
         return (
             f"{len(answered)} publishers have answered{names}{kept}{silent}; check that the publishers are running "
             "and use "
@@ -289,10 +292,10 @@ class ZmqTransport(SocketPair):
     def _pair_for(self, endpoint: Endpoint) -> SocketPair:
         pair = self if endpoint.form is None else self._stated.pair(endpoint.form)
         if pair is None or pair.sub is None:
-            form = "" if endpoint.form is None else f" that it reads as {endpoint.form}"
+            form = "" if endpoint.form is None else f" in the form {endpoint.form}"
             raise EndpointError(
-                f"can't add {endpoint}: {self._request.app.name!r} was started without an endpoint to receive from"
-                f"{form}, so it has no socket for this one; give it one in App(sub=…)",
+                f"can't add {endpoint}: {self._request.app.name!r} was started without an endpoint to receive "
+                f"from{form}, so it has no socket for this endpoint: set at least one such endpoint in App(sub=…)",
                 endpoint=str(endpoint),
             )
         return pair

@@ -93,7 +93,9 @@ class ZmqFactory:
         terminating.start()
         terminating.join(max(self.lingerPeriod, 0) / 1000 + _PATIENCE)
         if terminating.is_alive():
-            _log.warning("the ZeroMQ context can't be terminated: another part of the program has an open socket in it")
+            _log.warning(
+                "can't terminate the ZeroMQ context: another part of the program has an open socket in this context"
+            )
 
 
 class ZmqEndpointType:
@@ -319,7 +321,9 @@ class ZmqConnection:
     def _malformed(self, error: EnvelopeError, what: object) -> None:
         self.malformed += 1
         shown = printable(error), repr(what)[:_FIRST_BYTES]
-        self._reports("malformed", f"{self!r}: malformed", logging.WARNING, "%r: %s (%s…)", self, *shown)
+        self._reports(
+            "malformed", f"{self!r}: malformed", logging.WARNING, "%r: malformed message: %s (%s…)", self, *shown
+        )
 
     def _failed_now(self, failure: Failure | None = None) -> None:
         self.failed += 1

@@ -57,10 +57,10 @@ class ZmqSubConnection(ZmqConnection):
         if len(message) == 2:
             return self.gotMessage(message[1], message[0])
         if len(message) > 1:
-            raise EnvelopeError(f"{len(message)} parts, but a message must have one or two")
+            raise EnvelopeError(f"expected one or two parts, got {len(message)}")
         tag, nul, body = message[0].partition(b"\0")
         if not nul:
-            raise EnvelopeError("one part without a NUL between tag and message")
+            raise EnvelopeError("expected a NUL between tag and message, got none")
         return self.gotMessage(body, tag)
 
     def gotMessage(self, message: bytes, tag: bytes) -> Any:

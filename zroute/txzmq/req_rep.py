@@ -171,8 +171,8 @@ class ZmqREPConnection(ZmqConnection):
             routing = self._routingInfo.pop(messageId)
         except KeyError:
             raise KeyError(
-                f"no request {messageId!r} is waiting for a reply: it was already answered, or dropped in favour of "
-                "newer requests"
+                f"request {messageId!r} is not waiting for a reply: it was already answered, or was dropped "
+                "because of newer requests"
             ) from None
         self.send([*routing, messageId, b"", *messageParts])
 
@@ -181,7 +181,7 @@ class ZmqREPConnection(ZmqConnection):
         try:
             end = message.index(b"", 1)
         except ValueError:
-            raise EnvelopeError("no empty part before the request") from None
+            raise EnvelopeError("expected an empty part before the request") from None
         id = message[end - 1]
         self._routingInfo[id] = message[: end - 1]
         if len(self._routingInfo) > _REPLIES_KEPT:
