@@ -146,7 +146,7 @@ async def test_a_thread_that_takes_too_long_keeps_its_slot_until_it_ends(caplog:
             await turns(lambda: stats.timed_out)
             assert (calls, stats.in_flight, stats.retried) == ([7], 1, 0)
             assert "slow() at" in caplog.text
-            assert "has run for more than 0.05 s on 'in': a thread can't be interrupted" in caplog.text
+            assert "has run for more than 0.05 s on 'in': zroute can't interrupt a thread" in caplog.text
         finally:
             release.set()
         assert await published.until(1) == [2]

@@ -54,6 +54,6 @@ def test_headers_before_messages_fill_no_memory() -> None:
             sent += AT_ONCE + 1
             rss.append(float(reader.line_with(f" {sent}").split()[1]))
         assert rss[-1] - rss[0] < GROWTH
-        assert any("topics over 255 bytes are not cached" in line for line in reader.err)
-        assert sum("topics over 255 bytes are not cached" in line for line in reader.err) == 1
+        assert any("of more than 255 bytes" in line for line in reader.err)
+        assert sum("of more than 255 bytes" in line for line in reader.err) == 1
     context.destroy(linger=0)

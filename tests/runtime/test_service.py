@@ -313,7 +313,7 @@ async def test_a_body_over_the_limit_is_refused_at_the_caller() -> None:
     made = app.publisher("a", bytes)
     async with running(app):
         made.publish(bytes(10))
-        with pytest.raises(EncodeError, match="but max_message=10"):
+        with pytest.raises(EncodeError, match="more than max_message=10"):
             made.publish(bytes(11))
         assert app.stats.published == 1
 
