@@ -109,7 +109,7 @@ def test_endpoints_on_any_side_replace_the_loop(side: Side) -> None:
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
 def test_an_inproc_address_needs_an_app_that_binds_it(side: Side) -> None:
     """An app that connects over inproc:// needs a shared context, or an endpoint of its own that binds."""
-    with pytest.raises(EndpointError, match="no other app shares this app's context"):
+    with pytest.raises(EndpointError, match="no other app shares the context of this app"):
         App(**{side.name: "connect:inproc://a"}).endpoints()
     assert App(**{side.name: ["connect:inproc://a", "bind:inproc://a"]}).endpoints()
     other = App()

@@ -200,7 +200,7 @@ def _lead_twisted_here() -> None:
 
 
 _UNDER_TWISTD = ("twisted.scripts.twistd", "twisted.application.twist._twist")
-"""The modules of Twisted's two programs. One of them is loaded in each process that they run."""
+"""The main modules of ``twistd`` and ``twist``. One of them is loaded in each process that they run."""
 
 
 def log_to_twisted() -> None:

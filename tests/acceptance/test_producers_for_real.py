@@ -140,7 +140,9 @@ def test_producers_of_all_kinds_publish_all_in_order(kind: str, tmp_path: Path) 
     assert abs(len(by_topic["timer.a"]) - len(by_topic["timer.b"])) == 0
     assert stats["skipped_periods"] >= len(by_topic["slow"])
     assert stats["publish_errors"] >= 3
-    said_so = Counter(word for line in child.err for word in ("has no more values", "restarting in 1 s") if word in line)
+    said_so = Counter(
+        word for line in child.err for word in ("has no more values", "restarting in 1 s") if word in line
+    )
     assert said_so["has no more values"] >= 4
     assert said_so["restarting in 1 s"] == 1
     assert any("broken() at" in line and "the schedule continues" in line for line in child.err)

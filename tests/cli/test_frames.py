@@ -103,7 +103,10 @@ def test_pub_sends_in_the_form() -> None:
         (("tail", "tcp://127.0.0.1:1", "--frames", "sep= "), "'sep= ' is not a message form: write for example"),
         (("record", "tcp://127.0.0.1:1", "r", "--frames", "whole"), "whole=True: no part is left for the topic"),
         (("top", "tcp://127.0.0.1:1", "--frames", "decompress=gzip"), "use one of 'zlib', 'zstd', 'lz4'"),
-        (("pub", "tcp://127.0.0.1:1", "a", "1", "--frames", "topic=b"), "topic 'a' can't be published: this app's"),
+        (
+            ("pub", "tcp://127.0.0.1:1", "a", "1", "--frames", "topic=b"),
+            "topic 'a' can't be published: with this app's",
+        ),
         (("pub", "tcp://127.0.0.1:1", "a", "1", "--frames", "body=2", "-H", "a=b"), "omit --header, or omit --frames"),
         (("pub", "tcp://127.0.0.1:1", "a", "1", "--frames", "body=2", "--wire", "plain"), "are mutually exclusive"),
     ],

@@ -416,7 +416,7 @@ def test_a_codec_that_is_none_is_named() -> None:
     assert {find_codec(name) for name in BUILTIN} == set(BUILTIN.values())
     with pytest.raises(SchemaError, match="'msgpack', 'json', 'text', 'raw'"):
         find_codec("pickle")
-    with pytest.raises(SchemaError, match="expected name, number"):
+    with pytest.raises(SchemaError, match="expected an object with the attributes name, number"):
         find_codec(3)  # type: ignore[arg-type]
 
 

@@ -352,8 +352,8 @@ def test_a_compressed_body_is_read_as_it_was_sent(name: Any, body: bytes) -> Non
     ("form", "topic", "reason"),
     [
         (Frames(separator=b"."), b"a.b", "contains b'.', which ends a topic in this app's wire=Frames"),
-        (Frames(topic="t"), b"u", "topic 'u' can't be published: this app's wire="),
-        (Frames(topic="t", whole=True), b"", "topic '' can't be published: this app's wire="),
+        (Frames(topic="t"), b"u", "topic 'u' can't be published: with this app's wire="),
+        (Frames(topic="t", whole=True), b"", "topic '' can't be published: with this app's wire="),
     ],
     ids=str,
 )

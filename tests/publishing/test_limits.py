@@ -62,7 +62,7 @@ def test_limits_that_are_no_limits_are_refused() -> None:
         ({"heartbeat_ivl": 1000}, "with this option, .* ends the process if a publisher dies.*use tcp_keepalive_idle"),
         ({"conflate": 1}, r"use limits=Limits\(receive_queue=1\)"),
         ({"linger": 0}, "use the drain_timeout"),
-        ({"curve_serverkey": b"k"}, "neither encryption"),
+        ({"curve_serverkey": b"k"}, r"use App\(keys="),
         ({"nodelay": 1}, "'nodelay' is unknown: use one of tcp_keepalive, "),
         ({1: 1}, "1 is unknown"),
         (7, "options=7: expected a mapping"),

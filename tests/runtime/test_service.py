@@ -67,7 +67,7 @@ async def test_two_apps_in_one_process_meet_over_an_endpoint(transport: str, end
 def test_inproc_without_a_common_context_is_an_error() -> None:
     """Connecting to inproc:// without a shared context fails the start; ZeroMQ would wait silently."""
     receiver = App(sub="inproc://shared-by-two")
-    with pytest.raises(EndpointError, match=r"py:\d+: no app can bind inproc://shared-by-two: .*context="):
+    with pytest.raises(EndpointError, match=r"py:\d+: can't connect to inproc://shared-by-two: .*context="):
         receiver.service(reactor)
     App(pub="inproc://alone").service(reactor)  # an app that binds may wait for subscribers
     App(sub="inproc://own", pub="inproc://own").service(reactor)

@@ -129,7 +129,7 @@ _HEARTBEAT = (
     f"{_ABORTS} if a publisher dies while a subscriber's queue is full. zroute detects silent "
     "publishers on the tracked wire; for other peers, use tcp_keepalive_idle"
 )
-_NO_KEYS = "this version of zroute supports neither encryption nor authentication, so the option would have no effect"
+_NO_KEYS = "use App(keys=…, peers=…) for CURVE; zroute does not support PLAIN and GSSAPI"
 _SUBSCRIBE = "zroute subscribes to the patterns of handlers: use @app.subscribe"
 _OVERFLOW = 'use App(overflow="raise") or App(overflow="wait")'
 _OWNED: Final[Mapping[str, str]] = {

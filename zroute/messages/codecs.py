@@ -672,7 +672,7 @@ def is_own(codec: Codec) -> bool:
 
 
 def find_codec(codec: str | Codec, where: str | None = None) -> Codec:
-    """Return the built-in codec with that name, or check a user's codec.
+    """Return a built-in codec by its name, or a user's codec after a check.
 
     Args:
         codec: ``"msgpack"``, ``"json"``, ``"text"``, ``"raw"``, or an object with the members of `Codec`.
@@ -693,7 +693,9 @@ def find_codec(codec: str | Codec, where: str | None = None) -> Codec:
         )
     if not isinstance(codec, Codec):
         raise SchemaError(
-            f"{_short(codec)} is not a codec: expected name, number, encoder and decoder", schema=codec, where=where
+            f"{_short(codec)} is not a codec: expected an object with the attributes name, number, encoder and decoder",
+            schema=codec,
+            where=where,
         )
     if isinstance(codec, type):
         raise SchemaError(

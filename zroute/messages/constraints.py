@@ -309,7 +309,9 @@ def _timezone(part: Any) -> Test:
 
 def _predicate(part: Any) -> Test:
     if not callable(part.func):
-        raise ValueError(f"has the constraint {part!r}: expected a function of the value")
+        raise ValueError(
+            f"has the constraint {part!r}: expected a function that takes the value and returns True or False"
+        )
     return lambda value: bool(part.func(value))
 
 

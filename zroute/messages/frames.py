@@ -246,9 +246,11 @@ class Frames:
                 "another topic",
                 topic=shown,
             )
-        if self._is_named and topic != self._topic_of()(()):
+        named = self._topic_of()(()) if self._is_named else topic
+        if topic != named:
             raise TopicError(
-                f"topic {shown!r} can't be published: this app's wire={self} gives all messages another topic",
+                f"topic {shown!r} can't be published: with this app's wire={self}, every message has the topic "
+                f"{named.decode(errors='replace')!r}: publish to that topic, or change topic= of the wire",
                 topic=shown,
             )
 

@@ -240,7 +240,9 @@ def topic_of(frame: bytes) -> bytes:
     """
     end = frame.find(NUL, 0, MAX_TOPIC + 1)
     if end < 1:
-        raise EnvelopeError(f"a request without a topic; expected 1 to {MAX_TOPIC} bytes and a NUL")
+        raise EnvelopeError(
+            f"a request without a valid topic; expected a topic of 1 to {MAX_TOPIC} bytes, followed by a NUL"
+        )
     return frame[:end]
 
 

@@ -664,8 +664,8 @@ def skip_headers(body: bytes, offset: int = 0) -> int:
     end: int = start + length
     if length > HEADERS_MAX or end > len(body):
         raise EnvelopeError(
-            f"headers with a length of {length} bytes; {len(body) - start} bytes follow, and the maximum is "
-            f"{HEADERS_MAX}"
+            f"headers with a length of {length} bytes; expected at most {HEADERS_MAX}, and at most the remaining "
+            f"{len(body) - start} bytes of the message"
         )
     return end
 

@@ -456,9 +456,9 @@ class Plan:
             inside = endpoint.address.startswith("inproc://")
             if inside and endpoint.address not in bound and self.addresses.context.is_private:
                 raise EndpointError(
-                    f"no app can bind {endpoint.address}: inproc:// needs a context that both apps share, but no other "
-                    "app shares this app's context; write App(context=other.context), where other is the app that "
-                    "binds the address",
+                    f"can't connect to {endpoint.address}: an inproc:// address works only between apps that share a "
+                    "context, and no other app shares the context of this app; write App(context=other.context), where "
+                    "other is the app that binds the address",
                     endpoint=str(endpoint),
                     where=self.where,
                 )

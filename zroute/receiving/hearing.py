@@ -308,7 +308,8 @@ class Signs:
     def ask(self, question: HearingEvent, now: float, *, seconds: float = ANSWER_SECONDS) -> None:
         """Record a question: ``MARKER``, ``PING`` or ``AWAIT``.
 
-        The answer is due after ``seconds``, unless the table contains `STAYS` for this question.
+        The answer is due after ``seconds``. If `QUESTIONS` has `STAYS` for this question in the current state, the
+        earlier deadline stays valid.
         """
         if self._move(question):
             self.answer_by = now + seconds

@@ -363,13 +363,13 @@ class Results:
     def long_topic(self, topic: Topic) -> None:
         """Log that a topic is too long for the cache."""
         self._once(
-            "received a topic of %d bytes, but zroute does not cache topics of more than %d bytes. Each message "
-            "with such a topic takes about ten times as long and is counted in stats.cache_misses. The topic is "
-            "the first part of a message, up to the first NUL: shorten the topic, or move headers and data out "
-            "of the topic, which begins with %r",
+            "the topic that begins with %r has %d bytes, but zroute does not cache topics of more than %d bytes. Each "
+            "message with such a topic takes about ten times as long as others, and is counted in "
+            "stats.cache_misses. The topic is everything before the first NUL: shorten it, or move headers and data "
+            "out of it",
+            str(topic[:_FIRST_BYTES]),
             len(topic.wire),
             MAX_TOPIC,
-            str(topic[:_FIRST_BYTES]),
         )
 
     def _once(self, text: str, *facts: object) -> None:
