@@ -104,8 +104,8 @@ class Stats:
     - ``unrouted``: messages that match no route.
     - ``malformed``: frames that are not a valid message.
     - ``duplicate``: messages that were already delivered or counted as lost.
-    - ``control``: messages without data, such as answers to a join, heartbeats and goodbyes, and kept messages that the
-      app did not request or already has.
+    - ``control``: messages without data (such as answers to a join, heartbeats and goodbyes); also kept messages that
+      the app did not request or already has.
 
     Losses and publishers:
 

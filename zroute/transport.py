@@ -115,7 +115,10 @@ __all__ = [
     "TransportRequest",
 ]
 
-_FIXED = "can't {what} {endpoint}: this transport can't change endpoints during a run. Restart the app"
+_FIXED = (
+    "can't {what} {endpoint}: this transport can't change endpoints during a run. Change the endpoints of the App, and "
+    "restart it"
+)
 
 Receive = Callable[[Callable[..., Any], Callable[[], int], int], None]
 """A function that reads and delivers up to ``budget`` messages: ``receive(recv, more, budget)``; see above."""

@@ -227,7 +227,7 @@ def test_parsing_a_pattern_again_gives_the_same() -> None:
         ("x.{a", "has an unbalanced brace as a part of segment 2 '{a'"),
         ("{a.b}", "has an unbalanced brace as a part of segment 1 '{a'"),
         ("}", "has an unbalanced brace as a part of segment 1 '}'"),
-        ("a.b\0", "contains NUL in segment 2, which topics of zroute can't contain: remove this character"),
+        ("a.b\0", "contains NUL in segment 2, but topics of zroute can't contain this character: remove it"),
         ("a b", """; or, for topics of other programs, write startswith("a b")"""),
         ("startswith('a')", "write startswith('a') without the outer quotes"),
         (' zroute.startswith("a.b")', 'write zroute.startswith("a.b") without the outer quotes'),
@@ -459,7 +459,7 @@ def test_slashes_may_separate_segments(pattern: str, topic: bytes, captures: dic
         ("/a/#", "/", "has '#' in segment 3, which is not a wildcard of zroute: write '>' at the end"),
         ("/>/a", "/", "has '>' in segment 2"),
         (7, "/", "write text such as 'news/*'"),
-        (parse("a.b"), "/", "has the separator '.', but expected '/': pass the pattern as text"),
+        (parse("a.b"), "/", "has the separator '.', but '/' is expected here: pass the pattern as text"),
     ],
 )
 def test_a_pattern_error_names_the_separator(pattern: Any, separator: str, says: str) -> None:

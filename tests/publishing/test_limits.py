@@ -51,10 +51,10 @@ def test_limits_that_are_no_limits_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"tcp_keepalive": 2}, "tcp_keepalive=2: expected a number from -1 to 1"),
-        ({"sndbuf": "1 MB"}, "sndbuf='1 MB': expected a number"),
-        ({"ipv6": True}, "ipv6=True: expected a number from 0 to 1"),
-        ({"reconnect_ivl": -1}, "reconnect_ivl=-1: expected a number from 100"),
+        ({"tcp_keepalive": 2}, "tcp_keepalive=2: expected a whole number from -1 to 1"),
+        ({"sndbuf": "1 MB"}, "sndbuf='1 MB': expected a whole number"),
+        ({"ipv6": True}, "ipv6=True: expected a whole number from 0 to 1"),
+        ({"reconnect_ivl": -1}, "reconnect_ivl=-1: expected a whole number from 100"),
         ({"IPV6": 1}, "'IPV6' must be written in lower case and without ZMQ_: use 'ipv6'"),
         ({"ZMQ_RCVHWM": 1}, r"'ZMQ_RCVHWM' can't be set in an app: use limits=Limits\(receive_queue=…\)"),
         ({"sndhwm": 1}, r"use limits=Limits\(send_queue=…\)"),

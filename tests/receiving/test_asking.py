@@ -293,6 +293,19 @@ def test_a_marker_that_a_proxy_may_have_dropped_is_sent_again() -> None:
     talk.end.close()
 
 
+def test_one_that_is_ready_may_cancel_another() -> None:
+    """The code that awaits ready() in one place ends the waiting in another."""
+    talk = Talk(b"a")
+    served: list[object] = []
+    first, second = talk.end.ready(None), talk.end.ready(None)
+    second.addErrback(served.append)
+    first.addCallback(lambda _: second.cancel())
+    talk.answer(talk.marker, talk.subscriptions)
+    assert first.called
+    assert len(served) == 1
+    talk.end.close()
+
+
 def test_a_publisher_that_answers_nothing_is_taken_for_one_without_numbers() -> None:
     """With few subscriptions, one connection and no answer, the app is ready after two seconds."""
     talk = Talk(b"a")

@@ -668,7 +668,7 @@ def test_a_test_that_does_not_look_at_the_jobs_of_an_owner_says_what_is_missing(
             t.publish("put.a", Resize("a.png"))
 
     with pytest.raises(
-        UnfinishedError, match=r"no app .* works on 'jobs\.a': add one .*TestApp\(owner, .* t\.jobs\(\)"
+        UnfinishedError, match=r"no app .* accepts jobs .* 'jobs\.a': add a .*TestApp\(owner, .* t\.jobs\(\)"
     ):
         whole()
 

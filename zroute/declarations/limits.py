@@ -175,7 +175,9 @@ def check_options(options: Any, where: str) -> NetworkOptions:
             raise _refused(f"the socket option {name!r} {_advice(name)}", where)
         least, most = _VALUES[name]
         if type(value) is not int or not least <= value <= most:
-            raise _refused(f"the socket option {name}={value!r}: expected a number from {least} to {most:,}", where)
+            raise _refused(
+                f"the socket option {name}={value!r}: expected a whole number from {least} to {most:,}", where
+            )
     return NetworkOptions(**options)  # type: ignore[typeddict-item]
 
 

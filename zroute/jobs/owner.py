@@ -252,7 +252,7 @@ class JobOwner:
     def put(self, queue: OwnedQueue, job: Job) -> Awaitable[None]:
         """Add a job; see `OwnedQueue.put`."""
         if self._closed:
-            raise NotRunningError(f"cannot put a job of {queue.settings.name!r}: the app has stopped")
+            raise NotRunningError(f"cannot put a job into the job queue {queue.settings.name!r}: the app has stopped")
         if not queue.full:
             self._admit(queue, job)
             self._send_ready()

@@ -132,7 +132,8 @@ class _Format:
     """A self-describing codec: msgpack or JSON.
 
     Attributes:
-        name: see `Codec`.\n        number: see `Codec`.
+        name: see `Codec`.
+        number: see `Codec`.
         natural: True if the format supports bytes, aware datetimes, and keys of any simple type (msgpack).
         writer: a function that takes a hook for unknown types and the extras, and returns the encoder for any object.
         reader: a function that returns the decoder of a type.

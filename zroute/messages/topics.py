@@ -341,8 +341,8 @@ def parse(pattern: str | Pattern, separator: str = ".") -> Pattern:
         if pattern.prefix is None:
             raise _error(
                 pattern.text,
-                f"has the separator {pattern.separator.decode()!r}, but expected {separator!r}: pass the pattern as "
-                "text",
+                f"has the separator {pattern.separator.decode()!r}, but {separator!r} is expected here: pass the "
+                f"pattern as text, with {separator!r} between its segments",
             )
         return attrs.evolve(pattern, separator=separator.encode())
     _refuse_no_pattern(pattern, separator)
@@ -527,11 +527,13 @@ def _refuse_no_pattern(pattern: object, separator: str) -> None:
         )
     if bad := _NOT_IN_A_PATTERN.search(pattern):
         number = pattern.count(separator, 0, bad.start()) + 1
-        advice = "remove this character"
+        advice = "remove it"
         if bad[0] != "\0" and not _WILDCARD_MARK.search(pattern):
             advice += f'; or, for topics of other programs, write startswith("{pattern}")'
         raise _error(
-            pattern, f"contains {_named(bad[0])} in segment {number}, which topics of zroute can't contain: {advice}"
+            pattern,
+            f"contains {_named(bad[0])} in segment {number}, but topics of zroute can't contain this character: "
+            f"{advice}",
         )
     try:
         pattern.encode()

@@ -610,7 +610,8 @@ class SubscriberSession(Ticking):
         """Fire the Deferreds of `ready` whose condition is satisfied."""
         for each in tuple(self._waiting):
             number, state, waiting = each
-            if self._is_ready(number, state):
+            # an earlier callback may have cancelled this Deferred, or served it
+            if each in self._waiting and self._is_ready(number, state):
                 self._waiting.remove(each)
                 waiting.callback(None)
 

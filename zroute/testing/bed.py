@@ -164,8 +164,8 @@ class Bed:
             advice = "wait until they end, or advance the time with t.advance(seconds)"
             if self._unserved:
                 advice = (
-                    f"no app of the test works on {self._unserved[0]!r}: add one to the test, as in TestApp(owner, "
-                    "worker), or check the jobs with t.jobs()"
+                    f"no app in the test accepts jobs of the topic {self._unserved[0]!r}: add a worker app, as in "
+                    "TestApp(owner, worker), or check the jobs with t.jobs()"
                 )
             raise UnfinishedError(f"still running when the test ended: {names}; {advice}")
 

@@ -35,8 +35,8 @@ _CATCH_UP = 1.0
 """The time in seconds for which a stop reads all messages.
 
 After that time, the stop reads only messages that had arrived before, because publishers that never pause would keep it
-reading. It waits `ANSWER_SECONDS` for the last answers of publishers, and up to half of the drain timeout for the
-messages that arrive before those answers.
+reading. The stop waits up to `ANSWER_SECONDS` for the last answers of publishers. While messages that
+precede these answers are unread, it waits up to half of the drain timeout.
 """
 
 _NONE = Ends()
