@@ -63,6 +63,7 @@ class Ticking:
 
     def _ticked(self) -> None:
         self._timer = None
+        # Before the tick, which may call `stop`; an error in the tick does not end the ticking.
         self.start()
         self.tick()
 
@@ -100,6 +101,7 @@ class Deadlines:
         """Call ``call(argument)`` after ``seconds``; return the deadline, for `cancel`."""
         self._number += 1
         at = self._clock.seconds() + seconds
+        # The number decides between equal times, because calls can't be compared.
         deadline: Deadline = [at, self._number, call, argument]
         heappush(self._heap, deadline)
         if self._timer is None or at < self._at:
@@ -134,6 +136,7 @@ class Deadlines:
     def _passed(self) -> None:
         self._timer = None
         now = self._clock.seconds()
+        # The call may have cancelled deadlines, which replaces the list.
         heap = self._heap
         while heap and (heap[0][2] is None or heap[0][0] <= now):
             deadline = heappop(heap)
@@ -141,6 +144,7 @@ class Deadlines:
             if call is None:
                 self._cancelled -= 1
                 continue
+            # A later `cancel` of this deadline then does nothing.
             deadline[2] = deadline[3] = None
             call(argument)
             heap = self._heap

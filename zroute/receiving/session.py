@@ -353,7 +353,7 @@ class SubscriberSession(Ticking):
 
     def _drop_past(self, now: float) -> None:
         """Unsubscribe from markers and pings that have expired."""
-        # The entries are in the order of their times, because all of them stand equally long.
+        # The entries are in the order of their times, because each of them is kept for `_STANDING`.
         if self._past and self._past[0][0] <= now and self._joining is None:
             self._past = [(until, marker) for until, marker in self._past if until > now]
             self._subscribe()
