@@ -136,7 +136,6 @@ class Deadlines:
     def _passed(self) -> None:
         self._timer = None
         now = self._clock.seconds()
-        # The call may have cancelled deadlines, which replaces the list.
         heap = self._heap
         while heap and (heap[0][2] is None or heap[0][0] <= now):
             deadline = heappop(heap)
@@ -147,6 +146,7 @@ class Deadlines:
             # A later `cancel` of this deadline then does nothing.
             deadline[2] = deadline[3] = None
             call(argument)
+            # The call may have cancelled deadlines, which replaces the list.
             heap = self._heap
         if heap and (self._timer is None or heap[0][0] < self._at):  # a call may have added a later one
             self._set_timer(heap[0][0], max(heap[0][0] - now, 0.0))

@@ -109,8 +109,8 @@ def make_deliver_coalesced(
                 try:
                     for message in some:
                         if (result := function(message)) is not None:
-                            # `left` does not include the current message, so this is its index among the frames.
                             unhandled += 1
+                            # `left` does not include the current message, so this is its index among the frames.
                             settle(delivery, result, frames()[many - unpacked.left - 1])
                     break
                 except BaseException as error:

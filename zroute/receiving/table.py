@@ -227,7 +227,7 @@ class RouteTable:
         plain, tracked = self._entries.plain.get, self._entries.tracked.get
         unpack, admit = _HEAD_AND_NUMBER, self._admit
         received, aside, short = 0, 0, self._short
-        # A handler that takes a memoryview shares libzmq's buffer, even if no other frame is large.
+        # A handler takes a memoryview, so even the first of several large frames is not copied.
         receive: Callable[[int], Any] = uncopied(recv) if self._views else recv
         # Before the next `recv`, because these messages arrived earlier.
         if self._unpacked.rest:
