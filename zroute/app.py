@@ -358,6 +358,7 @@ class App(Routes):
             UsageError: The app has no endpoint to publish to.
             WrongThreadError: The caller is not on the reactor's thread.
         """
+        # None if the app is not running, or if `publish` has middleware; see `_publish_around`.
         emit = self._live.emit
         if emit is None:
             return self._publish_around(topic, message, headers)
@@ -912,6 +913,7 @@ class App(Routes):
             remedy = "Await stopped() after the start, as in `async with app.running():`"
             raise self._not_running("call stopped()", remedy)
         waiting: Deferred[None] = Deferred()
+        # A Deferred of its own: if this caller is cancelled, other callers of `stopped` still wait for `ended`.
         ended.addCallback(lambda _: waiting.callback(None))
         await as_awaitable(waiting)
         return self.exit_code
@@ -950,6 +952,7 @@ class App(Routes):
         """
         if not isinstance(code, int) or not 0 <= code <= 255:
             raise UsageError(f"stop({code!r}): expected an exit code from 0 to 255")
+        # While the resources close, the run has ended, but a resource may still set the exit code.
         run = self._live.run or self._live.closing
         if run is None:
             raise self._not_running(f"call stop({code})", "Call stop() in a handler, a timer, a hook or a resource")

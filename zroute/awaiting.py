@@ -121,16 +121,19 @@ def within(seconds: float, running: Deferred[T], clock: Clock, late: BaseExcepti
         late = TimeoutError(seconds, "Deferred")
 
     def give_up(_: Deferred[T]) -> None:
+        # The last timer is still active: when it fires, it also fires `waiting`, and `give_up` is not called any more.
         timers[-1].cancel()
         running.cancel()
 
     waiting: Deferred[T] = Deferred(give_up)
 
     def cancel() -> None:
+        # Before the cancellation, which may call `ended` at once: the second timer tells it the reason.
         timers.append(clock.callLater(_GRACE, waiting.errback, late))
         running.cancel()
 
     def ended(result: Any) -> None:
+        # Too late: the second after the timeout is over. Returning None keeps Twisted from logging a failure.
         if waiting.called:
             return
         if timers[-1].active():  # the timer of the timeout, or of the second after it
@@ -168,6 +171,7 @@ class Signal:
 
     def fire(self) -> None:
         """Wake the coroutine."""
+        # Reset first, because the coroutine may await the signal again before `wake` returns.
         wake, self._wake = self._wake, None
         if wake is not None:
             wake(None)
@@ -238,6 +242,7 @@ def check_loop(reactor: Any) -> None:
     An example is the loop of ``asyncio.run`` in a plain handler. The reactor waits until the handler returns, so
     neither a reply nor a timeout would ever arrive.
     """
+    # `get_running_loop` would raise an error if no loop runs.
     loop = asyncio._get_running_loop()
     if loop is None or loop is getattr(reactor, "_asyncioEventloop", None) or not getattr(reactor, "running", False):
         return
@@ -256,6 +261,7 @@ def _on_deferred() -> bool:
 
     This can be the case inside an asyncio task: a Deferred that is fired in a task resumes its coroutine there.
     """
+    # 0 is this function, 1 is the `__await__` that calls it, and 2 is the awaiting coroutine.
     return _is_on_deferred(sys._getframe(2))
 
 
@@ -263,6 +269,7 @@ def _is_on_deferred(frame: FrameType) -> bool:
     """Return True if a Deferred runs the coroutine of a frame."""
     while frame.f_back and frame.f_code.co_flags & _SUSPENDABLE:
         frame = frame.f_back
+    # The caller of the outermost coroutine: Twisted resumes it in the module of Deferred.
     return frame.f_globals.get("__name__") == Deferred.__module__
 
 

@@ -63,6 +63,7 @@ class Ticking:
 
     def _ticked(self) -> None:
         self._timer = None
+        # Before the tick, which may call `stop`; an error in the tick does not end the ticking.
         self.start()
         self.tick()
 
@@ -100,6 +101,7 @@ class Deadlines:
         """Call ``call(argument)`` after ``seconds``; return the deadline, for `cancel`."""
         self._number += 1
         at = self._clock.seconds() + seconds
+        # The number decides between equal times, because calls can't be compared.
         deadline: Deadline = [at, self._number, call, argument]
         heappush(self._heap, deadline)
         if self._timer is None or at < self._at:
@@ -141,8 +143,10 @@ class Deadlines:
             if call is None:
                 self._cancelled -= 1
                 continue
+            # A later `cancel` of this deadline then does nothing.
             deadline[2] = deadline[3] = None
             call(argument)
+            # The call may have cancelled deadlines, which replaces the list.
             heap = self._heap
         if heap and (self._timer is None or heap[0][0] < self._at):  # a call may have added a later one
             self._set_timer(heap[0][0], max(heap[0][0] - now, 0.0))

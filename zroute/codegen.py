@@ -42,5 +42,6 @@ _numbers = count(1)  # file names stay unique even if linecache was cleared
 @cache
 def _compiled(source: str, name: str) -> CodeType:
     filename = f"<zroute {name} {next(_numbers)}>"
+    # linecache.checkcache() keeps an entry whose modification time is None.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     return compile(source, filename, "exec")

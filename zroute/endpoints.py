@@ -35,6 +35,7 @@ LOOP = "inproc://zroute-"
 """The beginning of the addresses inside an app without endpoints."""
 
 _TRANSPORTS = ("tcp", "ipc", "inproc")
+# zmq_tcp(7): a source address and a semicolon may precede the address to connect to.
 _TCP = re.compile(r"(?:[^;]+;)?(?P<host>\[[^\]]+\]|[^:\[\];]+):(?P<port>\d+|\*)")
 _LOOPBACK = re.compile(r"127(\.\d+){1,3}|\[::ffff:127(\.\d+){3}\]|\[::1\]|localhost|lo0?")  # lo, lo0: interfaces
 _PEER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `zroute.sockets.keys.check_name`
@@ -363,6 +364,7 @@ def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
     else:
         address = text
     peer, at, after = address.partition("@")
+    # An @ behind the transport belongs to the address, such as the abstract socket ipc://@name.
     if at and "://" not in peer:
         address = after
     else:

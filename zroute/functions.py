@@ -40,6 +40,7 @@ __all__ = [
 PACKAGE = f"{Path(__file__).parent}{os.sep}"
 """The directory of zroute's own files, with a separator at the end."""
 
+# The second is the beginning of the file names of generated code; see `zroute.codegen`.
 _OWN = (PACKAGE, "<zroute ")
 _WORD = re.compile(r"[^\W\d]\w*")
 
@@ -55,6 +56,7 @@ def users_line(function: object = None) -> str:
     frame = _first_frame()
     code = _code(function)
     if code is not None:
+        # A line is None for instructions that belong to no line.
         last = max(line or 0 for _, _, line in code.co_lines())
         for each in _above(frame):  # the frame that is at a line of the function itself runs its decorators
             if _defines(each, code) and code.co_firstlineno <= each.f_lineno <= last:
@@ -102,6 +104,7 @@ def _above(frame: types.FrameType | None) -> Iterator[types.FrameType]:
 
 def _defines(frame: types.FrameType, code: types.CodeType) -> bool:
     """Return True if the code of this frame defines the function with ``code``."""
+    # By identity, because code objects of different functions may be equal.
     return any(constant is code for constant in frame.f_code.co_consts)
 
 

@@ -105,6 +105,7 @@ class _Json(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         extra = _extra(record)
+        # The fixed fields replace `extra` fields of the same name.
         return printable(json.dumps(extra | line if extra else line, ensure_ascii=False, default=str), None)
 
 
@@ -236,6 +237,7 @@ class _ToTwisted(logging.Handler):
         )
         level = next((each for least, each in levels if record.levelno >= least), LogLevel.debug)
         try:
+            # The line is a field, because Twisted would interpret braces in a format.
             Logger(record.name).emit(level, "{text}", **_extra(record) | {"text": self.format(record)})
         except Exception:
             self.handleError(record)

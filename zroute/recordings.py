@@ -231,6 +231,7 @@ class Writer:
 
     def close(self) -> None:
         """Flush and close the file. A second call has no effect."""
+        # Before the file is closed, because fstat() needs the open file.
         unused = self._made and not self.messages and not self._file.closed and self._is_in_place()
         self._file.close()
         if unused:

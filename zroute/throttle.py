@@ -74,6 +74,7 @@ class ThrottledLog:
 
     def close(self) -> None:
         """Log the remaining counts, and stop all timers."""
+        # A copy: `_close` removes the window.
         for key, window in tuple(self._windows.items()):
             window.timer.cancel()
             self._close(key)

@@ -94,6 +94,7 @@ def check_limits(limits: Any, where: str) -> Limits:
         )
     for name, (least, most, unit) in _RANGES.items():
         value = getattr(limits, name)
+        # Not isinstance, because a bool is an int.
         if type(value) is not int or not least <= value <= most:
             raise SignatureError(
                 f"{name}={value!r}: expected a number of {unit} from {least:,} to {most:,}",

@@ -68,7 +68,8 @@ def provided(name: str, hint: Any, given: Mapping[Any, Any], *, own_codec: bool,
         SignatureError: Several resources satisfy the annotation.
     """
     wanted = asked(hint)
-    # An annotation may be any object, and a dict can only look up hashable objects.
+    # An annotation may be any object, and a dict can only look up hashable objects. The whole annotation may be a key
+    # too, such as `RouteInfo | None` for an error hook.
     for kind in (hint, wanted):
         if hashable(kind) and kind in given:
             return given[kind]
@@ -156,6 +157,7 @@ def _is_protocol(hint: Any) -> bool:
 class _Empty(Protocol): ...
 
 
+# Python adds these names to every protocol; some of them exist only in newer versions.
 _NOT_MEMBERS = {*vars(_Empty), "__annotations__", "__orig_bases__", "__slots__", "__static_attributes__"}
 _NOT_MEMBERS |= {"__annotate__", "__annotate_func__", "__annotations_cache__", "__type_params__", "__init__"}
 _NOT_MEMBERS |= {"__protocol_attrs__", "__non_callable_proto_members__", "__firstlineno__", "__classcell__"}
@@ -170,8 +172,10 @@ def _has_members(kind: type, protocol: Any) -> bool:
 
 
 def _has_member(kind: type, name: str) -> bool:
+    # A class removes an inherited member by setting it to None, such as __hash__.
     if getattr(kind, name, None) is not None:
         return True
+    # Python 3.13 lists the attributes that methods assign to `self` in __static_attributes__.
     return any(
         name in vars(base).get("__annotations__", ()) or name in vars(base).get("__static_attributes__", ())
         for base in kind.__mro__

@@ -306,6 +306,7 @@ def needs_of(
     _refuse_markers(function, [name for name in parameters if name not in needs], parameters, hints, where)
     signature = inspect.signature(function)
     try:
+        # A parameter that receives an argument by position is not filled by its name again.
         taken = signature.bind_partial(*arguments).arguments
         needs |= {name: named[name] for name in parameters if name in named and name not in (*taken, *needs)}
         signature.bind(*arguments, **needs)

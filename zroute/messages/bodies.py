@@ -240,6 +240,7 @@ def json_first(decode: Decode, read: Decode) -> Decode:
         try:
             return read(body)
         except Exception as error:
+            # Python deletes `error` at the end of this block.
             in_json = error
         try:
             return decode(body)

@@ -307,6 +307,7 @@ def _map(arguments: tuple[Any, ...], converter: cattrs.Converter, convert: Conve
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
             raise TypeError(f"expected a map, got {type(value).__name__}")
+        # As keys of a dict, because msgspec converts text to other types only there (`str_keys`).
         keys = convert(dict.fromkeys(value), dict[of_keys, None])  # type: ignore[valid-type]
         return {key: hook(item, of_values) for key, item in zip(keys, value.values(), strict=True)}
 

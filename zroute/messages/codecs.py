@@ -159,6 +159,7 @@ class _Format:
 
     def encoder(self, schema: Any) -> Encode:
         """Return an encoder with the checks that ``schema`` needs; see `Codec`."""
+        # A user's own codec may be based on this one: it then carries the additional values of its app.
         inner = with_extras(self, current())
         if inner is not self:
             return inner.encoder(schema)

@@ -79,6 +79,7 @@ def _zlib(most: int) -> Callable[[bytes], bytes]:
     def decompress(body: bytes) -> bytes:
         stream = zlib.decompressobj(_EITHER)
         try:
+            # One byte more than allowed shows that the body is too large.
             found = stream.decompress(body, most + 1)
         except zlib.error as error:
             raise EnvelopeError(f"a body that is not zlib or gzip: {error}") from error
@@ -99,6 +100,7 @@ def _lz4(most: int) -> Callable[[bytes], bytes]:
             found = stream.decompress(body, max_length=most + 1)
         except RuntimeError as error:
             raise EnvelopeError(f"a body that is not lz4: {error}") from error
+        # `unused_data` is None if nothing follows the frame.
         return _checked("lz4", found, most, ended=stream.eof, rest=stream.unused_data or b"")
 
     return decompress
@@ -138,6 +140,7 @@ def _end_of_zstd(body: bytes, at: int, *, has_checksum: bool) -> int:
     """
     while at + _BLOCK_HEADER <= len(body):
         header = int.from_bytes(body[at : at + _BLOCK_HEADER], "little")
+        # A block of type RLE is a single byte, which is repeated as often as its size says.
         size = 1 if header >> 1 & 3 == _RLE else header >> 3
         at += _BLOCK_HEADER + size
         if header & _LAST_BLOCK:

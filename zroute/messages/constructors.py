@@ -50,6 +50,7 @@ def why_called(kind: type) -> str | None:
         method = getattr(kind, name)
         if method is not standard and not _is_generated(method):
             return f"{kind.__name__} has a custom {name}"
+    # With init=False, a class inherits an __init__ that does not know its own fields.
     if _owner(kind, "__init__") is not _owner(kind, _record(kind)) or not _is_generated(kind.__init__):
         return f"{kind.__name__} has a custom __init__"
     before = getattr(kind, "__attrs_pre_init__", None)
@@ -81,6 +82,7 @@ def parameters(kind: type) -> Mapping[str, Parameter]:
             rest = rest or parameter.kind is parameter.VAR_KEYWORD
             del taken[name]
     for field in fields(kind):
+        # For a field `_price`, attrs names the parameter `price`, but a custom constructor may use either name.
         alias = getattr(field, "alias", None) or field.name
         name = alias if alias in taken or field.name not in taken else field.name
         if name in taken:

@@ -172,6 +172,7 @@ def pack_marker(number: int, subscriptions: Iterable[bytes]) -> bytes:
     """
     wanted, summary = sorted(subscriptions), b""
     if sum(1 + len(prefix) for prefix in wanted) > _WANTED_MAX or (b"" in wanted and len(wanted) > 1):
+        # - 2: the byte with the length of the prefix, and the byte that marks a summary.
         wanted, summary = [_in_common(wanted[0], wanted[-1])[: _WANTED_MAX - 2]], _SUMMARY
     if b"" in wanted:
         wanted = []

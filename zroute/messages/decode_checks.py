@@ -255,6 +255,7 @@ class _Compiler:
             value = f"m[{name!r}]" if is_dict else f"m.{name}"
             check = self.check(child)
             if child is int and check and not is_dict:
+                # For a field `volume`: (-1073741823 < m.volume < 1073741823 or LOWEST <= m.volume <= HIGHEST).
                 terms.append(f"({-SMALL} < {value} < {SMALL} or LOWEST <= {value} <= HIGHEST)")
             elif check:
                 names[f"check{number}"] = check

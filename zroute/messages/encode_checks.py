@@ -165,6 +165,8 @@ class _Tests:
 
     def _class(self, hint: Any, origin: Any) -> Test:
         names = self._names(kind=origin)
+        # With `symbol: str` and `bid: float`, these terms follow: m.symbol.__class__ is kindv0,
+        # ((v1 := m.bid).__class__ is float and v1 - v1 == 0.0 or is_whole(v1)).
         terms = ["m.__class__ is kind"]
         terms += [
             self._term(child, f"m{step}", f"v{number}", names) for number, (step, child) in enumerate(children(hint))

@@ -62,6 +62,7 @@ class Extras:
         msgspec calls this method as its ``dec_hook``.
         """
         if kind not in self.types:
+            # With this error, msgspec reports that it does not support the type.
             raise NotImplementedError
         try:
             value = self.types[kind].decode(data)

@@ -182,6 +182,7 @@ def with_attempt(meta: bytes, attempt: int) -> bytes:
 
 def pack_text(text: str) -> bytes:
     """Return the text of a report as UTF-8, cut to `JOB_TEXT` bytes."""
+    # "ignore" drops a character that the cut has divided.
     return text.encode("utf-8", "backslashreplace")[:JOB_TEXT].decode("utf-8", "ignore").encode()
 
 

@@ -50,6 +50,7 @@ def _new_adapter(schema: Any) -> Any:
 
     try:
         adapter = pydantic.TypeAdapter(schema)
+        # Without this call, an annotation that can't be resolved is an error only at the first message.
         adapter.rebuild(raise_errors=True)
     except Exception as error:
         raise SchemaError(f"pydantic does not support {describe(schema)}: {error!s:.300}", schema=schema) from error

@@ -158,6 +158,7 @@ def request_packer(epoch: int, clock_ns: Callable[[], int]) -> Callable[..., byt
         seconds: float | None,
         window: int,
     ) -> bytes:
+        # At least 1, because a server refuses a request with 0 milliseconds left.
         ms = _NO_LIMIT if seconds is None else int(min(max(seconds * 1000, 1), _NO_LIMIT - 1))
         head, behind = heads[number], b""
         if headers:

@@ -254,6 +254,7 @@ class Pattern:
             if isinstance(segment, Wildcard):
                 break
             literal += segment + self.separator
+        # A prefix keeps its last separator, so that `news.*` does not receive `newsletter`.
         return literal[:-1] if self.is_concrete else literal
 
     @property

@@ -424,6 +424,7 @@ def topic_header(
     """
     flags = max(len(lengths) - 1, 0) << COUNTERS_SHIFT | (Flags.KEEPS if keeps else 0)
     head = topic + NUL + _heads_of_data(epoch)[(lengths[0] << 16 if lengths else 0) | flags << 8 | codec]
+    # For a topic of 6 bytes and two counters, the format is ">23sQqBQ".
     return partial(Struct(f">{len(head)}sQq" + "BQ" * (len(lengths) - 1)).pack, head)
 
 
@@ -446,6 +447,8 @@ def _numbers_maker(many: int) -> Callable[..., Any]:
     further = "".join(f", l{at}, c[{at}].number" for at in range(1, many))
     first = "c[0].number" if many else 0
     made: Callable[..., Any] = define(
+        # For two counters: lambda l0, l1: lambda header: lambda c, sent_at:
+        # header(c[0].number, sent_at, l1, c[1].number)
         f"several_numbers = lambda {names}: lambda header: lambda c, sent_at: header({first}, sent_at{further})",
         "several_numbers",
         {},
@@ -464,6 +467,7 @@ class Heads(dict[int, bytes]):
         self._epoch = epoch
 
     def __missing__(self, key: int) -> bytes:
+        # The key is span << 16 | flags << 8 | codec.
         span, flags, codec = key.to_bytes(3)
         head = self[key] = pack_head(kind=self._kind, codec=codec, flags=flags, span=span, epoch=self._epoch)
         return head

@@ -90,6 +90,7 @@ def compile_routes(
     groups = list(root._walk())
     codecs = Codecs(default, {codec.number: codec for codec in BUILTIN.values()}, extras)
     # Resources are compiled first: the analysis of every other function needs their types.
+    # Once: a group that is included under several prefixes still opens its resources only once.
     recorded = [resource for _, group, _ in _once(groups) for resource in group._resources]
     resources, given = compile_resources(recorded, given)
     producers = [producer for _, group, _ in _once(groups) for producer in group._producers]
@@ -107,6 +108,7 @@ def compile_routes(
     refuse_duplicates([route for route, _ in compiled if route.route.kind == "work"], "most_specific")
     queues = tuple(_job_queue(each, prefix, codecs) for prefix, group, _ in groups for each in group._job_queues)
     _refuse_equal_queues(queues)
+    # After the checks for duplicates, whose errors name functions without a suffix such as #2.
     routes = _named([route for route, _ in compiled])
     triggers = _triggers(producers, subscribed | _called_outside(groups), outlets, given)
     _refuse_idle_publishers(groups, producers)
@@ -228,6 +230,7 @@ def _routes(
             own = _fed_by(route, prefix, group, producers, placed)
             others = bridges.get(identity(route.function), ())
             fed = [Bridge(one.publication, _schema(one.publication, others)) for one in others if one.publication]
+            # The middleware of an outer group surrounds that of an inner group, but `chain` begins with the innermost.
             factories = [factory for each in reversed(chain) for factory in each._middleware]
             yield compile_route(route, prefix, errors, (*own, *fed), given, resources, codecs), factories
 

@@ -86,6 +86,7 @@ def _woven(route: CompiledRoute, factories: Sequence[Hook], given: Mapping[Any, 
     needs_frames = bool(route.call.envelope)
     kinds: set[Any] = set()
     names: list[str] = []
+    # From the inside out: each factory receives the `call` of the next inner link.
     for factory in reversed(factories):
         around = make_around(factory, call, route.info, "def timed(call, route)", "middleware")
         if around is call:
@@ -199,6 +200,7 @@ def _linked(around: Callable[..., Any], planned: Call) -> Callable[[Any], Any]:
         is_needed = isinstance(value, Needed)
         names[f"k{number}"] = value.kind if is_needed else value
         arguments[parameter] = f"at.objects[k{number}]" if is_needed else f"k{number}"
+    # The chain can call the user's function itself, which saves a call for each message.
     if arguments == {"": "message"}:
         return around
     if "" in arguments:  # other parameters may precede the message

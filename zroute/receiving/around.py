@@ -114,6 +114,7 @@ class Chain:
         def enter(message: Any, raw: RawFrames = b"") -> Any:
             current.called, current.raw = False, raw
             try:
+                # Copied after the call: an awaitable result continues with the variables that the middleware has set.
                 return finished(outermost(message), current, copy_context())
             except BaseException:
                 current.clear()
@@ -133,11 +134,13 @@ class Chain:
 
         def enter(message: Any, raw: RawFrames = b"") -> Any:
             current = attrs.evolve(shared, raw=raw)
+            # Needs no reset: this context belongs to one message.
             here.set(current)
             many = len(message) if lists else 1
             waits = False
             try:
                 result = outermost(message)
+                # `_finish` still needs the message, and clears it at the end.
                 if waits := is_awaitable(result):
                     return _finish(result, current, many)
                 return result if current.called else Skipped(result, many)
@@ -199,6 +202,7 @@ async def _finish(result: Awaitable[Any], current: Here, many: int) -> Any:
         value = await awaitable_anywhere(result)
         if value is not None and is_awaitable(value):
             if inspect.iscoroutine(value):
+                # Python would warn that the coroutine was never awaited.
                 _close(value)
             raise UsageError(
                 f"{current.names} returned a {type(value).__name__} without awaiting it, so the handler has not "
@@ -242,6 +246,8 @@ def innermost(arguments: Mapping[str, str]) -> Callable[[Any], Any]:
     ``arguments`` contains the expression for each parameter. The expressions use ``message`` and ``at``, the current
     `Here`. The key "" is the positional argument.
     """
+    # For a handler of a body and an envelope, the last line of the source is:
+    # return at.function(message, envelope=at.envelope(at.raw))
     source = f"""
 def call(message=None):
     try:
@@ -262,6 +268,8 @@ def link(around: Callable[..., Any], arguments: Mapping[str, str], kinds: Mappin
 
     ``arguments`` has the same form as in `innermost`. The expressions may also use the resource types in ``kinds``.
     """
+    # For a middleware of a message and a resource, the last line of the source is:
+    # return around(message, database=at.objects[k0])
     source = f"""
 def link(message):
     try:

@@ -108,6 +108,7 @@ class Attempts:
     def end_retries(self) -> None:
         """Make no further attempts: jobs that wait for their next attempt fail now."""
         self._stopping = True
+        # A copy: the callback resumes `_pause` at once, which removes its Deferred from the set.
         for pausing in tuple(self._pausing):
             pausing.callback(None)
 
@@ -122,13 +123,16 @@ class Attempts:
             except GeneratorExit:  # the coroutine was closed
                 raise
             except BaseException as error:
+                # Another attempt would end in the same way after a refusal, an unreadable message or SystemExit.
                 final = isinstance(error, Reject | RequestRefused | EnvelopeError) or not isinstance(error, Exception)
                 final |= self._outcomes.abandoned(job.raw)
                 if final or self._stopping or attempt > len(delays):
                     raise _LastAttemptError(error, attempt) from error
+                # Python deletes `error` at the end of this block.
                 delay, failure = delays[attempt - 1], error
             self._outcomes.attempt_failed(job.delivery, failure, job.many, attempt, delay)
             await self._pause(delay)
+            # `end_retries` may have ended the pause early, or the caller of a request gave up during the pause.
             if self._stopping or self._outcomes.abandoned(job.raw):
                 raise _LastAttemptError(failure, attempt) from failure
             del failure  # its traceback holds this frame
@@ -143,6 +147,7 @@ class Attempts:
             await pausing
         finally:
             self._pausing.discard(pausing)
+            # Still active if `end_retries` or a cancellation has ended the pause.
             if timer.active():
                 timer.cancel()
 
@@ -161,6 +166,7 @@ class Attempts:
         try:
             return await within(seconds, started, self._executor.clock, late)
         except TimeoutError as error:
+            # The handler may raise a TimeoutError of its own, which is a failure like any other.
             if error is late:
                 route.stats.timed_out += job.many
             raise
@@ -190,6 +196,7 @@ class Attempts:
             return call()
 
         def look() -> None:
+            # Without a free thread, the call has not begun: look again after the whole timeout.
             left = began[0] + seconds - clock.seconds() if began else seconds
             if left > 0:
                 timers[0] = clock.callLater(left, look)

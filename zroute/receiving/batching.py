@@ -117,6 +117,7 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        # Emptied first: `_go_on` calls handlers, which may detach a route and so change the dict.
         routes, self._routes = self._routes, {}
         for route in routes:
             _flow_of(route).release()
@@ -133,6 +134,7 @@ class Batcher:
         """Forget the route, after its batches were dropped."""
         self._routes.pop(route, None)
         if not self._routes:
+            # No batch is held any more: this only cancels the timer.
             self.release()
 
     def _on_time(self) -> None:
@@ -151,6 +153,7 @@ class _Taking:
         self._flow = _flow_of(route)
         self._frames = route.options.stale_after is not None or route.options.dead is not None
         self._key = delivery.topic if route.lists.one_topic else None
+        # A list of several topics has no captures: those of its first message are wrong for the others.
         self._delivery = delivery if route.lists.one_topic else attrs.evolve(delivery, captures={})
         self._function = function
 
@@ -183,6 +186,7 @@ class _Taking:
         flow = self._flow
         job = flow.open.get(self._key)
         if job is None:
+            # The frames are needed only for a failure, so the coalesced frame is not split before that.
             job = self._begin(lambda: frames()[at])
         job.messages += messages
         if self._frames:

@@ -63,16 +63,19 @@ class Remainder:
             spent = perf_counter() - began
             if spent > READ_SECONDS:
                 break
+            # The handlers are fast: look at the clock after every 64 messages instead of 16.
             if spent < READ_SECONDS / 32:
                 size = READ_SLICE * 4
 
     @property
     def left(self) -> int:
         """The number of messages that the loops have not delivered yet."""
+        # The length hint of a list iterator is exact.
         return length_hint(self._loop) if self._left is None else self._left
 
     def hold(self) -> None:
         """End the loops after the current message."""
+        # Before the list is emptied: the length hint is 0 afterwards.
         self._left = self.left
         self._messages.clear()
 
@@ -101,11 +104,13 @@ def make_deliver_coalesced(
             return 0
         unhandled = 0
         for some in unpacked.slices(messages):
+            # An error leaves the `for` loop; the next pass continues after the failed message.
             while True:
                 try:
                     for message in some:
                         if (result := function(message)) is not None:
                             unhandled += 1
+                            # `left` does not include the current message, so this is its index among the frames.
                             settle(delivery, result, frames()[many - unpacked.left - 1])
                     break
                 except BaseException as error:

@@ -84,4 +84,5 @@ def error_text(error: BaseException) -> str:
 
 def _cut(text: str) -> str:
     """Return ``text``, cut to at most `DEAD_ERROR` bytes of UTF-8."""
+    # "ignore" drops a character that the cut has divided.
     return text.encode("utf-8", "backslashreplace")[:DEAD_ERROR].decode("utf-8", "ignore")

@@ -435,6 +435,8 @@ def _inlined(chain: Chain, current: Here, route: CompiledRoute) -> InlinedCall |
         return None
     keep, forget = ("; at.raw = raw", "; at.raw = b''") if chain.needs_frames else ("", "")
     clear = f"at.called = None{forget}"
+    # `finished` is called only for a value, an awaitable or a skipped message, and `objects` needs no reset,
+    # because only a scope around the chain changes it.
     return InlinedCall(
         f"at.called = False; inside = fresh(){keep}",
         f"inside.run(outermost, {'None' if route.call.schema is NO_BODY else 'm'})",
@@ -484,6 +486,7 @@ def batching_step(delivery: BoundRoute, gather: BatchCall, decode: Decode | None
     If the topic also has steps of other routes, this step works like a step of an active flow, with `BatchCall.one` as
     the call to make.
     """
+    # The closure calls partial(partial, one)(m), which is partial(one, m); `settle` then calls it with the frames.
     call = Invocation(partial(partial, gather.one))
     return Step(delivery, call, decode, slot, lambda _, call, raw: call(raw), gather)
 
@@ -548,6 +551,7 @@ def _one(step: Step, outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
     The code of the decoder is inlined in the closure. A call of the decoder would cost 40 of 720 ns per message (typed
     JSON, plain wire), which is 0.04 of the time of a handwritten loop.
     """
+    # Only decoders from `make_reader` have lines to inline; PLAIN_READ calls any other decoder.
     delivery, inline = step.delivery, getattr(step.decode, "inline", PLAIN_READ)
     inlined = step.call.inlined or InlinedCall("", step.call.expression, "", "", {})
     scope = {
@@ -564,6 +568,8 @@ def _one(step: Step, outcomes: DispatchCallbacks, refuse: Refuse) -> Deliver:
         "settle": step.settle,
         "gather": step.gather and step.gather.one,
     }
+    # For a plain handler without `stale_after`, the body is _READ and _CALL, with `m = decode(body)` and
+    # `result = function(m)`.
     form = [
         "def deliver(body, raw):",
         _AGE if _may_be_stale(step) else "",
@@ -632,6 +638,7 @@ def _any(steps: Sequence[Step], outcomes: DispatchCallbacks, refuse: Refuse) -> 
             if slot in undecodable:
                 continue
             try:
+                # A step without a body has no decoded object: its call ignores the None.
                 result = call(decoded.get(slot), raw) if takes_frames else call(decoded.get(slot))
             except BaseException as error:
                 outcomes.failed(step.delivery, error, raw)

@@ -53,10 +53,12 @@ class Flow(Generic[Job]):
     def put(self, key: Hashable, job: Job) -> None:
         """Add ``job`` to the queue of ``key``."""
         if not self._ordered:
+            # A key that no other job has, so the job waits for none.
             key = object()
         waiting = self._waiting.get(key)
         if waiting is None:
             waiting = self._waiting[key] = deque()
+            # While a job of this key runs, `done` adds the key when the job ends.
             if key not in self._running:
                 self._ready.append(key)
         waiting.append(job)
@@ -133,6 +135,7 @@ class ReplyFlow(Flow[Job]):
     def take(self) -> tuple[Hashable, Job] | None:
         """Take the next request from the client whose turn it is."""
         taken = super().take()
+        # `Flow.take` leaves out the key until `done`, but requests of one client do not wait for each other.
         if taken is not None and taken[0] in self._waiting:
             self._ready.append(taken[0])
         return taken
@@ -146,9 +149,11 @@ class ReplyFlow(Flow[Job]):
             return None
         own = len(self._waiting.get(key, ()))
         longest = max(self._waiting, key=lambda each: len(self._waiting[each]))
+        # The new request counts too: the other client must have more requests than this one would then have.
         if len(self._waiting[longest]) <= own + 1:
             return None
         self.queued -= 1
+        # At least one request of that client is left, so its key stays in `_ready`.
         return self._waiting[longest].pop()
 
     def remove(self, key: Hashable, job: Job) -> bool:
@@ -205,6 +210,7 @@ class WaitingBytes(Generic[Job]):
 
         The result is None if no client has more bytes than ``key`` would have with a further request of ``size`` bytes.
         """
+        # Not empty: the caller has found no room, so requests are waiting.
         largest = max(self._clients, key=self._clients.__getitem__)
         if self._clients[largest] <= self._clients.get(key, 0) + size:
             return None
@@ -240,6 +246,7 @@ class BatchFlow(Flow[Listed]):
 
     def __init__(self, max_in_flight: int, *, ordered: bool = True, queue: int = 1) -> None:
         super().__init__(max_in_flight, ordered=ordered, queue=queue)
+        # Never replaced, only changed: the closures of `Batcher` hold a reference to this dict.
         self.open: dict[Hashable, Listed] = {}
         self._held: dict[Hashable, Listed] = {}
 
@@ -253,6 +260,7 @@ class BatchFlow(Flow[Listed]):
         The next message of the same key begins a new batch.
         """
         del self.open[job.key]
+        # A released batch is queued already, and was filled while it waited.
         if self._held.pop(job.key, None) is not None:
             self.put(job.key, job)
 
@@ -273,6 +281,7 @@ class BatchFlow(Flow[Listed]):
         if taken is not None:
             job = taken[1]
             self._close(job)
+            # `Flow.take` has subtracted 1 for the job, but this queue is counted in messages.
             self.queued += 1 - job.many
         return taken
 
@@ -286,5 +295,6 @@ class BatchFlow(Flow[Listed]):
 
     def _close(self, job: Listed) -> None:
         job.close()
+        # A full batch has left `open` already, and a newer one may have its key.
         if self.open.get(job.key) is job:
             del self.open[job.key]

@@ -39,6 +39,7 @@ class ZeroCopyFrame:
 
         The result keeps the frame in memory.
         """
+        # Handlers share the bytes, and a buffer of libzmq can be written to.
         return self._held[start:].toreadonly()
 
 

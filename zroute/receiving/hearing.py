@@ -266,6 +266,7 @@ class Signs:
 
         A state also begins if a transition leads from it to itself.
         """
+        # An event that is not in the table changes nothing, like `STAYS`, which is None.
         self.promise = PROMISES[self.promise].get(event) or self.promise
         question = QUESTIONS[self.question].get(event)
         self.question = question or self.question
@@ -298,6 +299,7 @@ class Signs:
         promise, self._noted = self._noted, None
         if moved:
             promise = max(promise or 0.0, beat)
+        # 0.0 is a sign without a promise; None is no sign.
         if promise is None:
             return False
         self._move(HearingEvent.PROMISE if promise else HearingEvent.SIGN)
@@ -317,6 +319,7 @@ class Signs:
 
     def answered(self) -> None:
         """Record that the question was answered."""
+        # Before the move, which ends the silence: `Tracker` reports the return at its next check.
         self.was_silent |= self.is_silent
         self._move(HearingEvent.ANSWER)
         self.asked_at, self.unanswered = None, 0

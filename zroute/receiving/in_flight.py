@@ -166,6 +166,7 @@ class InFlight:
         self._full[route] = None
         self._reading.pause(self._full)
         self._say_flow(route, "queue full (%d messages): reading is paused until half of them are handled")
+        # Further messages for the held batches are not read before `resume`, so waiting longer is useless.
         self._gathering.release_soon(0)
 
     def _pump(self, route: CompiledRoute) -> None:
@@ -202,6 +203,7 @@ class InFlight:
             delivery.route.flow.done(key)
             return
         try:
+            # The messages of a list may have different headers, so none are copied.
             raw = job.raw if isinstance(job, PendingCall) else None
             if delivery.route.direct:
                 running = self._context.copy().run(self._call, delivery, job.call, raw)
@@ -268,6 +270,7 @@ class InFlight:
         self._unfinished[running] = (name, dropped, many)
 
         def tell(result: Any) -> None:
+            # None: `discard` or `give_up` has dropped the call, and has counted it.
             if self._unfinished.pop(running, None) is not None:
                 ended(result)
                 self._tell_if_idle()
@@ -278,6 +281,7 @@ class InFlight:
         del self._full[route]
         self._say_flow(route, "reading resumed: %d messages are waiting")
         if self._full:
+            # Reading is paused already: this only updates the names of the routes that pause it.
             self._reading.pause(self._full)
         else:
             self._reading.resume()
@@ -373,8 +377,10 @@ class InFlight:
         """
         names: Counter[str] = Counter()
         self._full.clear()  # during a stop, do not log that reading resumes
+        # A copy: `discard` removes the route.
         for route in tuple(self._queued):
             names[route.name] += self.discard(route)
+        # Emptied first: a cancelled Deferred calls `tell`, which must not count its messages a second time.
         unfinished, self._unfinished = self._unfinished, {}
         for running, (name, dropped, many) in unfinished.items():
             names[name] += many

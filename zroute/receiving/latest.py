@@ -65,6 +65,7 @@ class Latest:
         start = len(topic) + 1
 
         def deliver_noted(body: bytes, raw: RawFrames) -> int | None:
+            # In a message of several parts, the second part begins with the header.
             fixed = raw[1][:HEADER_SIZE] if isinstance(raw, tuple) else raw[start : start + HEADER_SIZE]
             self.note(epoch, topic, fixed)
             return deliver(body, raw)

@@ -47,6 +47,7 @@ class Matcher:
             arguments = route.call.convert(captured)
             if arguments is None:
                 continue
+            # Only now: if a segment had the wrong type, another pattern of the function may still match.
             seen.add(identity(route.route.function))
             captures = {key: value.decode() for key, value in captured.items()}
             yield BoundRoute(route, name, captures, arguments)

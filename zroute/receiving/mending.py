@@ -52,10 +52,12 @@ class Mender:
 
     def answered(self, publisher: int, ping: bytes) -> None:
         """Handle the answer to a ping: the publisher has read everything sent before it."""
+        # `_asked` is empty while no answer is awaited.
         if self._asked and ping == self._asked:
             self._waiting.discard(publisher)
             if not self._waiting:
                 self._asked = b""
+                # The timer runs as long as an answer is awaited.
                 self._timer.reset(0)
 
     def close(self) -> None:
@@ -81,5 +83,6 @@ class Mender:
         for prefix in some:
             del self._left[prefix]
         self._resubscribe(some)
+        # After the subscriptions: the answer proves that the publisher has read them.
         self._asked, self._waiting = self._ping(), set(self._publishers)
         self._timer = self._clock.callLater(ANSWER_SECONDS, self._next)  # the ping may be dropped

@@ -107,6 +107,7 @@ class _Answering(InFlight):
         if flow.begins_at_once:
             self._outcomes.keep(asked)
             flow.start(asked.peer)
+            # Not `self._run`, because `_bytes` does not count this request: it never waits.
             super()._run(asked.peer, PendingCall(delivery, call, raw))
             return
         size = asked.size
@@ -158,6 +159,7 @@ class _Answering(InFlight):
         return True
 
     def _run(self, key: Hashable, job: Any) -> None:
+        # The request leaves the queue. One that begins at once does not take this path.
         self._bytes.remove(key, job)
         super()._run(key, job)
 
@@ -198,6 +200,7 @@ class _Answering(InFlight):
         if type(value) is Skipped:
             return self._skip(delivery.route, value, self._publish(delivery, value.result, raw))
         asked, outlets = _asked(raw), delivery.route.outlets
+        # The client no longer waits: `failed` then counts the request as cancelled, not as handled.
         if asked.over and not outlets:
             raise CancelledError
         self._outcomes.answer(delivery, value, asked)
@@ -223,6 +226,7 @@ class ReplyResults(Results):
 
     def __init__(self, *, codecs: Codecs, max_message: int, **given: Any) -> None:
         super().__init__(**given)
+        # Replaces the attribute that `Results` has set.
         self.settle = self._settle
         self._codecs = codecs
         self._max_message = max_message
@@ -417,6 +421,7 @@ class Replying:
             try:
                 self._results.answer(entry.deliveries[0], None, asked)
             except BaseException as error:
+                # The closure has already counted the request as handled.
                 entry.deliveries[0].route.stats.handled -= 1
                 self._results.failed(entry.deliveries[0], error, raw)
 
@@ -461,6 +466,7 @@ def _end_late(asked: Asked) -> None:
     """End a request after its timeout: send a failure, and cancel the call."""
     asked.deadline = None
     running, asked.running = asked.running, None
+    # Refused before the call is cancelled: `failed` then finds the request over, and counts it as cancelled.
     asked.refuse(500, "TimeoutError: the timeout of the request expired before the handler ended")
     if running is not None:
         running.cancel()
@@ -497,6 +503,7 @@ def _encoder(route: CompiledRoute, codecs: Codecs, most: int, *, json: bool) -> 
     encode, _, _ = bind_encoder(declared, route.options.codec, codecs.default, codecs.extras)
     encode_usual = encode
     if json:
+        # JSON can't carry the type: all replies then keep the usual codec.
         with suppress(SchemaError):
             encode, _, _ = bind_encoder(declared, JSON, codecs.default, codecs.extras)
 

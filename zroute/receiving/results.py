@@ -224,6 +224,7 @@ class Results:
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
         """Refuse a body that can't be decoded to the declared type."""
         decode_error = self._decode_error(deliveries, error, body, raw)
+        # One body may fail for several routes, but each hook is called only once for it.
         called: set[int] = set()
         taken = False
         for delivery in deliveries:
@@ -277,6 +278,7 @@ class Results:
     def _refused_job(self, delivery: BoundRoute, decode_error: DecodeError, raw: RawFrames) -> DecodeError:
         delivery.route.stats.decode_error += 1
         self._hook(delivery.route.around.hooks, decode_error, raw, facts=_facts(delivery.route, 0))
+        # True even without a hook: the owner of the job handles the error.
         self._observe(decode_error, True)
         return decode_error
 
@@ -649,6 +651,7 @@ def _nearest(chain: Sequence[Sequence[ErrorHook]], error: BaseException) -> Erro
             if kind in order
         ]
         if near:
+            # Without the hooks, which can't be compared. The number decides between hooks for the same class.
             return min(near, key=lambda found: found[:2])[2]
     return None
 

@@ -133,6 +133,7 @@ def _call(function: Callable[..., Any], scope: Scope, *given: Any, **named: Any)
         arguments = scope.enter(stack)
         try:
             result = function(*given, **named, **arguments)
+            # `pop_all` moves the resources out of this `with` block, which then closes nothing.
             if is_awaitable(result):  # a plain function may return a Deferred: the call ends with it
                 return _end_later(result, stack.pop_all())
         except BaseException as error:
@@ -188,6 +189,7 @@ async def _async_values(function: Callable[..., Any], scope: Scope, *given: Any,
         arguments = await scope.enter_async(stack)
         values: Any = function(*given, **named, **arguments)
         try:
+            # A plain generator too: `scoped` uses this function if one of the resources is async.
             if hasattr(values, "__anext__"):
                 async for value in values:
                     yield value
@@ -197,6 +199,7 @@ async def _async_values(function: Callable[..., Any], scope: Scope, *given: Any,
         except BaseException as error:
             seen.error = error
             raise
+        # `async for` does not close a generator when the loop is left, unlike `yield from`.
         finally:
             await close_values(values)
     seen.check()

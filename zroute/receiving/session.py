@@ -201,6 +201,7 @@ class SubscriberSession(Ticking):
         if self._transport is not None and before == self._subscriptions:
             return
         self._transport = transport
+        # It may hold subscriptions that the app no longer has.
         self._mender.close()
         self._tracker.subscribe(self._subscriptions)
         self._leaving = self._tracker.leaving
@@ -275,12 +276,15 @@ class SubscriberSession(Ticking):
         """
         assert self._transport is not None
         now = self._clock.seconds()
+        # Just before `now`: `LinkTimes.unheard` counts everything from the time of the question on as heard.
         self._tracker.links.update(self._transport.links, self._transport.heard(), nextafter(now, 0.0))
         self._transport.listen_closely(True)
+        # `Tracker.check` finds a missed answer up to two ticks after its deadline.
         self._closely_until = now + ANSWER_SECONDS + 2 * TICK
 
     def _next_id(self) -> int:
         self._asked += 1
+        # `Marker.subscriber` is the part before the lowest 16 bits.
         return self._id << 16 | self._asked & 0xFFFF
 
     def make_marker(self) -> bytes:
@@ -349,6 +353,7 @@ class SubscriberSession(Ticking):
 
     def _drop_past(self, now: float) -> None:
         """Unsubscribe from markers and pings that have expired."""
+        # The entries are in the order of their times, because each of them is kept for `_STANDING`.
         if self._past and self._past[0][0] <= now and self._joining is None:
             self._past = [(until, marker) for until, marker in self._past if until > now]
             self._subscribe()
@@ -375,6 +380,7 @@ class SubscriberSession(Ticking):
 
         A frame without a topic marks the end of the kept messages.
         """
+        # A subscription to everything also receives the kept messages for other subscribers.
         if parse_marker(marker).subscriber != self._id:
             return False
         lost = self._tracker.kept(header.epoch, header.sequence, None if topic else marker)
@@ -425,6 +431,7 @@ class SubscriberSession(Ticking):
             self._leave()
         self._cut_dead(now)
         self._ping_again(now)
+        # A connection that waits to be cut is kept if a frame arrives over it, so recording continues until then.
         if now >= self._closely_until and not self._dead:
             transport.listen_closely(False)
         self._serve()
@@ -446,6 +453,7 @@ class SubscriberSession(Ticking):
             self._stats.join_retries += 1
             if self._joining is None:
                 self._join_soon(again=True)
+        # A marker asks for a sign of life too, so no ping is needed after one.
         elif ping:
             self._ping()
 
@@ -563,6 +571,7 @@ class SubscriberSession(Ticking):
                 del self._dead[link]
                 continue
             allowed, pause = self._pauses.get(address, (now, _PAUSE))
+            # No cut was needed for a minute after the last pause, so the pauses begin again.
             if now >= allowed + _PAUSE_MAX:
                 pause = _PAUSE
             if now >= allowed:
@@ -608,6 +617,7 @@ class SubscriberSession(Ticking):
 
     def _serve(self) -> None:
         """Fire the Deferreds of `ready` whose condition is satisfied."""
+        # A copy: a callback runs the caller of `ready`, which may call `ready` again.
         for each in tuple(self._waiting):
             number, state, waiting = each
             # an earlier callback may have cancelled this Deferred, or served it
@@ -627,6 +637,7 @@ class SubscriberSession(Ticking):
         connected = self._transport.peers
         many = len(self._subscriptions) > SUBSCRIPTIONS_SLICE  # a proxy may have dropped the marker: wait for a ping
         late = self._clock.seconds() >= self._asked_at + GRACE * (3 if many else 1)
+        # A publisher that does not use the tracked wire never answers, so the wait for it is limited.
         given_up = late and not self._tracker.incomplete
         return connected > 0 and (len(self.complete) >= connected or given_up)
 
@@ -659,6 +670,7 @@ class SubscriberSession(Ticking):
             self._joining.cancel()
             self._joining = None
         if self._transport is not None:
+            # A connection may have ended after the last tick; its publisher has an unknown loss.
             self._tracker.links.update(self._transport.links, (), self._clock.seconds())
         alone = self._transport is not None and not self._transport.peers
         self._tell(self._tracker.close(asked=self._asked_last, alone=alone))

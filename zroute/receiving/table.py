@@ -227,7 +227,9 @@ class RouteTable:
         plain, tracked = self._entries.plain.get, self._entries.tracked.get
         unpack, admit = _HEAD_AND_NUMBER, self._admit
         received, aside, short = 0, 0, self._short
+        # A handler takes a memoryview, so even the first of several large frames is not copied.
         receive: Callable[[int], Any] = uncopied(recv) if self._views else recv
+        # Before the next `recv`, because these messages arrived earlier.
         if self._unpacked.rest:
             self.work_off(budget)
             return
@@ -255,6 +257,7 @@ class RouteTable:
                     known = heads.get(head)
                     if known is not None:
                         account, deliver = known
+                        # > 0: `expected` is 0 before the join, and the number 0 means that the message has no number.
                         if number == account.expected > 0:
                             account.expected = number + 1
                         elif number and not admit(account, number):
@@ -349,6 +352,7 @@ class RouteTable:
     def _receive_stated_and_release(
         self, parse: Parse, recv: Callable[[int], bytes], more: Callable[[], int], budget: int
     ) -> None:
+        # The function of the class, because the attribute of this instance is the present method.
         self._and_release(partial(RouteTable.receive_stated, self, parse), recv, more, budget)
 
     def _receive_stated(self, parse: Parse, parts: tuple[bytes, ...]) -> None:
@@ -374,7 +378,9 @@ class RouteTable:
         if not more():
             self._receive(frame)
             return
+        # The slice turns a ZeroCopyFrame into bytes, and copies nothing else.
         parts = [frame[:]]
+        # For the second part, `more` was already called above.
         while len(parts) < MAX_PARTS and (len(parts) == 1 or more()):
             parts.append(recv(1))
         if len(parts) == MAX_PARTS and more():
@@ -462,6 +468,7 @@ class RouteTable:
         self._accounts.untracked(topic)
         entry = self._entries.of(topic)
         self._check_size(body)
+        # The closure for large bodies may also check their nesting; see `guarded`.
         small = len(body) <= LARGE_FRAME
         deliver = self._entries.plain_of(entry) if small else self._entries.deliver(entry, 0, body)
         self._deliver(deliver, body, raw)
@@ -486,6 +493,7 @@ class RouteTable:
         if header.keeps:
             deliver = self._latest.noting(header.epoch, topic, deliver)
         account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
+        # A former subscription may still count the topic, and its length differs from that of the present one.
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
         counters = header.counters
         ours, further = counters[0][0] == length, len(counters) - 1
@@ -493,8 +501,10 @@ class RouteTable:
         named = ours or not further or any(span == length for span, _ in counters)
         if named and len(body) <= LARGE_FRAME:
             has_headers = header.size > HEADER_SIZE + COUNTER.size * further
+            # The counters precede the headers on the wire, so the closure that skips the counters is the outer one.
             short = self._past_headers(deliver) if has_headers else deliver
             short = self._past_counters(header, length, account, short) if further else short
+            # The loop compares only the first counter. If ours is a further one, the closure compares it.
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short)
         if not counters[0][1] or self._admit(account, header.number(length)):
             self._check_size(body)
@@ -552,6 +562,7 @@ class RouteTable:
         The message is not delivered if the same or a newer message of its topic was already delivered.
         """
         topic, body = parse_kept(body)
+        # The marker may summarise our subscriptions, so the answer may contain topics that we did not subscribe to.
         ours = self._accounts.kept(header, marker, topic) and self._matcher.subscription(topic) is not None
         if not ours or self._latest.has(header.epoch, topic, fixed):
             self._stats.control += 1
@@ -597,6 +608,7 @@ class RouteTable:
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking)
         coalesced = parse_coalesced(header.codec, body)
         if header.sequence and not self._admit(account, header.number(length), coalesced.many):
+            # `_admit` has counted each message as a duplicate, but the loop counts one frame.
             self._stats.received += coalesced.many - 1
             return
         if header.keeps:
@@ -654,6 +666,7 @@ class RouteTable:
         if done < many:
             left = zip(coalesced.bodies[done:], frames()[done:], strict=True)
             self._unpacked.rest.extend((topic, coalesced.codec, body, frame) for body, frame in left)
+        # The list could not be delivered in one call: begin at once with its single messages.
         if not done:
             self.work_off(min(most, READ_SLICE))
         rounds = self._rounds

@@ -53,6 +53,7 @@ _COPIES = (3, 2)
 """The number of copies of a topic's bytes: in the entry, and in the captures of each route."""
 
 _LISTED = (JSON.number, MSGPACK.number)  # codecs that can decode a whole list in one call
+# A body that begins like a tracked header, to find the decoders that refuse such bodies.
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
 
@@ -154,6 +155,7 @@ class TopicCache:
         """
         topic, deliver = entry.topic.wire, entry.plain
         if deliver is None:
+            # Without a decoder that fails, only the first bytes show a tracked header.
             made = self._make_plain(entry) if entry.unrouted is None else _told_apart(entry.unrouted)
             deliver = entry.plain = made
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
@@ -167,16 +169,19 @@ class TopicCache:
         From now on, the loop finds this closure. Plain bodies of the topic then take the slow path.
         """
         topic = entry.topic.wire
+        # The topic is not cached: it is too long, may have further parts, or was dropped in the meantime.
         if self._entries.get(topic) is not entry:
             return
         self.plain.pop(topic, None)
         heads = self.tracked.setdefault(topic, {})
+        # The first head of a topic is no further miss, because `_enter` has counted one.
         if heads and head not in heads:
             self._budget.miss()
         if len(heads) >= PUBLISHERS_KEPT:
             self._drop_heads(entry, heads)
         size = _HEADS * (not heads)
         if head not in heads:
+            # The closures in `others` are already part of the size of the entry.
             size += _HEAD + _CLOSURE * (deliver not in entry.others.values())
         heads[head] = account, deliver
         entry.heads += size
@@ -247,6 +252,7 @@ class TopicCache:
         The result is None if the messages must be decoded one by one.
         """
         key = (number, large)
+        # Not `get`: None is a result too.
         if key not in entry.coalesced:
             entry.coalesced[key] = self._make_deliver_coalesced(entry, number, large=large)
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
@@ -331,6 +337,7 @@ class TopicCache:
                 steps.append(batching_step(delivery, self._outcomes.gather(delivery, call.function), decode, slot))
                 continue
             if route.flow.active:
+                # The closure then returns the call instead of making it: partial(partial, f)(m) is partial(f, m).
                 call = attrs.evolve(call, function=partial(partial, call.function))
             steps.append(Step(delivery, call, decode, slot, self._outcomes.settle))
         return steps
@@ -395,6 +402,7 @@ def _refuses_magic(step: Step, default: Codec) -> bool:
     The decoders for JSON, msgpack and text fail on such bodies. ``default`` is the app's codec.
     """
     options = step.delivery.route.options
+    # With `stale_after`, the closure checks the age of a message before it decodes the body.
     if step.decode is None or options.stale_after is not None or is_own(options.codec or default):
         return False
     try:

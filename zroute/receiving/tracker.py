@@ -196,6 +196,7 @@ class Tracker:
             self._markers.clear()
         self._markers.add(marker)
         for publisher in self._publishers.values():
+            # For new subscriptions, a publisher sends its kept messages again.
             publisher.gave_all &= again
             if publisher.state is not State.ENDED:
                 publisher.move(AccountEvent.MARKER)
@@ -222,6 +223,7 @@ class Tracker:
         publisher = self._publishers.get(epoch) or self._meet(epoch)
         stream = publisher.streams.get(prefix) or publisher.leaving.get(prefix)
         if stream is None and prefix in self._subscriptions:
+            # If a complete answer had no number for the prefix, its first message has the number 1.
             stream = publisher.streams[prefix] = SubscriptionState(epoch, prefix, int(prefix in publisher.covered))
         return stream
 
@@ -256,9 +258,11 @@ class Tracker:
             stream = current
         if not stream.expected:  # before a join, the message may belong to an earlier subscription with this prefix
             if stream.publisher in self._publishers:
+                # A message that is not counted does not move the account, so this sign of life would be missed.
                 self._publishers[stream.publisher].signs.note(None, BEATS[0])
             return None
         if not number:
+            # The publisher has counted the message, but its 16 counters belong to shorter subscriptions.
             stream.expected += many
             return None
         if number < stream.expected:
@@ -274,8 +278,10 @@ class Tracker:
         if last < expected:
             return None
         stream.expected = last + 1
+        # Before the join: this number begins the account.
         if not expected:
             return None
+        # In another generation, counting has begun again, so the difference of the numbers means nothing.
         unknown = expected >> COUNT_BITS != last >> COUNT_BITS
         stream.claim(expected, last, unknown)
         if unknown:
@@ -298,6 +304,7 @@ class Tracker:
             elif claimed > last and is_unknown:
                 unknown += first > last
             elif claimed > last:
+                # The numbers up to `last` were really sent, so only those after it were wrongly counted.
                 wrong += claimed - max(last, first - 1)
             if first <= last:  # this part may be forged too; a later answer will show it
                 stream.claim(first, min(claimed, last), is_unknown)
@@ -321,6 +328,7 @@ class Tracker:
         before = stream.expected
         found = self._stands(stream, number)
         publisher = self._publishers[epoch]
+        # A forged beat could otherwise promise the next one for a time weeks ahead.
         publisher.signs.note(link, min(next_ms / 1000, BEATS[-1]))
         publisher.shift(stream.expected - before)
         return [found] if found is not None else []
@@ -504,6 +512,7 @@ class Tracker:
             emptied: True if the socket was read until empty since the last call. Otherwise, no publisher is considered
                 late or silent.
         """
+        # First, because an eviction adds its unknown loss to `_found`.
         self._part_some()
         events, self._found = self._found, []
         events += self._doubts(now)
@@ -535,6 +544,7 @@ class Tracker:
     def _hear(self, publisher: RemotePublisher, now: float) -> Iterator[Event]:
         """Record the signs of life since the last call, and set the next deadlines."""
         signs = publisher.signs
+        # Gone before the last check: a frame of this tick may have arrived over a connection that has just ended.
         had_gone = signs.has_gone(self.links) and not signs.links
         signs.links &= self.links.alive
         moved = publisher.moved()
@@ -564,6 +574,7 @@ class Tracker:
 
         All frames that had arrived by that time have been read.
         """
+        # `is_pinged` is read before `miss_answer`, which ends the question.
         signs, pinged = publisher.signs, publisher.signs.is_pinged
         if signs.miss_answer(since, judged=publisher.joined_once and publisher.rival is None):
             if publisher.rival is not None:
@@ -685,6 +696,7 @@ class Tracker:
         """
         while self._leasts:
             publisher, worth = self._leasts.pop()
+            # Since the search, the publisher may have been evicted or heard.
             if self._publishers.get(publisher.epoch) is publisher and _worth(publisher) == worth:
                 return publisher
         found = nsmallest(_LEAST, ((each, _worth(each)) for each in self._publishers.values()), key=itemgetter(1))
@@ -695,6 +707,7 @@ class Tracker:
         """Evict publishers while there are too many accounts, in the order of `_worth`."""
         excess = sum([each.size for each in self._publishers.values()]) - STREAMS_MAX
         if excess > 0:
+            # The last one stays, even if it alone has too many accounts.
             for each in sorted(self._publishers.values(), key=_worth)[:-1]:
                 if excess > 0 and each.size:
                     excess -= each.size

@@ -62,10 +62,12 @@ class Trie(Generic[V]):
         """
         segments = topic.split(self._separator)
         found: list[Match[V]] = []
+        # `isascii` is much cheaper than decoding, and most topics are ASCII.
         if (b"" not in segments or self._begins_empty(segments)) and (topic.isascii() or is_text(topic)):
             self._walk(segments, found)
             if len(found) > 1:
                 found.sort(key=_PLACE)
+        # After the sorting: prefixes rank after all patterns with segments.
         if self._ladder is not None:
             self._climb(topic, found)
         return [m if m.segments is None else Match(m.value, m.pattern, m.place, segments) for m in found]
@@ -84,6 +86,7 @@ class Trie(Generic[V]):
                     found += node.tails
                 if (child := node.literals.get(segment)) is not None:
                     ahead.append(child)
+                # A wildcard does not match the empty first segment of a topic such as /camera.
                 if node.wildcard is not None and segment:
                     ahead.append(node.wildcard)
             nodes = ahead

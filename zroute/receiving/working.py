@@ -200,6 +200,7 @@ class Working:
             self._gathering = delivery, function
             self._gathered.append((self._job, message, raw))
 
+        # Jobs are never coalesced, so only `one` is called.
         return BatchCall(one, lambda messages, frames, at: None, lambda: 1)
 
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
