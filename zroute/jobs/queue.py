@@ -111,8 +111,8 @@ class JobQueue(Generic[T]):
     def _running(self) -> tuple[CompiledJobQueue, ...]:
         if not self._outlets:
             raise NotRunningError(
-                f"cannot put a job into the job queue {self.pattern.text!r} ({self.where}): no running app includes this "
-                "queue. Include the Routes of the queue in an app, and call put() while the app runs: in a handler, a "
+                f"cannot put a job into the job queue {self.pattern.text!r} ({self.where}): no running app includes "
+                "this queue. Include the Routes of the queue in an app, and call put() while the app runs: in a handler, a "
                 "timer, or a function under @app.on_startup"
             )
         return self._outlets
