@@ -112,8 +112,8 @@ class JobQueue(Generic[T]):
         if not self._outlets:
             raise NotRunningError(
                 f"cannot put a job into the job queue {self.pattern.text!r} ({self.where}): no running app includes "
-                "this queue. Include the Routes of the queue in an app, and call put() while the app runs: in a handler, a "
-                "timer, or a function under @app.on_startup"
+                "this queue. Include the Routes of the queue in an app, and call put() while the app runs: in a "
+                "handler, a timer, or a function under @app.on_startup"
             )
         return self._outlets
 
