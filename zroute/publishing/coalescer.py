@@ -103,7 +103,8 @@ class Coalescer:
                 self._open(topic, number, seconds)
                 return sent
             size = held.size + len(body)
-            # It can't join the held ones: a frame has one codec and no headers. `_check` refuses other threads.
+            # Such a message can't join: a coalesced frame has a size limit, one codec and no headers.
+            # `_check` raises the error for a message that is too large or comes from another thread.
             if size > limit or headers or number != held.codec or get_ident() != thread:
                 self._check(topic, body)
                 self.send_now(topic, held)
