@@ -182,7 +182,7 @@ One object is created for each message, and tuples are the fastest to create.
                 # The subscriber's earlier walks are forgotten, so a peer that asks all the time uses bounded memory.
                 before.before, before.walks = None, 1
             joining.walks = before.walks + 1
-            # Numbers continue: with a number that is not greater than the last one, a subscriber starts its count again.
+            # Numbers continue: with a number that is not greater than the last, a subscriber starts its count again.
             joining.before, joining.next = before, before.next
             # If each request began at the first topic, a subscriber that asks often would never get the last ones.
             joining.start = joining.after = before.after
