@@ -88,8 +88,10 @@ class _Child:
     def __init__(self, command: Sequence[str], ended: Callable[[int], None]) -> None:
         reading, self._pipe = os.pipe()
         environment = {**os.environ, _VARIABLE: str(reading)}
+        # Otherwise the child would supervise a child of its own.
         environment.pop("ZROUTE_RELOAD", None)
         self._process = subprocess.Popen(command, env=environment, pass_fds=(reading,))
+        # Only the child reads. No other process inherits the writing end, so the death of this process closes the pipe.
         os.close(reading)
         self.stopping = False
         _start_thread(lambda: ended(self._process.wait()))
@@ -272,6 +274,7 @@ def snapshot(folders: Iterable[Path]) -> Snapshot:
     found: Snapshot = {}
     for folder in folders:
         for place, inner, files in os.walk(folder):
+            # Changed in place: os.walk enters only the folders that are left in this list.
             inner[:] = [name for name in inner if not _is_ignored(name)]
             for path in (Path(place, name) for name in files if name.endswith(".py")):
                 try:

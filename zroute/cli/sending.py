@@ -126,6 +126,7 @@ class Sender:
         counters = self._publishing.counters
 
         def attempt() -> bool:
+            # Control frames of this topic, such as beats, may wait; a message must not overtake them.
             if self._send_queue.delays(topic):
                 return False
             sent = self._connection.try_frame(self._frame(topic, codec, body, headers))
@@ -255,6 +256,7 @@ class _Sending:
         """Start the run in the running reactor, and stop the reactor at the end."""
         self._work = Deferred.fromCoroutine(self._run())
         self._work.addErrback(self._failed)
+        # Also after a cancelled job: `_failed` has turned the error into a result.
         self._work.addCallback(lambda _: Deferred.fromCoroutine(self._finish()))
         self._work.addErrback(self._failed)
         self._work.addCallback(lambda _: self._reactor.stop())
@@ -322,6 +324,7 @@ class _Sending:
         live = self._connection.subscriptions
         deadline = self._reactor.seconds() + self._wait
         while not self._wanted(live):
+            # A Deferred fires once, and the subscription that it reported was not enough.
             self._changed = Deferred()
             try:
                 await self._changed.addTimeout(max(deadline - self._reactor.seconds(), 0), self._reactor)

@@ -184,6 +184,7 @@ class Traffic:
         seconds, self._began = max(now - self._began, 1e-9), now
         rates = [count.measure(topic, seconds) for topic, count in self._topics.items()]
         rates.sort(key=lambda rate: (-rate.messages_per_second, -rate.messages, rate.topic))
+        # Before the loop, because the rates of the topics that it removes already contain their totals.
         others = [self._others.measure("others", seconds), *rates[self._kept :]]
         for rate in rates[self._kept :]:
             gone = self._topics.pop(rate.topic)

@@ -185,6 +185,7 @@ class Apps(MultiService):
         if self._code is None:
             self._code = code
             atexit.register(self._exit)
+            # An app may fail before the reactor runs, and only a running reactor can be stopped.
             self._reactor.callWhenRunning(self._stop_reactor)
         self._code = self._code or code
 

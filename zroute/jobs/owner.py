@@ -297,6 +297,7 @@ class JobOwner:
             stats.waiting -= 1
             stats.in_flight += 1
             worker.jobs[job.id] = job
+            # A job is a sign of life, so the next tick need not send another.
             worker.told = True
             try:
                 self._send(worker.id, (JOB, job.id, job.topic, job.body, job.meta))
@@ -392,6 +393,7 @@ class JobOwner:
             self._say("workers", "refused workers", logging.WARNING, text, self._name, peer_name(id), MAX_WORKERS)
             return
         worker = _Worker(id)
+        # Before the offer is read, because `_offer` sends an answer, and a failed send must find the worker to lose it.
         self._workers[id] = worker
         try:
             self._offer(worker, parts)
@@ -399,6 +401,7 @@ class JobOwner:
             self._workers.pop(id, None)
             raise
         self.workers_changed(len(self._workers))
+        # The worker is gone again if the answer to its offer could not be sent.
         if id in self._workers and self.logs_workers:
             text = "%s: worker %s has joined (%s)"
             self._say("joined", "workers that joined", logging.INFO, text, self._name, peer_name(id), self._count())
@@ -407,6 +410,7 @@ class JobOwner:
         """Replace the lanes of a worker."""
         offered = self._checked(parse_offer, parts)
         kind = tuple(each.patterns for each in offered)
+        # The patterns are the same, so the lanes can stay: only their credits have changed.
         if kind == worker.kind:
             for lane, each in zip(worker.lanes, offered, strict=True):
                 lane.limit = each.credits
@@ -418,6 +422,7 @@ class JobOwner:
             for job in worker.jobs.values():  # the worker keeps its unfinished jobs
                 job.lane = self._scheduler.lane_for(job.topic, worker, worker.lanes)
                 job.lane.unfinished += 1
+        # The answer comes before any job, because a worker ignores jobs that arrive before the answer to its offer.
         if self._try(worker.id, (ACCEPTED, pack_terms(self._silent_after))):
             self._settle()
 
@@ -450,6 +455,7 @@ class JobOwner:
         if not job.ended:
             stats = job.queue.stats
             stats.in_flight -= 1
+            # The handler did not fail, so the attempt keeps its number.
             if kind == GIVEN_BACK:
                 stats.given_back += 1
                 self._again(job)
@@ -477,6 +483,7 @@ class JobOwner:
             self._end(job, "done")
 
     def _was_put(self, queue: OwnedQueue, number: int) -> bool:
+        # A queue numbers its jobs from 0, so a number of at least ``put`` was never given to a job.
         return number & (1 << _QUEUE_SHIFT) - 1 < queue.stats.put
 
     # -- the ends of jobs ------------------------------------------------------------------------------------
@@ -583,6 +590,7 @@ class JobOwner:
             return
         self.workers_changed(len(self._workers))
         self._scheduler.close(worker.lanes)
+        # A list, because ``given_up`` runs other code, which may report or put jobs.
         jobs = [job for job in worker.jobs.values() if not job.ended]
         back = []
         for job in jobs:
@@ -684,6 +692,7 @@ class JobOwner:
         for topic, number in self._scheduler.unserved():
             since = before.get(topic, 0.0) + passed
             self._unserved[topic] = since
+            # True only in the tick in which the time exceeds the limit.
             if since >= _NO_WORKER_SECONDS > since - passed:
                 text = "%s: no worker accepts %r: %d jobs wait; start a worker with an @app.work handler for this topic"
                 name = str(Topic.from_wire(topic))
@@ -748,6 +757,7 @@ class JobOwner:
         self._scheduler.clear()
         for worker in tuple(self._workers.values()):
             self._scheduler.close(worker.lanes)
+            # Before the send: if it fails, `_lose` must find no jobs that could wait for other workers.
             worker.jobs.clear()
             self._try(worker.id, (STOPPED,))
         self._workers.clear()

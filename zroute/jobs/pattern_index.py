@@ -96,6 +96,7 @@ def _collect(values: dict[int, V] | None, found: dict[int, V]) -> int:
     if values is None:
         return 0
     for kind, value in values.items():
+        # A worker offers its most specific patterns first, so the smallest place wins.
         if kind not in found or value.place < found[kind].place:
             found[kind] = value
     return len(values)

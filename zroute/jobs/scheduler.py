@@ -222,12 +222,14 @@ class Scheduler(Generic[J]):
             topic.first = job
             self._join(topic, 1)
         else:
+            # The first job of the topic is the same, so the group needs no new entry.
             last.next = job
             topic.number += 1
             topic.group.number += 1
 
     def put_back(self, jobs: Iterable[J]) -> None:
         """Add jobs before all other waiting jobs, in the order of ``jobs``."""
+        # From the last to the first, because each job gets a smaller number than the one before.
         for job in reversed(list(jobs)):
             job.order = next(self._ahead)
             topic = self._topics.get(job.topic) or self._new(job.topic)
@@ -250,6 +252,7 @@ class Scheduler(Generic[J]):
                 topic.group.push(topic.first.order, topic)
         else:
             before: Any = topic.first
+            # A short search, because a job that is removed was put back, so it is near the beginning.
             while before.next is not job:
                 before = before.next
             before.next = job.next
@@ -283,11 +286,14 @@ class Scheduler(Generic[J]):
             if not slot.waiting or slot.next() is None:
                 slot.listed = False
                 continue
+            # Still listed: the slot is removed when it has no jobs or no credit at its next turn.
             ready.append(slot)
             group: _Group[J] = next(iter(slot.waiting))
+            # Another slot of the group may have a lane that was served less recently.
             if len(group.slots) > 1:
                 slot = group.slot() or slot
             slot.waiting.move_to_end(group)
+            # The top of the heap has credit, because `next` has just dropped all lanes without credit before it.
             job, lane = self._first(group), heappop(slot.free)[1]
             job.lane = lane
             lane.unfinished += 1
@@ -304,6 +310,7 @@ class Scheduler(Generic[J]):
         after: J | None = job.next
         topic.first, job.next = after, None
         if after is not None:
+            # `first` has left the entry of this topic at the top of the heap.
             heapreplace(group.heap, (after.order, topic))
             topic.number -= 1
             group.number -= 1
@@ -390,6 +397,7 @@ class Scheduler(Generic[J]):
             The number of remaining steps. If no step remains, some topics may still have to be looked up.
         """
         topics = self._topics
+        # Topics are sorted by their last look-up: if the first one has seen the newest kind, all have.
         while steps > 0 and topics and next(iter(topics.values())).seen != self._newest:
             steps -= self._visit()
         return steps
@@ -451,6 +459,7 @@ class Scheduler(Generic[J]):
         group.topics -= 1
         group.number -= topic.number
         if not group.topics:
+            # No topic of the group has jobs, so all its entries are out of date.
             group.heap.clear()
             for slot in group.slots:
                 del slot.waiting[group]
@@ -469,6 +478,7 @@ class Scheduler(Generic[J]):
 
         Forget some kinds without workers, so that they do not use memory for ever.
         """
+        # Two for each new kind, so that their number can't grow however often workers change their patterns.
         for kind in tuple(islice(self._unused, _FORGOTTEN)):
             del self._unused[kind]
             old = self._keys.pop(kind)

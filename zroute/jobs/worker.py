@@ -131,6 +131,7 @@ class WorkLane:
 
     def begin_more(self) -> None:
         """Begin waiting jobs, unless another call of this method is doing so."""
+        # A job that ends at once calls this method again: the loop below begins the next one, without a deeper stack.
         if self._beginning:
             return
         self._beginning = True
@@ -253,6 +254,7 @@ class JobWorker:
     def _tell(self, *parts: bytes) -> bool:
         if not self.is_connected:
             return False
+        # Before the next line, which renews the time from which `_was_frozen` measures the silence.
         self._was_frozen()
         self._told, self._told_at = True, self._clock.seconds()
         if self._send(parts):
@@ -269,6 +271,7 @@ class JobWorker:
         now = self._clock.seconds()
         if now - self._told_at <= self._silent_after:
             return False
+        # Before the calls below, because each of them sends a message and calls this method again.
         self._told_at = now
         self._give_back_waiting()
         return True
@@ -295,7 +298,9 @@ class JobWorker:
             if kind == JOB:
                 self._job(parts)
             elif kind == ACCEPTED:
+                # The owner chooses this number; with 0, the timer of `_tick` would call it all the time.
                 self._silent_after = max(parse_terms(parts), 0.01)
+                # An owner may send an answer without an offer.
                 self._offers = max(self._offers - 1, 0)
                 self._offered_at = None
                 self._tell_if_stopped()
@@ -405,12 +410,14 @@ class JobWorker:
         id = job.frame.id
         if self._running.get(id) is job:
             del self._running[id]
+        # The id may belong to another `WorkerJob` if the owner has given the job to this worker again.
         if self._jobs.get(id) is job:
             del self._jobs[id]
         elif parts[0] != DONE:
             return
         else:
             self._done_late[id] = None
+            # The owner may never assign these jobs to this worker again, so the oldest id is forgotten.
             if len(self._done_late) > self._most:
                 del self._done_late[next(iter(self._done_late))]
         self._tell(parts[0], id, *parts[1:])
@@ -471,6 +478,7 @@ class JobWorker:
         """
         if self._stopping is None:
             self._stopping = Deferred()
+            # Before the offer without lanes, after which the worker accepts no more jobs.
             self._give_back_waiting()
             self._offer(CHANGED)
             self._tell_if_stopped()

@@ -103,14 +103,18 @@ class Coalescer:
                 self._open(topic, number, seconds)
                 return sent
             size = held.size + len(body)
+            # Such a message can't join: a coalesced frame has a size limit, one codec and no headers.
+            # `_check` raises the error for a message that is too large or comes from another thread.
             if size > limit or headers or number != held.codec or get_ident() != thread:
                 self._check(topic, body)
                 self.send_now(topic, held)
                 if headers or len(body) > limit:
                     return emit(topic, number, body, headers)
+                # `send_now` may have run code that publishes: messages that it has held keep their codec.
                 if not held.bodies:
                     held.codec = number
                 return emit_together(topic, number, body, headers)
+            # Before the body is stored, because `hold` may refuse the message.
             sent = hold(topic, held, self._held) if hold is not None else DONE
             bodies = held.bodies
             if not bodies:
@@ -154,6 +158,7 @@ class Coalescer:
     def send_now(self, topic: bytes, held: Held) -> None:
         """Send the held messages of a topic. The window stays open."""
         if held.bodies:
+            # A copy, because the window stays open: `_send` may publish to this topic again, and fill ``held``.
             going = attrs.evolve(held)
             held.bodies, held.size, held.sent, held.keeps = [], 0, None, False
             self._held -= len(going.bodies)
@@ -161,6 +166,7 @@ class Coalescer:
 
     def flush(self) -> None:
         """Send all held messages, and hold no more messages, because the app stops."""
+        # Before the messages are sent: code that publishes meanwhile must not open a window.
         self._ended = True
         for seconds in tuple(self._windows):
             self._timers.pop(seconds).cancel()
@@ -183,5 +189,6 @@ class Coalescer:
         self._close(seconds)
 
     def _close(self, seconds: float) -> None:
+        # Removed first, so that a message that is published meanwhile opens a window with a timer of its own.
         for topic in self._windows.pop(seconds):
             self.send_now(topic, self.windows.pop(topic))

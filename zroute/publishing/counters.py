@@ -149,6 +149,7 @@ class Counters:
             self._withdrawn.pop(prefix, None)
         elif not is_counted(prefix):
             pass  # a header cannot name it
+        # Withdrawn counters have a limit of their own: `WITHDRAWN_MAX`.
         elif len(self._counters) - len(self._withdrawn) >= MAX_SUBSCRIPTIONS:
             self.partial = True
         else:
@@ -184,6 +185,7 @@ class Counters:
         counter.withdrawn = True
         self._withdrawn[prefix] = now + WITHDRAWN_SECONDS
         if len(self._withdrawn) > WITHDRAWN_MAX:
+            # A tenth of them at once, because each call of `_forget` makes all covers invalid.
             self._forget(list(self._withdrawn)[: WITHDRAWN_MAX // 10])
 
     def _forget(self, prefixes: Iterable[bytes]) -> None:
@@ -194,6 +196,7 @@ class Counters:
                 del self._lengths[len(prefix)]
             self._ordered.discard(prefix)
         self._forget_covers()
+        # A new counter of a forgotten subscription gets this generation, which tells subscribers of an unknown loss.
         self._generation += 1
 
     def plain_reader(self, now: float) -> bool:
@@ -201,12 +204,14 @@ class Counters:
 
         A subscription belongs to a plain reader if no marker has asked for its number within `GRACE` seconds.
         """
+        # Subscriptions are in the order of their arrival, so only the old ones at the beginning are looked at.
         old = [] if self._unmarked is None else list(self._older(self._unmarked, now - GRACE))
         if self._unmarked is None or not old:
             return False
         wanted = apart(chain.from_iterable(marker.prefixes for marker in self.markers.values()))
         for prefix in old:
             del self._unmarked[prefix]
+            # Prefixes in ``wanted`` do not contain each other, so only the last one before ``prefix`` can cover it.
             at = bisect_right(wanted, prefix)
             if not at or not prefix.startswith(wanted[at - 1]):
                 self._unmarked = None  # found: the search ends
@@ -252,14 +257,17 @@ class Counters:
             counter.number -= many
 
     def _cover(self, topic: bytes) -> Cover:
+        # Shortest first: a header carries only the numbers of the shortest subscriptions.
         found = [self._counters.get(topic[:length]) for length in sorted(self._lengths) if length <= len(topic)]
         counters = tuple(counter for counter in found if counter is not None and counter.wanted)
+        # A cover without counters never causes a beat, so it begins as if it were noted already.
         cover = Cover(counters, counters[:CARRIED], moved=not counters)
         self._budget.take(_size(topic, cover))  # before the cover is stored, so that the budget does not drop it
         self._covers[topic] = cover
         return cover
 
     def _drop_covers(self) -> None:
+        # ``version`` does not change: a fast path may keep a dropped cover, because its counters are the same objects.
         for topic in part(self._covers):
             self._budget.give_back(_size(topic, self._covers.pop(topic)))
 
@@ -276,6 +284,7 @@ class Counters:
             if counter is not None and not counter.withdrawn:
                 if not counter.wanted:
                     counter.wanted = True
+                    # Covers contain only wanted counters.
                     self._forget_covers()
                 yield prefix, counter.number
 
@@ -296,6 +305,7 @@ class Counters:
         self._notice(now)
         beats = []
         for stage, waiting in enumerate(self._due):
+            # All entries of a stage wait equally long, so its deque stays sorted by time.
             pause = BEATS[stage + 1] - BEATS[stage] if stage + 1 < len(BEATS) else 0.0
             while waiting and waiting[0][0] <= now:
                 _, counter, number = waiting.popleft()
@@ -312,6 +322,7 @@ class Counters:
         for cover in moved:
             cover.moved = False
             for counter in cover.counters:
+                # A counter may belong to several covers, or its message may have been taken back.
                 if counter.number != counter.noticed:
                     counter.noticed = counter.number
                     self._due[0].append((now + BEATS[0], counter, counter.number))

@@ -129,4 +129,5 @@ def _named(app: str, identity: str) -> str:
     """Return ``app@host identity``, with a long app name shortened for the wire."""
     rest = f"@{socket.gethostname()} {identity}"
     room = max(MAX_TOPIC - len(rest.encode()), 0)
+    # The cut may be inside a character, whose first bytes are then ignored.
     return app.encode()[:room].decode(errors="ignore") + rest

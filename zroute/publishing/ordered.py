@@ -72,6 +72,7 @@ def apart(prefixes: Iterable[bytes]) -> tuple[bytes, ...]:
     """Return the sorted ``prefixes``, without those that begin with another prefix."""
     found: list[bytes] = []
     for prefix in sorted(prefixes):
+        # A prefix sorts directly before the names that begin with it, so comparing with the last one found is enough.
         if not found or not prefix.startswith(found[-1]):
             found.append(prefix)
     return tuple(found)

@@ -209,6 +209,7 @@ class Paths:
         The header contains the time of publishing, so the age of a message includes its time in the queue.
         """
         published_at = 0
+        # The framers read ``published_at``, which `attempt` sets, as the clock: a retry keeps the time of publishing.
         plain, flagged = (self._framer(lambda: published_at, keeps=each) for each in (False, True))
         session, stats, send = self.session, self.stats, self.send
 
@@ -257,6 +258,7 @@ class Paths:
         if self.choices.multipart or (self._coalescer is not None and self.choices.coalesces(publication)):
             return None
         keeps = publication.keep is not None
+        # A path that keeps its messages itself need not ask whether the topic is kept.
         keeping = () if keeps else self._meeting(pattern, self._keeping)
 
         def make(topic: bytes, number: int, write: Write, general: FastPath) -> FastPath:
@@ -280,6 +282,7 @@ class Paths:
                 return general(message, captures)
             try:
                 body = write(message)
+            # The general path encodes the message again, and raises the error with the name of the publication.
             except EncodeError:
                 pass
             else:
@@ -299,6 +302,7 @@ class Paths:
         """
         guards: list[Callable[[bytes], bool]] = []
         if self.choices.overflow != "drop":
+            # A later message must not overtake the messages of its topic that wait in the queue.
             guards.append(self.queue.delays)
         if self.kept is not None and any(matches(each, topic) is not None for each in keeping):
             guards.append(self.kept.__contains__)
@@ -314,7 +318,9 @@ class Paths:
         if self.session is not None:
             numbered, settle = _counting_framer(self.session, topic, codec, self.clock_ns, keeps)
             return numbered, settle if keeps or not drops else None
+        # Without numbers there is nothing to take back, so the result of the attempt is enough.
         refused: Settle | None = None if drops else lambda sent, _body: sent is not False
+        # A bound method of bytes, so that framing a message runs no Python code.
         if self.choices.wire == "plain" and codec in _NEVER_MAGIC:
             return (topic + NUL).__add__, refused
         frame: Callable[..., Any] = self._frames(keeps=keeps)
@@ -345,6 +351,7 @@ def _counting_framer(
     `Counters.count` and of a header function would take a tenth of the publishing time.
     """
     counters, count, keep = session.counters, session.counters.count, session.kept.keep
+    # No version is negative, so the first message calls `look`.
     version, sent_at = -1, 0
     cover: Cover = Cover((), (), moved=True)
     one: Counter | None = None
@@ -367,6 +374,7 @@ def _counting_framer(
         version, found = counters.version, counters.cover(topic)
         lengths = tuple(counter.length for counter in found.carried)
         header = topic_header(topic, codec, lengths, epoch=session.epoch, keeps=keeps)
+        # A header carries up to 16 counters, so a single carried counter is the only counter of the topic.
         if len(lengths) == 1:
             cover, one = found, found.counters[0]
         else:

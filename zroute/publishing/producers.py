@@ -257,6 +257,7 @@ class _Running:
         return next(self._values) if hasattr(self._values, "__next__") else anext(self._values)
 
     def _publish(self, value: Any) -> Deferred[None] | None:
+        # The generator works again, so the next failure waits only 1 s.
         self._failures = 0
         return self._producer.publish(value) if value is not None else None
 

@@ -493,9 +493,11 @@ class CompiledPublication:
 
         def fast_path(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
             value = captures.get(name) if captures else getattr(message, name, None)
+            # Only text is a key, because 1, True and 1.0 would be equal. The general path refuses a second capture.
             send = senders.get(value) if type(value) is str and (not captures or len(captures) < 2) else None
             if send is not None:
                 return send(message, None)
+            # The first message of a topic: the general path checks the value, and stores the topic for the fast path.
             sent = general(message, captures)
             topic = topics.get((value,)) if type(value) is str else None
             if topic is not None and value not in senders:
@@ -534,6 +536,7 @@ class CompiledPublication:
         self._senders.clear()
         self._budget = Budget(TOPIC_CACHE)
         self._among(tuple(outlet for outlet in self.publication._outlets if outlet is not self))
+        # Otherwise the next run would compare with the subscribers of this one, and not report its first subscriber.
         self.publication.notes_subscribers()
 
     def publish(

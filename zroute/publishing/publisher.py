@@ -192,6 +192,7 @@ class Publisher:
             return None
         send: Send = drop if choices.overflow == "drop" else attempt
         self._told = transport.announce(self._subscription)
+        # Numbers belong to subscriptions, so a transport that reports none has no session.
         if choices.wire == "tracked" and self._told:
             self.session = self._make_session(send)
         self._watch_subscribers()
@@ -245,6 +246,7 @@ class Publisher:
         )
 
     def _hold(self, topic: bytes, held: Held, more: int) -> Awaitable[None]:
+        # Held messages count towards the limit, because they go into the queue if a subscriber has no room.
         self._send_queue.check(topic, more)
         if held.sent is None:
             assert self._coalescer is not None
@@ -276,6 +278,7 @@ class Publisher:
 
         def send_held(topic: bytes, held: Held) -> None:
             trying = partial(attempt, topic, held)
+            # From now on, awaiting these messages must not send those that the topic holds by then.
             if held.sent is not None:
                 held.sent.goes()
             try:
@@ -324,6 +327,7 @@ class Publisher:
 
     def _subscription(self, prefix: bytes, there: bool) -> None:
         """Handle a new subscription, or a withdrawn one if ``there`` is False."""
+        # A farewell answers a goodbye, so it is not a subscriber's interest in a topic.
         if not prefix.startswith(FAREWELL):
             self._subscribers.subscription(prefix, there)
         if self.session is not None:

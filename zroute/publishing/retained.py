@@ -153,6 +153,7 @@ One object is created for each message, and tuples are the fastest to create.
             self._topics.add(topic)
         self.messages[topic] = self._number, codec, body, headers, sent_at
         if len(self.messages) > KEPT_MAX:
+            # An update does not move a topic in a dict, so this is the topic that was kept first.
             oldest = next(iter(self.messages))
             del self.messages[oldest]
             self._topics.discard(oldest)
@@ -167,6 +168,7 @@ One object is created for each message, and tuples are the fastest to create.
         """
         before = self._joining.get(marker.subscriber)
         if marker.subscriber in self._busy and before is not None and before.is_asked_again(marker):
+            # The walk continues; `_end` begins another one for the messages that were kept between the two requests.
             before.marker, before.asked = marker, self._number
             self._note(before)
             return
@@ -177,9 +179,12 @@ One object is created for each message, and tuples are the fastest to create.
         joining = _Joining(marker, since)
         if before is not None:
             if before.walks == _WALKS_MAX:
+                # The subscriber's earlier walks are forgotten, so a peer that asks all the time uses bounded memory.
                 before.before, before.walks = None, 1
             joining.walks = before.walks + 1
+            # Numbers continue: with a number that is not greater than the last, a subscriber starts its count again.
             joining.before, joining.next = before, before.next
+            # If each request began at the first topic, a subscriber that asks often would never get the last ones.
             joining.start = joining.after = before.after
             joining.answered = before.answered
         self._note(joining)
@@ -203,7 +208,9 @@ One object is created for each message, and tuples are the fastest to create.
         if joining.marker.topic == marker.topic:
             del self._joining[marker.subscriber]
             self._busy.pop(marker.subscriber, None)
+        # A marker that is not in ``answered`` counts as old: with this default, its age is at least `_SOON`.
         elif self._clock.seconds() - joining.answered.pop(marker.topic, -_SOON) < _SOON:
+            # Without an earlier walk, the messages are numbered from 1, and none counts as sent before.
             self._begin(joining.marker, self._number, None)
             self._give()
 
@@ -216,10 +223,12 @@ One object is created for each message, and tuples are the fastest to create.
     def _give(self) -> None:
         """Send a portion to each subscriber, within the allowance of this period."""
         turn = tuple(islice(self._busy, _AT_A_TIME))
+        # ``others`` counts down, so the next subscribers share what this one has not used.
         for others, subscriber in zip(range(len(turn), 0, -1), turn, strict=True):
             left = self._allowance.left
             if left <= 0:
                 break
+            # Removed and added again, so that an unfinished walk goes behind those of the other subscribers.
             del self._busy[subscriber]
             if not self._give_some(self._joining[subscriber], left // others):
                 self._busy[subscriber] = None
@@ -229,9 +238,11 @@ One object is created for each message, and tuples are the fastest to create.
 
         Return True at the end of the walk.
         """
+        # At least one message, so that each walk advances even if many subscribers share the allowance.
         least = self._allowance.left - max(share, _SENT)
         while True:
             for topic in self._topics.below(joining.prefixes, joining.after):
+                # The walk is back at the topic after which it started.
                 if joining.wrapped and joining.start is not None and topic > joining.start:
                     break
                 if self._allowance.left <= least or not self._give_one(joining, topic):

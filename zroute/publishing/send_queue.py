@@ -120,6 +120,7 @@ class SendQueue:
         """
         if self._closed:
             raise NotRunningError(f"cannot publish to {str(Topic.from_wire(topic))!r}: the app has stopped")
+        # A message must not overtake those of its topic that already wait.
         if topic not in self._topics and attempt():
             if sent is not None:
                 sent.end(None)
@@ -161,6 +162,7 @@ class SendQueue:
     def retry(self) -> None:
         """Send all messages that can be sent, and give up on expired ones."""
         now = self._clock.seconds()
+        # A copy, because a resumed coroutine may publish to other topics.
         for topic, messages in tuple(self._topics.items()):
             while messages:
                 message = messages[0]
@@ -173,6 +175,7 @@ class SendQueue:
                     )
                 else:
                     break
+                # Before `_end`, which resumes coroutines: they may publish to this topic, behind the remaining ones.
                 messages.popleft()
                 self._end(topic, message, error)
             if not messages:
@@ -190,6 +193,7 @@ class SendQueue:
 
     def close(self) -> int:
         """Give up on all waiting messages, and return their number."""
+        # Before callers get their errors: a message that they publish now must not wait in a queue that is never read.
         self._closed = True
         left, self._topics = self._topics, {}
         count = self.waiting

@@ -162,6 +162,7 @@ class PublisherSession(Ticking):
         while (self._pings or self._asking) and self._allowance.left > 0:
             for topic in tuple(islice(self._pings, _PINGS)):
                 if self._allowance.left > 0:
+                    # Not queued if a queue is full: the subscriber sends the next ping when the answer is 2 s late.
                     self._send_queue.try_now(topic, partial(self._state, Kind.JOIN, self._pings.pop(topic)))
             if self._asking and self._allowance.left > 0:
                 marker = self._asking.pop(next(iter(self._asking)))
@@ -180,6 +181,7 @@ class PublisherSession(Ticking):
         self._allowance.close()
 
     def _withdrawn(self, prefix: bytes) -> None:
+        # Read before `withdraw`, which forgets the marker.
         marker = self.counters.markers.get(prefix)
         self.counters.withdraw(prefix, self._clock.seconds())
         self._pings.pop(prefix, None)
@@ -225,6 +227,7 @@ class PublisherSession(Ticking):
             partial=self.counters.partial,
             sent_at=self._clock_ns(),
         )
+        # Ends at the first part that can't be sent; a retry begins with part 0, at which the subscriber starts again.
         return all(map(self._send, frames))
 
     def tick(self) -> None:
@@ -250,14 +253,17 @@ class PublisherSession(Ticking):
         queued for any subscriber. The caller may cancel the Deferred after a timeout; `unread` is then the number of
         subscribers that have not answered.
         """
+        # Ends the beats, and cancels a timer that answers markers: from now on, `_renewed` sends goodbyes.
         self.stop()
         self.kept.close()
         self._asking.clear()
         self._pings.clear()
+        # The canceller runs after the timeout, and stops the rounds of goodbyes.
         self._all_told = Deferred(lambda _: self.stop())
         for marker in self.counters.markers.values():  # a later marker of a subscriber replaces an earlier one
             self._told[marker.subscriber] = marker
         self._say_goodbye(_GOODBYE_PERIOD)
+        # Without arguments, to fire the Deferred now if no subscriber has joined.
         self._answered()
         return self._all_told
 
@@ -271,6 +277,7 @@ class PublisherSession(Ticking):
 
         A goodbye that could not be sent, or was dropped, is repeated in the next round.
         """
+        # The timer has just called this method.
         self._timer, self._pause = None, period
         self._untold = dict.fromkeys(self._told)
         self._tell_some()
@@ -279,6 +286,7 @@ class PublisherSession(Ticking):
         """Send goodbyes of this round within the allowance of this period."""
         while self._untold and self._allowance.left > 0:
             subscriber, _ = self._untold.popitem()
+            # It may have answered since the round began.
             if subscriber in self._told:
                 self._state(Kind.GOODBYE, self._told[subscriber])
         if self._told and not self._untold:

@@ -59,6 +59,7 @@ class SubscriberCount:
         prefix, overlaps = pattern.subscription, _covers if not pattern.captures else _overlaps
         subscribed = [each for each in self._live if overlaps(each, prefix)]
         tracking = [marker for marker in self._markers.values() if any(map(marker.wants, subscribed))]
+        # The marker follows the subscriptions, so a new subscription may still turn out to be a tracked subscriber's.
         known = self._clock.seconds() - self._patience
         old = [each for each in subscribed if self._live[each] <= known]
         plain = any(not any(marker.wants(each) for marker in tracking) for each in old)

@@ -292,6 +292,7 @@ class Listener:
 
     def _end_silent(self) -> None:
         """End the streams of clients that have sent no sign of life for too long."""
+        # A copy, because `cancel` removes the stream from the set.
         for asked in tuple(self._streams):
             if self._clock.seconds() - asked.heard_at > STREAM_SILENCE:
                 asked.cancel()

@@ -162,6 +162,7 @@ class Client:
             try:
                 return await self.ask(topic, number, body, headers, decode, left).value()
             except (RequestLostError, BusyError, NoServerError):
+                # Less the pause, so that no attempt begins after the timeout.
                 left = None if timeout is None else began + timeout - self._clock.seconds() - delay
                 if left is not None and left <= 0:
                     raise
@@ -313,6 +314,7 @@ class Client:
         self._closed = True
         if self._alive.running:
             self._alive.stop()
+        # Before `close`, which forgets the lane of each request.
         for request in self.queue.awaited():
             self.tell_cancelled(request)
         self.queue.close(lambda: NotRunningError(f"{self._name!r} stopped before the reply arrived"))
@@ -502,6 +504,7 @@ class _Stream(_Call):
             self._fault = self._refused(reply)
         elif reply.kind in (_ITEM, _REPLY):
             self.items.append(reply)
+            # The timeout is the time that the caller waits for an item, so it stops when an item has arrived.
             self._client.queue.suspend(self)
         if len(self.items) > STREAM_WINDOW:
             self.items.clear()
@@ -517,6 +520,7 @@ class _Stream(_Call):
     def deliver(self) -> None:
         """Wake the caller."""
         if self._fault is not None:
+            # Not the method of this class, which tells the server to cancel a stream that has ended.
             super().failed(self._fault)
             return
         if self._last:
@@ -545,6 +549,7 @@ class _Stream(_Call):
                 queue.suspend(self)
         reply = self.items.popleft()
         self._taken += 1
+        # Credits are sent for half a window at a time: few messages, and the server still has credits.
         if self._taken >= STREAM_WINDOW // 2 and not self.ended and self.lane is not None:
             self._client.note(self.lane, pack_credits(self.id, self._taken))
             self._taken = 0

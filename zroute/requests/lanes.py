@@ -262,6 +262,7 @@ class Requests:
             request = next(iter(self._waiting.values()))
             if not lane.send(request.frames):
                 lane.blocked = True
+                # `_free` skips a blocked lane, so the next round tries another one.
                 continue
             del self._waiting[request.id]
             request.frames, request.lane = (), lane
@@ -348,6 +349,7 @@ class Requests:
 
     def _too_late(self, request: Unanswered) -> None:
         request.deadline = None
+        # The error is made before the request is given up, because its text says whether the request was sent.
         waits, error = request.waits, self._timed_out(request.id, request.timeout or 0.0)
         self.give_up(request)
         if waits:

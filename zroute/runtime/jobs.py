@@ -107,6 +107,7 @@ class Jobs:
         queues = self._plan.parts.queues
         if not queues:
             return
+        # ``send`` is assigned in the next line, because `hand_out` needs the owner; the owner sends nothing before.
         owner = self._owner = JobOwner(self._clock, lambda id, parts: send(id, parts), self._reports, self._plan.name)
         send: SendJob = self._transport.hand_out(owner)
         owner.workers_changed = self._workers_changed
@@ -148,6 +149,7 @@ class Jobs:
             return {}
         with suppress(TimeoutError):
             await within(timeout, owner.drain(), self._clock)
+        # No longer an owner that `work_off` of another app waits for.
         self._owner = None
         left = owner.close()
         for place in self._places:

@@ -152,6 +152,7 @@ async def _to_the_end(ending: asyncio.Future[T]) -> T:
     cancelled: asyncio.CancelledError | None = None
     while not ending.done():
         try:
+            # `wait` does not cancel the future if this task is cancelled.
             await asyncio.wait((ending,))
         except asyncio.CancelledError as error:
             cancelled = error

@@ -95,6 +95,7 @@ class Resources:
                 logged before the call.
         """
         unfinished: dict[str, int] = {}
+        # The last one first, because it may use the resources that were opened before it.
         while self._open:
             one = self._open.pop()
             try:
@@ -163,12 +164,14 @@ class _Resource:
             closed.errback()
         else:
             if self._generator is not None:
+                # The generator has yielded twice; its ``finally`` blocks still run.
                 self._generator.close()
             closed.errback(RuntimeError(_TWICE))
         return closed
 
     def _give_up(self) -> None:
         if self._running is not None:
+            # The task may end after ``opened`` has failed. `close` waits for it, and its cancellation is no error.
             self._running.addErrback(_unless_cancelled)
             self._running.cancel()
 

@@ -260,9 +260,11 @@ class Run:
         given = self.transport, self.ends.pub, self._stats, self._reports, self._environment.wall
         self._publisher = Publisher(self.plan.choices, self.reactor, *given)
         self._publisher.on_subscribers = self._subscribers_changed
+        # Before the on_startup functions, which may send requests; `answer` follows after them.
         self._requests.open(self.transport, self.ends, [route for route in handlers if route.route.kind == "reply"])
         self._emit_bytes = self._publisher.open(self.plan.parts.outlets)
         self.plan.publish_by(self._emit_bytes)
+        # Before the on_startup functions, which may put jobs.
         self._jobs.open_owner()
         for hook in self.plan.hooks.startup:
             await self._awaited(self._hook(hook.function)())
@@ -285,6 +287,7 @@ class Run:
         self._stopped = self._jobs.stopping = True
         self._requests.refuse()
         outlets = [outlet for route in self.plan.parts.handlers for outlet in route.outlets]
+        # Before the first wait, so that the apps of these publications, which may stop too, wait for the handlers here.
         holds = [outlet.hold() for outlet in outlets if isinstance(outlet, Bridge)]
         for each in self._in_flight:
             each.end_retries()
@@ -301,6 +304,7 @@ class Run:
         await self._wait(0)  # if a handler stopped the app, let it return first, so that it is drained like the others
         unfinished = await self._end_start(left())
         await self._jobs.work_off(_less_goodbye(left()))
+        # Only now: a worker must still do the jobs of owners in this process that are stopping too.
         self._jobs.stop_workers()
         unfinished |= await self._catch_up(left)
         for stream in tuple(self._streams):
@@ -319,6 +323,7 @@ class Run:
         self.transport.leave()
         if self._publisher is not None:
             unfinished |= await self._publisher.send_rest(_less_goodbye(left()))
+            # Subscribers could not count the loss of a message that follows the goodbye.
             self._publish_no_more()
             unfinished |= await self._publisher.goodbye(left())
         self._withdraw()
@@ -350,6 +355,7 @@ class Run:
 
     def _publish_no_more(self) -> None:
         self._emit_bytes = None
+        # A later run of the app may already publish by the same plan.
         if self.plan.live.run is self:
             self.plan.publish_no_more()
         if self._publisher is not None:
@@ -482,6 +488,7 @@ class Run:
         addresses = self.addresses
         for side in SIDES:
             known = list(addresses.of(side))
+            # Removed endpoints are still read, so the transport reports their addresses until they are closed.
             for address in self._closing_ends if side.name == "sub" else ():
                 known.remove(address)
             yield side, self.ends.of(side), known
@@ -501,6 +508,7 @@ class Run:
         named = [(one.options.codec, one.route.where) for one in routes if one.options.codec]
         self._codecs = known_codecs(self.plan.parts.codecs, named)
         self._table = self._table.changed(routes, self._codecs)
+        # With a limit, the transport's function looks up the table at each call.
         if self._limit is None:
             self.transport.use(self._table.receive)
         if self._listening and not self._stopped:

@@ -140,9 +140,11 @@ class AppService(Service):
         log_to_twisted()
         Service.startService(self)  # type: ignore[no-untyped-call]  # Twisted leaves it unannotated
         self._stopping = None
+        # A Twisted service may be started again after a stop, so nothing of the last run must remain.
         self._failure = self.exit_code = self.plan.live.exit_code = None
         self._ended = self.plan.live.ended = Deferred()
         self._logs_stop = False
+        # A Deferred that has not fired may have been read before the start, so it is kept.
         if self._started.called:
             self._started = Deferred()
         self._run = run = Run(

@@ -69,6 +69,7 @@ def steady_clock(reactor: Any) -> SteadyClock | None:
     If the reactor does not use the machine's clock, for example a reactor with a virtual clock, change nothing and
     return None.
     """
+    # An earlier app on this reactor has replaced ``seconds`` by a method of a SteadyClock.
     clock = getattr(reactor.seconds, "__self__", None)
     if isinstance(clock, SteadyClock):
         return clock

@@ -92,6 +92,7 @@ class Stream(Generic[T]):
         check_loop(run.reactor)
         self._run = run
         self._route = self._run.attach(self._record, surrounded=False)
+        # Set at once: a route usually becomes active only after its function has returned a Deferred.
         self._route.flow.active = True
         self._run.open_stream(self)
         return self
@@ -104,6 +105,7 @@ class Stream(Generic[T]):
             self._run.detach(self._route)
             self._run.discard(self._route, self._unfinished if self._offered else None)
             self._offered.clear()
+        # The last message counts as handled, unless it was never taken and has just been dropped.
         self._settle()
         self.finish()
 

@@ -458,6 +458,7 @@ class Connection:
 
         Returns False if no peer can accept the message now. The connection must be open.
         """
+        # A single part needs no check: pyzmq converts or refuses it before anything is sent.
         if len(parts) > 1 and not all(isinstance(part, bytes) for part in parts):
             parts = [bytes(memoryview(part)) for part in parts]  # a TypeError is raised here, before any part is sent
         return self.try_send_bytes(parts)
@@ -583,6 +584,7 @@ class Connection:
         """
         if self.closed:
             return
+        # Set first, because the errbacks below may run code that uses this connection.
         self.closed = True
         self._reactor.removeReader(self)
         if self._poke is not None:

@@ -79,6 +79,7 @@ def _alone_in(directory: str) -> Iterator[None]:
         _lock(held)
         yield
     finally:
+        # Closing the directory also releases the lock.
         os.close(held)
 
 

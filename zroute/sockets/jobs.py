@@ -103,6 +103,7 @@ class JobsConnection(RouterConnection):
 
     def _ended(self, event: SocketEvent) -> None:
         if event.name == "disconnected" and not self.closed and len(self._probes) < len(_PROBES):
+            # libzmq does not say which worker has gone. A probe that is still scheduled serves this event, too.
             for seconds in _PROBES[len(self._probes) :]:
                 self._probes.append(self._reactor.callLater(seconds, self._probe))
 
@@ -201,6 +202,7 @@ class WorkConnection:
         self.worker.received(parts)
 
     def _seen(self, dealer: DealerConnection, event: SocketEvent) -> None:
+        # A late event of an earlier socket must not end the connection of the current one.
         if dealer is not self._dealer or dealer.closed:
             return
         if event.name == "handshake_succeeded":

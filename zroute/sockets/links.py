@@ -159,6 +159,7 @@ class Links:
 
     def _connected(self, event: SocketEvent) -> Link | None:
         free = (each for each in self._dialled if each.link is None)
+        # An endpoint with a connection may match too: it may have been opened again; see below.
         found = _best(free, event.address) or _best(self._dialled, event.address)
         if found is None:  # the endpoint was disconnected in the meantime
             return None
@@ -170,6 +171,7 @@ class Links:
 
     def _begin(self, event: SocketEvent, endpoint: str | None) -> Link:
         before = self._by_fd.get(event.value)
+        # The system has reused the descriptor, so the earlier connection has ended without an event.
         if before is not None:
             self._end([before])
         link = Link(next(self._ids), event.value, event.address, endpoint, doubtful=event.value in self._unread)
@@ -209,6 +211,7 @@ class Links:
         return link
 
     def _end(self, links: Iterable[Link]) -> None:
+        # A copy, because callers pass generators over the dict that this loop changes.
         for link in tuple(links):
             del self._links[link.id], self._by_fd[link.fd]
             self._unread.add(link.fd)

@@ -227,6 +227,7 @@ def _returned(endpoints: list[Endpoint], resets: list[str]) -> int:
         for endpoint in endpoints:
             with suppress(zmq.ZMQError):  # another program uses the address
                 (again.bind if endpoint.bind else again.connect)(endpoint.address)
+        # One millisecond more, because a remainder of less than a millisecond would be a poll without waiting.
         while waiting and (left := deadline - time.monotonic()) > 0 and monitor.poll(int(left * 1000) + 1):
             event = parse_event(*monitor.recv_multipart())
             if event.name in ("accepted", "connected"):

@@ -238,6 +238,7 @@ class Names:
 
     def _change(self, followed: _Followed, addresses: list[str]) -> None:
         """Connect to new addresses, and disconnect from addresses that have vanished."""
+        # Set before `_connect`, which asks `endpoint_at` for the key of a new address.
         before, followed.addresses = followed.addresses, addresses
         failed, followed.failed = followed.failed, False
         new = [each for each in addresses if each not in before and not self._elsewhere(each, followed)]

@@ -182,6 +182,7 @@ class SocketPair:
             if self._subscribe_to:
                 limit, queue = frame_limit(app.max_message), app.receive_queue
                 self.sub = self._watched(
+                    # ``list`` is never called, because ``receive`` below replaces the function that would call it.
                     SubConnection(self._reactor, list, context=context, maxmsgsize=limit, rcvhwm=queue, **app.options)
                 )
                 self.sub.log.name, self.sub.endpoint_option = app.name, "sub="
@@ -348,6 +349,7 @@ class SocketPair:
         if self.sub is None:
             return
         wanted, before = dict.fromkeys(subscriptions), dict.fromkeys(self._subscriptions)
+        # New prefixes first: topics that an old and a new prefix cover would otherwise be unsubscribed for a moment.
         for prefix in wanted:
             if prefix not in before:
                 self.sub.subscribe(prefix)
@@ -363,6 +365,7 @@ class SocketPair:
         known = set(self._subscriptions)
         for prefix in subscriptions:
             if prefix in known:
+                # A proxy hides a subscription that it already knows, so it is withdrawn first.
                 self.sub.unsubscribe(prefix)
                 self.sub.subscribe(prefix)
 
@@ -517,6 +520,7 @@ class SocketPair:
 
         The Deferred fires when all queued messages are sent, or after ``linger`` milliseconds.
         """
+        # Before the sockets, so that a look-up that ends now can't connect a closed socket.
         self._names.close()
         if self.sub is not None:
             self.sub.close(LINGER_ABORT)  # its only unsent messages are subscriptions for absent peers

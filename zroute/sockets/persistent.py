@@ -127,6 +127,7 @@ class PersistentConnection(Connection):
 
     def disconnect(self, address: str) -> None:
         """See `Connection.disconnect`."""
+        # During the pause, libzmq does not know the endpoint, and could not disconnect it below.
         if address in self._resting:
             _cancel(self._resting, address)
             self._redial(address)
@@ -220,6 +221,7 @@ class PersistentConnection(Connection):
         self._read_events()
         self._hang_up(endpoint)
         self._cancel(endpoint)
+        # The endpoint stays open for the user, and `_hang_up` has removed it.
         self.links.dial(endpoint)
         self.log.rests(endpoint)  # the caller of `_rest_soon` logs the reason
         self._resting[endpoint] = self._reactor.callLater(seconds, self._rested, endpoint)
@@ -384,6 +386,7 @@ class PersistentConnection(Connection):
 
     def _redial(self, endpoint: str) -> None:
         self._drop_rest()
+        # libzmq ignores a second connect of a SUB or DEALER socket to an endpoint that it still knows.
         self._let_go(endpoint)
         if self.guard is not None and endpoint in self._as_given:
             try:

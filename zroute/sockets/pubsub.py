@@ -193,6 +193,7 @@ class PubConnection(SendingConnection):
     def __init__(
         self, reactor: Any, *, context: zmq.Context[Any] | None = None, **options: Unpack[SocketOptions]
     ) -> None:
+        # A function that is never called, because a PUB socket receives no messages.
         super().__init__(reactor, list, context=context, **options)
 
 
@@ -334,6 +335,7 @@ class XPubConnection(SendingConnection):
             for _ in range(min(_AHEAD, _UNTOLD_MAX - len(self._untold))):
                 self._take(recv)
         except zmq.Again:
+            # All parts are read, so no part of a connection that was cut is left under its descriptor.
             self._cut_fds.clear()
             self._tell_some()
             if self._untold:
@@ -352,6 +354,7 @@ class XPubConnection(SendingConnection):
             self._hand_over(self._received, parts)
         elif not change.there:
             self._remove(change)
+        # Subscriptions of a connection that was cut may still be waiting to be read; they are ignored.
         elif link is None or link.id not in self._cut:
             self._add(change, link)
 
@@ -371,6 +374,7 @@ class XPubConnection(SendingConnection):
         assert self._origins is not None
         assert self._most is not None
         if link is None:
+            # Over inproc, or from a connection that has ended. If that one was cut, its last subscriptions are ignored.
             if self._origins.fd not in self._cut_fds:
                 self._budgets.add(change.prefix, None)
                 self._untold[change] = None
@@ -417,6 +421,7 @@ class XPubConnection(SendingConnection):
         facts = self.peer(link.id), f"{spent:,}", f"{self._most:,}", self._remedy
         self._report("cut", logging.WARNING, text, *facts, subject=self.log.name)
         self.end(link.id, discard=True)
+        # A list, because the loop deletes items. These subscriptions are not reported yet, so their end is not either.
         for change in [change for change, of in self._untold.items() if of == link.id]:
             self._budgets.remove(change.prefix)
             del self._untold[change]
@@ -425,6 +430,7 @@ class XPubConnection(SendingConnection):
         super()._disconnected(link)
         self._budgets.close({link.id})
         if self._origins is not None:
+            # Called only to empty its set of connections, which would grow for ever.
             self._origins.heard()
         if link.id in self._cut:
             self._cut_fds.add(self._cut.pop(link.id))

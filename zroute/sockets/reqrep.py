@@ -112,6 +112,7 @@ class Server:
         dealer = self._dealer
         if dealer.try_send_bytes(frames):
             return True
+        # The error means that the socket was closed: its requests end with the lane, not here.
         dealer.when_writable().addCallbacks(lambda _: self.lane.writable(), lambda _closed: None)
         return False
 
@@ -255,6 +256,7 @@ class ReqConnection:
             WrongThreadError: The caller is not in the thread that opened the connection.
             ForkedContextError: This process is a fork of the process that opened the connection.
         """
+        # One server is enough: all sockets belong to the same thread and process.
         for server in self._servers.values():
             server.check()
             break
@@ -362,6 +364,7 @@ class RepConnection(SendingConnection):
 
     def _request(self, parts: list[bytes]) -> object:
         try:
+            # From 1, because the first part is the identity of the client's connection.
             body = parts.index(b"", 1) + 1
         except ValueError:
             raise EnvelopeError("not a request: expected an empty part before the parts of the request") from None

@@ -85,6 +85,7 @@ class _ReplySocket(SendingConnection):
         if self._next_try is not None:
             self._next_try.cancel()
             self._send_held()
+        # `_send_held` has started the timer again if a client still has no room.
         if self._next_try is not None:
             self._next_try.cancel()
             self._next_try = None
@@ -252,6 +253,7 @@ class RequestSockets:
             if on_request is not None:
                 self._replies = _ReplySocket(self._reactor, self._stats, on_request, self._context, self._options)
                 self._describe(self._replies, "rep=")
+                # Clients may connect now, but no handler is ready before `listen`.
                 self._replies.pause()
                 for endpoint in rep:
                     self._replies.open(endpoint)
@@ -310,6 +312,7 @@ class RequestSockets:
             self._next_look = self._reactor.callLater(_LOOK, self._close_left)
 
     def _check(self) -> None:
+        # One server is enough: all sockets belong to the same thread and process.
         for server in self._servers.values():
             server.check()
             break

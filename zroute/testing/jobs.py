@@ -39,6 +39,7 @@ class _Connection:
         self.id = id
         self.owner = owner
         self.is_open = True
+        # Reconnecting does nothing, because no connection of a test breaks.
         self.worker: JobWorker = make(OwnerLink(address, self.tell, lambda: None))
 
     def tell(self, parts: Sequence[bytes]) -> bool:
@@ -53,6 +54,7 @@ class _Connection:
 
     def _to_owner(self, parts: list[bytes]) -> None:
         if self.is_open:
+            # `JobOwner` has counted the malformed message; only a socket would log the error.
             with suppress(EnvelopeError):
                 self.owner.received(self.id, parts)
 
@@ -150,6 +152,7 @@ class JobBus:
                 connection.is_open = False
                 if member is mine:
                     connection.worker.close()
+                    # The id is deleted, so the probe fails, and the owner loses this worker.
                     self.later(connection.owner.probe)
                 else:
                     connection.worker.disconnected()

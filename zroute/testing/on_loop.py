@@ -72,6 +72,7 @@ class VirtualLoopReactor(VirtualReactor):
             self._turn()
         except BaseException as error:
             self.raised = error
+        # One turn of the loop for each turn of the reactor, so that the tasks of the test run in between.
         if self.is_due:
             self.wake()
 
@@ -138,6 +139,7 @@ _users: dict[asyncio.AbstractEventLoop, int] = {}
 def _replace_timers(loop: Any) -> None:
     """Replace the timers of ``loop`` for the code of apps, and record apps' tasks."""
     _users[loop] = _users.get(loop, 0) + 1
+    # Replaced already for another test environment on this loop.
     if _users[loop] > 1:
         return
     time_, call_at, call_later, create_task = (getattr(loop, name) for name in _PATCHED)

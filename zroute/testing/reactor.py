@@ -116,6 +116,7 @@ class VirtualReactor(Clock):
         if self._loop is not None:
             self._loop.run(call)
             return
+        # Restored at the end, because a call may settle the reactor again from inside.
         before = self.running, self._asyncioEventloop
         self.running, self._asyncioEventloop = True, asyncio._get_running_loop()
         try:
@@ -132,9 +133,11 @@ class VirtualReactor(Clock):
         due: list[Any] = sorted(self.calls, key=DelayedCall.getTime)
         for call in due:
             if call.active() and call.getTime() <= self.seconds():
+                # As in `Clock.advance`: a call that is under way can't be cancelled or made again.
                 self.calls.remove(call)
                 call.called = 1
                 call.func(*call.args, **call.kw)
+        # Only the calls that are waiting now: those that they add wait for the next turn.
         for _ in range(self._from_threads.qsize()):
             self._from_threads.get()()
 
@@ -174,6 +177,7 @@ class _Pool:
 
         def deliver(well: bool, result: Any) -> None:
             on_result(well, result)
+            # After the call with the result, so that the pool is busy until the result is delivered.
             self._reactor.callFromThread(self._ended)
 
         self._threads.callInThreadWithCallback(deliver, function, *args, **kw)
@@ -206,6 +210,7 @@ class _Selector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
         self.would_wait = timeout
+        # With a timeout of 0, callbacks are ready to run, so the loop is not idle.
         if not ready and timeout != 0:
             self.idle()
         return ready

@@ -106,6 +106,7 @@ class RequestBus:
         requests.
         """
         members = [each for each in self._members if each.answers]
+        # False sorts first, so an app with a handler comes before all others.
         members.sort(key=lambda member: not _answers(member.server.plan, topic))
         if members:
             self._add(client, members[0], None)

@@ -107,6 +107,7 @@ class Bus:
 
     def changed(self) -> None:
         """Handle the beginning or end of a member's subscription."""
+        # A copy, because a function that hears of subscribers may stop an app.
         for member in tuple(self._members):
             member.subscribers_changed()
 
@@ -445,8 +446,10 @@ class MemoryTransport:
 
     def _recv(self, _flags: int, _copy: bool = True) -> bytes:
         if not self._parts:
+            # Messages of another form need another parser, so this read ends before them.
             if not self._inbox or self._inbox[0][0] != self._form:
                 raise _NothingLeftError
+            # The message before this one has been routed or not by now.
             self._judge()
             _, frames, self._current = self._inbox.popleft()
             self._parts.extend(frames)

@@ -118,6 +118,7 @@ class JobSockets:
         """Close all sockets. The Deferred fires when all messages are sent or dropped."""
         self._names.close()
         works = [*self._works.values(), *self._leaving]
+        # Before the loop, so that `close` in `_leave` does not close these sockets a second time.
         self._works.clear()
         self._leaving.clear()
         for work, worker in works:

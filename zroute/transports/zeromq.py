@@ -135,6 +135,7 @@ class ZmqTransport(SocketPair):
     def close(self, linger: int = LINGER_DRAIN) -> Deferred[None]:
         """Close all sockets."""
         self._is_open = False
+        # All sockets are closed now, and awaited afterwards, so that their linger times pass at the same time.
         stated, requests, jobs = self._stated.close(linger), self._requests.close(linger), self._jobs.close(linger)
         closed = super().close(linger).addCallback(lambda _: stated).addCallback(lambda _: requests)
         guarded = self._end_guard()
@@ -323,6 +324,7 @@ class ZmqTransport(SocketPair):
             if unread is None:
                 return
             links = pair.links_at(address)
+            # The place is looked up again, because endpoints may have changed during the wait.
             self._ends = attrs.evolve(self._ends, sub=_without(self._ends.sub, self.addresses.sub.index(address)))
             pair.drop_subscribed(endpoint, address)
             if endpoint.form is None:

@@ -84,6 +84,7 @@ class ZmqFactory:
         if self.trigger is not None:
             self.reactor.removeSystemEventTrigger(self.trigger)
             self.trigger = None
+        # A copy, because each connection removes itself from the set.
         for connection in tuple(self.connections):
             connection.shutdown()
         context, self.context = self.context, None

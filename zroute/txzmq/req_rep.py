@@ -84,6 +84,7 @@ class ZmqREQConnection(ZmqConnection):
             ZmqRequestTimeoutError: no reply arrived in time. The Deferred fails with this error.
         """
         self._connection.check()
+        # No endpoint yet: the request waits until a peer connects.
         if self._lane is None:
             self.addEndpoints([])
         id = self._getNextId()
