@@ -109,6 +109,20 @@ def test_at_the_end_the_number_of_those_left_is_told() -> None:
     assert not peer.clock.getDelayedCalls()
 
 
+def test_a_coroutine_that_is_resumed_may_close_the_queue() -> None:
+    """Each message ends once: the first is sent, and those behind it are given up by the close."""
+    peer = Peer()
+    peer.full = {b"a", b"b"}
+    first, *others = (peer.send(topic, number) for topic, number in ((b"a", 1), (b"a", 2), (b"b", 3)))
+    ended = [outcome(sent) for sent in others]
+    Deferred.fromCoroutine(_awaited(first)).addCallback(lambda _: peer.send_queue.close())
+    peer.full = set()
+    peer.clock.advance(1)
+    assert (peer.got, peer.lost) == ([(b"a", 1)], [b"a", b"b"])
+    assert all("the app stopped" in str(one[0].value) for one in ended)  # type: ignore[attr-defined]
+    assert (peer.send_queue.waiting, peer.clock.getDelayedCalls()) == (0, [])
+
+
 def test_who_awaits_what_is_held_hurries_it_and_nothing_behind_it() -> None:
     """Awaiting a message calls hurry, but not after the message has left."""
     hurried: list[int] = []

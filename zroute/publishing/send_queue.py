@@ -179,7 +179,7 @@ class SendQueue:
                 messages.popleft()
                 self._end(topic, message, error)
             if not messages:
-                del self._topics[topic]
+                self._topics.pop(topic, None)  # a resumed coroutine may have closed the queue
         self._wake_later()
         self._tell_idle()
 
@@ -198,7 +198,9 @@ class SendQueue:
         left, self._topics = self._topics, {}
         count = self.waiting
         for topic, messages in left.items():
-            for message in messages:
+            # Taken one by one: `retry`, which may have resumed the caller, must not find them again.
+            while messages:
+                message = messages.popleft()
                 error = HighWaterMarkError(
                     f"message to {str(Topic.from_wire(topic))!r} dropped: the app stopped before it could send "
                     "the message"
