@@ -84,6 +84,12 @@ class ZapHandler(Connection):
         if not self._domains:
             self.close(LINGER_ABORT)
 
+    def close(self, linger: int = LINGER_ABORT) -> None:
+        """See `Connection.close`. Forgets the handler, because its socket would keep the context in memory."""
+        super().close(linger)
+        if _handlers.get(self._socket.context) is self:
+            del _handlers[self._socket.context]
+
     def _drain(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
         for _ in range(budget):
             parts = [recv(zmq.DONTWAIT)]
