@@ -195,9 +195,7 @@ FAULTS: dict[str, Callable[[Guarded], object]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest_twisted.ensureDeferred
-async def test_no_fault_of_the_handler_lets_an_unknown_key_in(
-    guarded: Callable[..., Guarded], fault: str
-) -> None:
+async def test_no_fault_of_the_handler_lets_an_unknown_key_in(guarded: Callable[..., Guarded], fault: str) -> None:
     """Whatever happens to the handler, the key is refused; only with a working one, the known key connects."""
     server = guarded()
     FAULTS[fault](server)
