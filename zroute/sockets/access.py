@@ -115,7 +115,7 @@ class CurveGuard:
         self.own: Key = read_secret(access.keys)
         self.anyone = access.peers == "anyone"
         self._reports = ThrottledLog(_log, reactor)
-        self.peers = PeerKeys(access.directory, self._report_fault)
+        self.peers = PeerKeys(access.directory, self._report_fault, optional=self.anyone)
         self._domain = b"zroute-%d" % next(_numbers)
         self._handler: ZapHandler | None = None
         self._next_look: Any = None
@@ -239,6 +239,8 @@ class CurveGuard:
 
     def _look(self) -> None:
         changed = self.peers.look()
+        if self.anyone:  # the keys in the directory are only those of peers to which the app connects
+            return
         for key in changed.came:
             _log.info("%s: %s may connect now (%s)", self._name, key.name, key.fingerprint)
         for key in changed.went:
