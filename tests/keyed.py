@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import zmq
-
 from tests.running import turns
 from zroute.sockets.events import SocketEvent, parse_event
 from zroute.sockets.keys import Key, create_keys, read_public, read_secret, write_public
@@ -28,8 +26,14 @@ class Keys:
         path = self.folder / name / f"{name}.key_secret"
         if not path.exists():
             create_keys(name, path.parent)
-            self.peers(name).mkdir()
+            self.peers(name).mkdir(exist_ok=True)
         return path
+
+    def renew(self, name: str) -> None:
+        """Replace the key pair of a program; its directory of peers stays."""
+        for path in (self.secret(name), self.public(name)):
+            path.unlink()
+        self.secret(name)
 
     def public(self, name: str) -> Path:
         """Return the public file of a program."""
@@ -98,7 +102,7 @@ class Caller:
         """Return "open" after a handshake, "refused" after three that failed or one that is final, else ""."""
         if self.count("handshake_succeeded"):
             return "open"
-        final = self.count("handshake_failed_auth")
+        final = self.count("handshake_failed_auth") or self.count("handshake_failed_protocol")
         return "refused" if final or self.count("disconnected") + self.count("closed") >= 3 else ""
 
     async def end(self) -> str:

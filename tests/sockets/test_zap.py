@@ -366,7 +366,7 @@ async def test_a_start_that_fails_half_way_leaves_nothing_open(keys: Keys, socke
     """Sockets, handler and timers are closed again, and a second start works."""
     taken = sockets.raw(zmq.PAIR)
     taken.bind("tcp://127.0.0.1:*")
-    ends: dict[str, Any] = {side: "tcp://127.0.0.1:*" for side in ("pub", "rep", "jobs")}
+    ends: dict[str, Any] = dict.fromkeys(("pub", "rep", "jobs"), "tcp://127.0.0.1:*")
     if broken == "peer":
         ends["sub"] = "nowhere@tcp://127.0.0.1:1"
     else:
