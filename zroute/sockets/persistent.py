@@ -181,8 +181,12 @@ class PersistentConnection(Connection):
         its descriptor; such a connection is ``doubtful``.
         """
         try:
-            link = self.links.at(frame.get(_SRCFD))
-            if link is not None and link.id not in self.keys and not link.doubtful:
+            fd = frame.get(_SRCFD)
+            link = self.links.at(fd)
+            if link is None:
+                self._read_events()
+                link = self.links.at(fd)
+            if link is not None and link.endpoint is None and link.id not in self.keys and not link.doubtful:
                 self.keys[link.id] = str(frame.get("User-Id"))
         except zmq.ZMQError:  # over inproc, a frame has neither
             return
