@@ -20,7 +20,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from tests.keyed import Caller, Keys
 from tests.running import Mailbox, reactor, running, turns
 from tests.support import free_endpoint, free_port
-from zroute import App, EndpointError, RequestLostError
+from zroute import App, EndpointError, NoServerError, RequestLostError
 from zroute.errors import KeyFileError
 from zroute.sockets import access, persistent
 from zroute.sockets.events import SocketEvent
@@ -125,7 +125,7 @@ async def test_messages_requests_and_jobs_pass_with_keys(keys: Keys) -> None:
         ends = {"sub": found.pub[0], "req": ipc, "work": found.jobs[0]}
         desk = App(**{side: at(address) for side, address in ends.items()}, **keys.of("desk"))
         desk.subscribe("numbers.a")(_into(box))
-        desk.work("jobs.a")(_into(box))
+        desk.work("jobs.a")(_job(box))
         async with running(desk):
             await desk.ready(1)
             await feed.publish("numbers.a", 1)
@@ -153,6 +153,13 @@ def registered(app: App, *sides: str) -> App:
 
 def _double(number: int) -> int:
     return 2 * number
+
+
+def _job(box: Mailbox[int]) -> Callable[[int], Any]:
+    async def take(number: int) -> None:  # a plain function would be called in a thread
+        box.put(number)
+
+    return take
 
 
 def _into(box: Mailbox[int]) -> Callable[[int], None]:
@@ -260,7 +267,7 @@ async def test_a_revoked_worker_is_cut_and_its_job_goes_to_another(
             begun.put(number)
             await Deferred()
 
-        honest.work("jobs.a")(_into(done))
+        honest.work("jobs.a")(_job(done))
         async with running(eve, drain_timeout=0.0):
             await turns(lambda: owner.stats.workers == 1)
             await queue.put(1)
@@ -313,6 +320,54 @@ async def test_a_revoked_connection_that_has_sent_nothing_ends_too(keys: Keys, s
         await turns(lambda: caller.count("handshake_failed_auth"))
         caller.close()
     context.term()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revoked_publisher_is_left_by_its_subscribers(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """A subscriber leaves it, loses nothing of the other publisher, and returns when the key is there again."""
+    keys.introduce("price", "desk")
+    feed, price = feed_app(keys), feed_app(keys, "price", topic="prices.a")
+    async with running(feed), running(price):
+        desk = Desk(keys, at(feed.addresses.pub[0]), at(price.addresses.pub[0], "price"))
+        prices = Mailbox[int]()
+        desk.app.subscribe("prices.a")(_into(prices))
+        async with running(desk.app):
+            await desk.box.until(3)
+            await prices.until(3)
+            keys.revoke("desk", "feed")
+            await logs(logged, "desk: the key of feed was revoked")
+            await logs(logged, f"no key of 'feed' in {keys.peers('desk')}")
+            number = len(desk.box.items)
+            await prices.until(len(prices.items) + 50)
+            assert len(desk.box.items) == number
+            assert prices.items == list(range(prices.items[0], prices.items[-1] + 1))
+            keys.authorize("desk", "feed")
+            await desk.more()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revoked_server_and_owner_are_left(keys: Keys, soon: None, logged: pytest.LogCaptureFixture) -> None:
+    """A requester gets no reply of a server without a key, and a worker no job of such an owner."""
+    feed, done = App(rep="tcp://127.0.0.1:*", jobs="tcp://127.0.0.1:*", **keys.of("feed")), Mailbox[int]()
+    feed.reply("double")(_double)
+    queue = feed.job_queue("jobs.a", int)
+    async with running(feed):
+        ends = {"req": at(feed.addresses.rep[0]), "work": at(feed.addresses.jobs[0])}
+        desk = App(**ends, **keys.of("desk"))
+        desk.work("jobs.a")(_job(done))
+        async with running(desk):
+            assert await desk.request("double", 2, int) == 4
+            await turns(lambda: feed.stats.workers == 1)
+            keys.revoke("desk", "feed")
+            await turns(lambda: feed.stats.workers == 0)
+            with pytest.raises(NoServerError):
+                await desk.request("double", 2, int, timeout=0.2)
+            keys.authorize("desk", "feed")
+            await queue.put(1)
+            assert await done.until(1) == [1]
+            assert await desk.request("double", 3, int) == 6
 
 
 # -- what the log says -------------------------------------------------------------------------------------

@@ -235,7 +235,11 @@ async def test_an_owner_of_jobs_gives_no_probe_a_job(keys: Keys) -> None:
         assert_silent(await answers(address, DEALER))
         assert app.stats.workers == 0
         guest = App(work=f"house@{address}", **keys.of("guest"))
-        guest.work("news.work")(lambda text: box.put(text))
+
+        @guest.work("news.work")
+        async def take(text: str) -> None:
+            box.put(text)
+
         async with running(guest):
             assert await box.until(1) == [SECRET]
             await turns(lambda: queue.stats.done == 1)

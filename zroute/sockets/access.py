@@ -185,7 +185,7 @@ class CurveGuard:
         """An address with keys may be open."""
 
     def watch(self, connection: Guarded) -> None:
-        """Close connections that ``connection`` has accepted when a key is revoked."""
+        """Close connections of ``connection`` when a key is revoked."""
         self._watched.add(connection)
 
     def fault(self, endpoint: Endpoint, event: SocketEvent) -> str | None:
@@ -239,14 +239,17 @@ class CurveGuard:
 
     def _look(self) -> None:
         changed = self.peers.look()
-        if self.anyone:  # the keys in the directory are only those of peers to which the app connects
-            return
         for key in changed.came:
-            _log.info("%s: %s may connect now (%s)", self._name, key.name, key.fingerprint)
+            if not self.anyone:
+                _log.info("%s: %s may connect now (%s)", self._name, key.name, key.fingerprint)
+        names = {key.name for key in self.peers}
         for key in changed.went:
             _log.info("%s: the key of %s was revoked (%s)", self._name, key.name, key.fingerprint)
             for connection in tuple(self._watched):
-                connection.end_accepted(key.name)
+                if not self.anyone:
+                    connection.end_accepted(key.name)
+                if key.name not in names:  # otherwise the key was replaced, and the next connection needs the new one
+                    connection.end_dialled(key.name)
 
     def _report_fault(self, text: str) -> None:
         self._reports("file", f"{self._name}: key files", logging.WARNING, "%s: %s", self._name, text)
