@@ -15,6 +15,7 @@ from tests.running import reactor, turns
 from tests.sockets.opened import Sockets
 from zroute.endpoints import Access
 from zroute.sockets.access import CurveGuard
+from zroute.sockets.peers import Changed
 from zroute.sockets.router_dealer import RouterConnection
 from zroute.stats import Stats
 
@@ -133,3 +134,27 @@ async def test_a_thousand_keys_are_read_and_revoked(hub: Hub, keys: Keys) -> Non
     await turns(lambda: hub.names == ["alice"])
     keys.revoke("hub", "alice")
     await turns(lambda: caller.count("handshake_failed_auth"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_flood_of_unknown_keys_does_not_read_the_directory_each_time(
+    hub: Hub, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many refusals in a row cost few looks into the directory, and a key that is added meanwhile connects."""
+    looks: list[float] = []
+    look = hub.guard.peers.look
+
+    def counted() -> Changed:
+        looks.append(reactor.seconds())
+        return look()
+
+    monkeypatch.setattr(hub.guard.peers, "look", counted)
+    began = reactor.seconds()
+    flood = [hub.call("mallory") for _ in range(40)]
+    await turns(lambda: all(caller.count("handshake_failed_auth") for caller in flood))
+    assert len(looks) <= (reactor.seconds() - began) / 0.1 + 2
+    keys.authorize("hub", "carol")
+    await turns(lambda: reactor.seconds() - looks[-1] > 0.1)
+    carol = hub.call("carol")
+    await turns(lambda: carol.outcome)
+    assert carol.outcome == "open"
