@@ -85,15 +85,21 @@ async def test_a_connection_with_the_descriptor_of_an_earlier_one_tells_its_key(
     """The system gives the number of a closed descriptor to the next connection."""
     descriptors = set()
     for number in range(1, 7):
-        name = ("alice", "bob")[number % 2]
-        caller = hub.call(name)
-        await turns(lambda: len(hub.received) == number)
-        await turns(lambda: hub.names == [name])
-        descriptors |= {link.fd for id in hub.router.links.alive if (link := hub.router.links.get(id))}
-        hub.clients.remove(caller)
-        caller.close()
-        await turns(lambda: hub.names == [])
+        descriptors.add(await _called(hub, ("alice", "bob")[number % 2], number))
     assert len(descriptors) < 6  # so at least one was used again
+
+
+async def _called(hub: Hub, name: str, number: int) -> int:
+    """Connect, send the message with this number and disconnect; return the descriptor of the connection."""
+    caller = hub.call(name)
+    await turns(lambda: len(hub.received) == number)
+    await turns(lambda: hub.names == [name])
+    (link,) = map(hub.router.links.get, hub.router.links.alive)
+    assert link is not None
+    hub.clients.remove(caller)
+    caller.close()
+    await turns(lambda: hub.names == [])
+    return link.fd
 
 
 @pytest_twisted.ensureDeferred
