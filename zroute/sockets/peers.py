@@ -117,9 +117,9 @@ class PeerKeys:
         self._faults = faults
 
 
-def _state(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
+def _state(entry: os.DirEntry[str]) -> tuple[str, int, int, int, int]:
     try:
         state = entry.stat()
     except OSError:  # a broken symbolic link, or a file that was just removed
-        return entry.name, 0, 0, 0
-    return entry.name, state.st_mtime_ns, state.st_ino, state.st_size
+        return entry.name, 0, 0, 0, 0
+    return entry.name, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_size  # chmod changes only ctime
