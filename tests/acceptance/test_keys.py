@@ -22,8 +22,10 @@ from tests.running import Mailbox, reactor, running, turns
 from tests.support import free_endpoint, free_port
 from zroute import App, EndpointError, NoServerError, RequestLostError
 from zroute.errors import KeyFileError
-from zroute.sockets import access, persistent
+from zroute.sockets import access, names, persistent
 from zroute.sockets.events import SocketEvent
+from zroute.testing import TestApp
+from zroute.txzmq import ZmqEndpoint, ZmqFactory, ZmqSubConnection
 
 NUMBERS = "numbers.a"
 
@@ -63,8 +65,9 @@ def feed_app(keys: Keys, name: str = "feed", pub: str = "tcp://127.0.0.1:*", top
 class Desk:
     """An app that reads numbers."""
 
-    def __init__(self, keys: Keys, *ends: str, name: str = "desk", **options: Any) -> None:
-        self.app = App(sub=list(ends), **{**keys.of(name), **options})
+    def __init__(self, keys: Keys, *ends: str, name: str = "desk") -> None:
+        self.app = App(sub=list(ends), **keys.of(name))
+        self._events: list[SocketEvent] = []
         self.box = Mailbox[int]()
         self.app.add_route(self.take, "numbers.>")
 
@@ -79,8 +82,8 @@ class Desk:
 
     def watch(self) -> None:
         """Begin to note the events of the SUB socket."""
-        self._events: list[SocketEvent] = []
-        self.app._live.run.transport.sub.watch(self._events.append)  # type: ignore[union-attr]
+        run: Any = self.app._live.run
+        run.transport.sub.watch(self._events.append)
 
     async def more(self, number: int = 3) -> None:
         """Wait for further numbers."""
@@ -665,8 +668,15 @@ async def test_a_recorder_between_apps_sees_no_text(keys: Keys, secure: bool) ->
     assert not any(key in recorded for key in own)
 
 
+def bound_to(socket: Any) -> str:
+    """Return the address of a raw socket."""
+    return str(socket.last_endpoint.decode())
+
+
 @pytest_twisted.ensureDeferred
-async def test_pyzmq_with_zmq_auth_is_a_peer_on_either_side(keys: Keys, soon: None) -> None:
+async def test_pyzmq_with_zmq_auth_is_a_peer_on_either_side(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
     """A SUB of pyzmq reads an app, and an app reads a PUB of pyzmq behind its ThreadAuthenticator."""
     feed, context = feed_app(keys), zmq.Context[Any]()
     async with running(feed):
@@ -683,7 +693,7 @@ async def test_pyzmq_with_zmq_auth_is_a_peer_on_either_side(keys: Keys, soon: No
     pub.curve_server, pub.curve_publickey, pub.curve_secretkey, pub.linger = 1, own.public, own.secret, 0
     pub.zap_domain = b"global"
     pub.bind("tcp://127.0.0.1:*")
-    address = pub.last_endpoint.decode()
+    address = bound_to(pub)
     try:
         desk, eve = Desk(keys, at(address)), Desk(keys, at(address), name="eve")
         async with running(desk.app), running(eve.app):
@@ -694,7 +704,7 @@ async def test_pyzmq_with_zmq_auth_is_a_peer_on_either_side(keys: Keys, soon: No
 
             await turns(sent)
             assert set(desk.box.items) == {7}
-            await turns(lambda: "connected" not in str(eve.box.items))
+            await logs(logged, f"eve: {address}: the peer refuses the key of eve")
             assert eve.box.items == []
     finally:
         pub.close(0)
@@ -702,15 +712,53 @@ async def test_pyzmq_with_zmq_auth_is_a_peer_on_either_side(keys: Keys, soon: No
         context.term()
 
 
+@pytest.mark.parametrize("host", ["localhost", "feeds.example"])
 @pytest_twisted.ensureDeferred
-async def test_a_host_name_has_the_key_of_its_peer(keys: Keys) -> None:
-    """localhost, and the name of this machine in /etc/hosts, are dialled with the key of the named peer."""
-    feed = feed_app(keys)
-    async with running(feed):
-        port = feed.addresses.pub[0].rpartition(":")[2]
-        desk = Desk(keys, f"feed@tcp://localhost:{port}")
+async def test_a_host_name_has_the_key_of_its_peer(keys: Keys, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All addresses of a name have the key of the named peer; another program at one of them is not heard."""
+    keys.introduce("other", "desk")
+    monkeypatch.setattr(names, "addresses_of", lambda host, prefer_ipv6: ["127.0.0.1", "127.0.0.2"])
+    port = free_port()
+    feed = feed_app(keys, pub=f"tcp://127.0.0.1:{port}")
+    other = feed_app(keys, "other", pub=f"tcp://127.0.0.2:{port}", topic="numbers.other")
+    async with running(feed), running(other):
+        desk, forged = Desk(keys, f"feed@tcp://{host}:{port}"), Mailbox[int]()
+        desk.app.subscribe("numbers.other")(_into(forged))
         async with running(desk.app):
             await desk.box.until(3)
+            if host != "localhost":
+                await turns(lambda: other.stats.handshakes_failed)
+            assert forged.items == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_sockets_of_txzmq_are_peers(keys: Keys) -> None:
+    """A socket of `zroute.txzmq` has no options for keys; those of its raw socket, set before, work."""
+    box = Mailbox[bytes]()
+
+    class Sub(ZmqSubConnection):
+        def gotMessage(self, *parts: bytes) -> None:
+            box.put(b" ".join(parts))
+
+    feed, factory = feed_app(keys), ZmqFactory()
+    async with running(feed):
+        sub = Sub(factory)
+        keys.use(sub.socket, "desk", "feed")
+        sub.addEndpoints([ZmqEndpoint("connect", feed.addresses.pub[0])])
+        sub.subscribe(b"numbers.")
+        try:
+            assert b"numbers.a" in (await box.until(1))[0]
+        finally:
+            factory.shutdown()
+
+
+def test_a_test_app_opens_no_key_file(tmp_path: Path) -> None:
+    """The tests of an app run where its keys do not exist."""
+    app, box = App(sub="feed@tcp://127.0.0.1:5555", keys=tmp_path / "desk.key_secret"), Mailbox[int]()
+    app.subscribe("numbers.a")(_into(box))
+    with TestApp(app) as t:
+        t.publish("numbers.a", 7)
+    assert box.items == [7]
 
 
 @asynccontextmanager

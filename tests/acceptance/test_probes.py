@@ -186,7 +186,7 @@ async def test_a_publisher_tells_probes_nothing(keys: Keys) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_binding_subscriber_takes_nothing_from_probes(keys: Keys) -> None:
-    """No forged message reaches a handler, no subscription is told, and a publisher with a key is heard."""
+    """No forged message reaches a handler, no subscription comes back, and a publisher with a key is heard."""
     box = Mailbox[Any]()
     app = App(sub="bind:tcp://127.0.0.1:*", **keys.of("house"))
     app.subscribe("news.{what}")(lambda body, what: box.put(what))

@@ -85,7 +85,10 @@ class ZapHandler(Connection):
             self.close(LINGER_ABORT)
 
     def close(self, linger: int = LINGER_ABORT) -> None:
-        """See `Connection.close`. Forgets the handler, because its socket would keep the context in memory."""
+        """See `Connection.close`.
+
+        The handler is also forgotten, because its socket would keep the context in memory.
+        """
         super().close(linger)
         if _handlers.get(self._socket.context) is self:
             del _handlers[self._socket.context]
