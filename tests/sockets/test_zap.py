@@ -292,9 +292,28 @@ async def test_a_handler_of_pyzmq_in_the_context_of_the_app_is_named(keys: Keys)
         await service.stopService()
     finally:
         other.stop()
+    probe = context.socket(zmq.ROUTER)
+    await turns(lambda: _bound(probe))  # libzmq closes the other socket later
+    probe.unbind(ADDRESS)
+    probe.close(0)
     async with running(app):
         assert app.addresses.pub
     context.term()
+
+
+def _bound(socket: zmq.Socket[Any]) -> bool:
+    try:
+        socket.bind(ADDRESS)
+    except zmq.ZMQError:
+        return False
+    return True
+
+
+def test_a_handler_that_was_left_is_replaced_at_once(sockets: Sockets) -> None:
+    """libzmq closes sockets later, in its own thread, but the address is free when `leave` returns."""
+    for number in range(200):
+        domain = b"test-%d" % number
+        zap.ZapHandler.join(reactor, sockets.context, domain, lambda public, address: None).leave(domain)
 
 
 @pytest_twisted.ensureDeferred

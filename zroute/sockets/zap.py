@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -87,8 +88,12 @@ class ZapHandler(Connection):
     def close(self, linger: int = LINGER_ABORT) -> None:
         """See `Connection.close`.
 
-        The handler is also forgotten, because its socket would keep the context in memory.
+        The handler is also forgotten, because its socket would keep the context in memory. libzmq closes the socket
+        later, so this method unbinds the address: a new handler can bind it at once.
         """
+        if not self.closed:
+            with suppress(zmq.ZMQError):  # the context may be terminated
+                self._socket.unbind(_ADDRESS)
         super().close(linger)
         if _handlers.get(self._socket.context) is self:
             del _handlers[self._socket.context]
