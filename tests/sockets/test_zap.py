@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -325,8 +326,8 @@ async def test_apps_in_one_context_have_peers_of_their_own(sockets: Sockets, key
     price = App(pub="tcp://127.0.0.1:*", context=context, **keys.of("price"))
 
     async def outcome(name: str, server: str) -> str:
-        socket = keys.use(sockets.raw(zmq.SUB), name, server)
-        return await Caller(socket, {"feed": feed, "price": price}[server].addresses.pub[0]).end()
+        raw = keys.use(sockets.raw(zmq.SUB), name, server)
+        return await Caller(raw, {"feed": feed, "price": price}[server].addresses.pub[0]).end()
 
     async with running(feed):
         async with running(price):
@@ -381,15 +382,14 @@ async def test_an_app_that_has_ended_leaves_no_handler(keys: Keys) -> None:
 
 @pytest.mark.parametrize("broken", ["pub", "rep", "jobs", "peer"])
 @pytest_twisted.ensureDeferred
-async def test_a_start_that_fails_half_way_leaves_nothing_open(keys: Keys, sockets: Sockets, broken: str) -> None:
+async def test_a_start_that_fails_half_way_leaves_nothing_open(keys: Keys, broken: str) -> None:
     """Sockets, handler and timers are closed again, and a second start works."""
-    taken = sockets.raw(zmq.PAIR)
-    taken.bind("tcp://127.0.0.1:*")
+    taken = socket.create_server(("127.0.0.1", 0))  # not of ZeroMQ, which would free the port later
     ends: dict[str, Any] = dict.fromkeys(("pub", "rep", "jobs"), "tcp://127.0.0.1:*")
     if broken == "peer":
         ends["sub"] = "nowhere@tcp://127.0.0.1:1"
     else:
-        ends[broken] = ["tcp://127.0.0.1:*", taken.last_endpoint.decode()]
+        ends[broken] = ["tcp://127.0.0.1:*", f"tcp://127.0.0.1:{taken.getsockname()[1]}"]
     app = App(**ends, **keys.of("feed"))
     app.reply("n")(lambda: 1)
     app.job_queue("jobs.a", int)
@@ -400,7 +400,7 @@ async def test_a_start_that_fails_half_way_leaves_nothing_open(keys: Keys, socke
     await service.stopService()
     assert (len(zap._handlers), set(reactor.getReaders())) == (before, readers)
     await turns(lambda: len(reactor.getDelayedCalls()) <= timers)
-    taken.close(0)
+    taken.close()
     if broken == "peer":
         keys.authorize("feed", "mallory")
         (keys.peers("feed") / "mallory.key").rename(keys.peers("feed") / "nowhere.key")
