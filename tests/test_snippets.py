@@ -33,6 +33,7 @@ from sybil.parsers.markdown import CodeBlockParser
 from twisted.internet.defer import CancelledError, Deferred
 
 import zroute.options
+from tests.commands import zroute as zroute_command
 from tests.pure import Wired, plain
 from tests.support import PATIENCE, ROOT, Child, free_port
 from zroute import App, BadRequestError, RequestRefusedError, RequestTimeoutError, startswith
@@ -192,6 +193,46 @@ def test_the_program_beside_another_main_loop_notices_how_the_start_went(tmp_pat
     said = "\n".join(child.err)
     assert ("the app did not start" if is_taken else "published 1") in said
     assert "NotRunningError" not in said
+
+
+def test_the_commands_and_files_of_the_page_of_keys_work(tmp_path: Path) -> None:
+    """The keys are created as the page shows, its programs connect with them, and the revoked one is refused."""
+    page = HOW_TO / "keys.md"
+    write_files(page, tmp_path)
+    create, revoke = (list(_transcript(page, *words)) for words in (("new", "authorize"), ("revoke",)))
+    assert (len(create), len(revoke)) == (4, 1)
+    for command, shown in create:
+        assert _keys_command(command, tmp_path) == shown
+    with (
+        Child("-m", "zroute", "run", "feed", cwd=tmp_path) as feed,
+        Child("-m", "zroute", "run", "desk", cwd=tmp_path) as desk,
+    ):
+        desk.line_with("tick 1")
+        with Child("reader.py", cwd=tmp_path) as reader:
+            assert reader.end(None) == 0, reader.err
+        assert "news.tick" in reader.out[0]
+        for command, shown in revoke:
+            assert _keys_command(command, tmp_path) == shown
+        refused = desk.line_with("the peer refuses the key of desk", stream="err")
+        assert refused.endswith("run there: zroute keys authorize desk.key")
+        feed.line_with("feed: refused a connection from 127.0.0.1: its key", stream="err")
+
+
+def _transcript(page: Path, *words: str) -> Iterator[tuple[list[str], str]]:
+    """Return the arguments of each ``zroute keys`` command with one of the words, and the output that follows it."""
+    texts = (block.text for block in blocks(page) if block.language == "text")
+    for part in [part for text in texts for part in text.split("$ ")[1:]]:
+        command, _, shown = part.partition("\n")
+        arguments = shlex.split(command)
+        if arguments[:2] == ["zroute", "keys"] and arguments[2] in words:
+            yield arguments[1:], shown
+
+
+def _keys_command(arguments: list[str], folder: Path) -> str:
+    """Run a command of ``zroute keys``; return its output, with the fingerprints as the page shows them."""
+    done = zroute_command(*arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return re.sub(r"SHA256:[\w+/]+", "SHA256:…", done.stdout)
 
 
 @pytest_twisted.ensureDeferred

@@ -235,3 +235,21 @@ def test_a_missing_directory_authorizes_no_key(tmp_path: Path) -> None:
     assert len(known) == 0
     create_keys("alice", tmp_path / "peers")
     assert names(known.look()) == (["alice"], [])
+
+
+def test_a_file_that_becomes_readable_authorizes_its_key(peers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After chmod the file is read again, although its content has not changed."""
+    readable = False
+
+    def read(path: Path) -> Key:  # root can read all files, so the permissions alone would not fail
+        if path.name == "bob.key" and not readable:
+            raise KeyFileError(f"can't read the key file {path}: Permission denied", path=path)
+        return read_public(path)
+
+    monkeypatch.setattr("zroute.sockets.peers.read_public", read)
+    (peers / "bob.key").chmod(0o600)
+    known = PeerKeys(peers)
+    assert [key.name for key in known] == ["alice"]
+    readable = True
+    (peers / "bob.key").chmod(0o644)
+    assert names(known.look()) == (["bob"], [])

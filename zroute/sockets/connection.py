@@ -96,13 +96,16 @@ if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
 
 
 class Guarded(Protocol):
-    """A socket whose accepted connections can be closed."""
+    """A socket whose connections can be closed."""
 
     def end_accepted(self, name: str) -> int:
         """Close the connections of a key, and those without a known key.
 
         Return their number.
         """
+
+    def end_dialled(self, name: str) -> None:
+        """Close the connections to endpoints whose peer has this name."""
 
 
 class Guard(Protocol):
@@ -126,7 +129,7 @@ class Guard(Protocol):
         """Raise EndpointError if the resolved address must not stay bound."""
 
     def watch(self, connection: Guarded) -> None:
-        """Close connections that ``connection`` has accepted when a key is revoked."""
+        """Close connections of ``connection`` when a key is revoked."""
 
     def fault(self, endpoint: Endpoint, event: SocketEvent) -> str | None:
         """Return the reason and the remedy for a failed handshake, or None."""

@@ -86,10 +86,19 @@ class PartsConnection(PersistentConnection):
 
     def _drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
         on_message, dontwait = self._on_message, zmq.DONTWAIT.value
-        secure = self.guard is not None and self.guard.secure
+        accepts = self.guard is not None and self.guard.secure and len(self.endpoints) > len(self.dialled)
+        if accepts:
+            self._read_events()  # a descriptor may belong to another connection by now
+            if self.closed:
+                return
         for _ in range(budget):
-            frame = recv(dontwait, False)  # asking the frame for ``more`` costs a third less than asking the socket
-            if secure:
+            try:
+                frame = recv(dontwait, False)  # asking the frame for ``more`` costs a third less than asking the socket
+            except zmq.Again:
+                if accepts:
+                    self.links.read_all()
+                raise
+            if accepts:
                 self.learn(frame)
             parts = all_parts(frame, recv, dontwait) if frame.more else [frame.bytes]
             self.received += 1

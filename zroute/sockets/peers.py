@@ -38,11 +38,15 @@ class PeerKeys:
     Args:
         path: The directory. It may be missing; it then authorizes no peer.
         fault: Called with a text for each file that can't be used, and again when the file has changed.
+        optional: True if a missing directory is no fault.
     """
 
-    def __init__(self, path: Path, fault: Callable[[str], object] = lambda text: None) -> None:
+    def __init__(
+        self, path: Path, fault: Callable[[str], object] = lambda text: None, *, optional: bool = False
+    ) -> None:
         self.path = path
         self._fault = fault
+        self._optional = optional
         self._keys: dict[bytes, Key] = {}
         self._seen: object = None
         self._faults: set[str] = set()
@@ -60,6 +64,8 @@ class PeerKeys:
             with os.scandir(self.path) as entries:
                 seen = sorted(_state(entry) for entry in entries if entry.name.endswith(PUBLIC))
         except OSError as error:
+            if self._optional and isinstance(error, FileNotFoundError):
+                return _NOTHING
             self._report({f"can't read the directory of peers {self.path}: {error.strerror}"})
             return _NOTHING
         if seen == self._seen:
@@ -111,9 +117,9 @@ class PeerKeys:
         self._faults = faults
 
 
-def _state(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
+def _state(entry: os.DirEntry[str]) -> tuple[str, int, int, int, int]:
     try:
         state = entry.stat()
     except OSError:  # a broken symbolic link, or a file that was just removed
-        return entry.name, 0, 0, 0
-    return entry.name, state.st_mtime_ns, state.st_ino, state.st_size
+        return entry.name, 0, 0, 0, 0
+    return entry.name, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_size  # chmod changes only ctime

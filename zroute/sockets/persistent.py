@@ -80,6 +80,7 @@ class PersistentConnection(Connection):
         self.keys: dict[int, str] = {}
         """The names of the keys of accepted connections, by id, for connections that have sent a frame."""
         self._as_given: dict[str, Endpoint] = {}
+        self._revoked: set[str] = set()  # endpoints whose connection is being closed, because the key was revoked
         self._pauses: dict[str, float] = {}  # after failed handshakes of a socket with keys, by endpoint
         self._identities: dict[int, Identity] = {}
         self._given_up: dict[str, Any] = {}
@@ -94,8 +95,7 @@ class PersistentConnection(Connection):
         endpoint = self._parsed(endpoint)
         if self.guard is not None and self.guard.secure and not self.closed:
             self._follow()
-            if endpoint.bind:
-                self.guard.watch(self)
+            self.guard.watch(self)
         if endpoint.bind or self.closed:
             return super().open(endpoint)
         self._follow()
@@ -138,6 +138,7 @@ class PersistentConnection(Connection):
         self.dialled = [other for other in self.dialled if other != address]
         self._as_given.pop(address, None)
         self._pauses.pop(address, None)
+        self._revoked.discard(address)
         self._cancel(address)
         self._ends.pop(address, None)
         self._lookups.forget(address)
@@ -182,8 +183,12 @@ class PersistentConnection(Connection):
         its descriptor; such a connection is ``doubtful``.
         """
         try:
-            link = self.links.at(frame.get(_SRCFD))
-            if link is not None and link.id not in self.keys and not link.doubtful:
+            fd = frame.get(_SRCFD)
+            link = self.links.at(fd)
+            if link is None:
+                self._read_events()
+                link = self.links.at(fd)
+            if link is not None and link.endpoint is None and link.id not in self.keys and not link.doubtful:
                 self.keys[link.id] = str(frame.get("User-Id"))
         except zmq.ZMQError:  # over inproc, a frame has neither
             return
@@ -198,6 +203,18 @@ class PersistentConnection(Connection):
         links = [link for link in map(self.links.get, self.links.alive) if link is not None and link.endpoint is None]
         ended = [self.end(link.id, discard=True) for link in links if self.keys.get(link.id, name) == name]
         return sum(ended)
+
+    def end_dialled(self, name: str) -> None:
+        """Close the connections to endpoints whose peer has this name.
+
+        After a pause, the socket connects again if the key of the peer is known by then.
+        """
+        for endpoint in [each for each, given in self._as_given.items() if given.peer == name]:
+            links = [link for link in map(self.links.get, self.links.alive) if link is not None]
+            if any(self.end(link.id, discard=True) for link in links if link.endpoint == endpoint):
+                self._revoked.add(endpoint)
+            elif endpoint not in self._resting:
+                self._rest_soon(endpoint, _PAUSE)
 
     def peer(self, id: int) -> str:
         """Return the address of a peer for log lines, if it is known."""
@@ -312,6 +329,10 @@ class PersistentConnection(Connection):
         self._read_again()  # when all messages have been read, no message of this connection is left
         if link.endpoint is not None and not self.closed:
             self._cancel(link.endpoint)
+            if link.endpoint in self._revoked:
+                self._revoked.discard(link.endpoint)
+                self._rest_soon(link.endpoint, _PAUSE)
+                return
             if self._rest_after_fault(link.endpoint, link.fault):
                 return
             self._ends[link.endpoint] = link

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -83,6 +84,19 @@ class ZapHandler(Connection):
         self._domains.pop(domain, None)
         if not self._domains:
             self.close(LINGER_ABORT)
+
+    def close(self, linger: int = LINGER_ABORT) -> None:
+        """See `Connection.close`.
+
+        The handler is also forgotten, because its socket would keep the context in memory. libzmq closes the socket
+        later, so this method unbinds the address: a new handler can bind it at once.
+        """
+        if not self.closed:
+            with suppress(zmq.ZMQError):  # the context may be terminated
+                self._socket.unbind(_ADDRESS)
+        super().close(linger)
+        if _handlers.get(self._socket.context) is self:
+            del _handlers[self._socket.context]
 
     def _drain(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
         for _ in range(budget):

@@ -1,0 +1,805 @@
+"""Whole apps with keys: who connects, who is refused and why, and what a revoked key ends."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import zmq
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from zmq.auth.thread import ThreadAuthenticator
+
+from tests.acceptance.test_probes import probed
+from tests.keyed import Caller, Keys
+from tests.running import Mailbox, reactor, running, turns
+from tests.support import free_endpoint, free_port
+from zroute import App, EndpointError, NoServerError, RequestLostError
+from zroute.errors import KeyFileError
+from zroute.sockets import access, names, persistent
+from zroute.sockets.events import SocketEvent
+from zroute.testing import TestApp
+from zroute.txzmq import ZmqEndpoint, ZmqFactory, ZmqSubConnection
+
+NUMBERS = "numbers.a"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    """The keys of feed and desk, which know each other, and of eve, which knows feed."""
+    made = Keys(tmp_path)
+    made.introduce("feed", "desk")
+    made.authorize("eve", "feed")
+    return made
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the pauses after a failed handshake, and between two looks into the directory of peers."""
+    monkeypatch.setattr(persistent, "_PAUSE", 0.1)
+    monkeypatch.setattr(persistent, "_PAUSE_MAX", 0.3)
+    monkeypatch.setattr(access, "_LOOK", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The log, from INFO on."""
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def feed_app(keys: Keys, name: str = "feed", pub: str = "tcp://127.0.0.1:*", topic: str = NUMBERS) -> App:
+    """Return an app that publishes numbers from 0 on, every 5 ms."""
+    app = App(pub=pub, **keys.of(name))
+    numbers = iter(range(10**9))
+    app.every(0.005)(app.publisher(topic, int)(lambda: next(numbers)))
+    return app
+
+
+class Desk:
+    """An app that reads numbers."""
+
+    def __init__(self, keys: Keys, *ends: str, name: str = "desk") -> None:
+        self.app = App(sub=list(ends), **keys.of(name))
+        self._events: list[SocketEvent] = []
+        self.box = Mailbox[int]()
+        self.app.add_route(self.take, "numbers.>")
+
+    def take(self, number: int) -> None:
+        """Take a number."""
+        self.box.put(number)
+
+    @property
+    def events(self) -> list[SocketEvent]:
+        """The events of the SUB socket since `watch`."""
+        return self._events
+
+    def watch(self) -> None:
+        """Begin to note the events of the SUB socket."""
+        run: Any = self.app._live.run
+        run.transport.sub.watch(self._events.append)
+
+    async def more(self, number: int = 3) -> None:
+        """Wait for further numbers."""
+        await self.box.until(len(self.box.items) + number)
+
+    def assert_whole(self) -> None:
+        """Check that the numbers have no gap, and that no loss was counted."""
+        items = self.box.items
+        assert items == list(range(items[0], items[0] + len(items)))
+        assert (self.app.stats.lost, self.app.stats.unknown_losses) == (0, 0)
+
+
+def lines(logged: pytest.LogCaptureFixture, *words: str) -> list[str]:
+    """Return the lines of the log that contain all words."""
+    return [text for text in logged.messages if all(word in text for word in words)]
+
+
+async def logs(logged: pytest.LogCaptureFixture, *words: str) -> str:
+    """Wait for a line that contains all words, and return it."""
+    await turns(lambda: lines(logged, *words))
+    return lines(logged, *words)[0]
+
+
+def at(address: str, peer: str = "feed") -> str:
+    """Return the endpoint of a peer at an address."""
+    return f"{peer}@{address}"
+
+
+# -- connections -------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_messages_requests_and_jobs_pass_with_keys(keys: Keys) -> None:
+    """Both apps have several sides, over tcp and ipc, and one key each."""
+    box = Mailbox[int]()
+    ipc = f"ipc://{keys.folder / 'rep'}"
+    feed = App(pub="tcp://127.0.0.1:*", rep=ipc, jobs="tcp://127.0.0.1:*", **keys.of("feed"))
+    feed.reply("double")(_double)
+    jobs = feed.job_queue("jobs.a", int)
+    async with running(feed):
+        found = feed.addresses
+        ends = {"sub": found.pub[0], "req": ipc, "work": found.jobs[0]}
+        desk = App(**{side: at(address) for side, address in ends.items()}, **keys.of("desk"))
+        desk.subscribe("numbers.a")(_into(box))
+        desk.work("jobs.a")(_job(box))
+        async with running(desk):
+            await desk.ready(1)
+            await feed.publish("numbers.a", 1)
+            assert await box.until(1) == [1]
+            assert await desk.request("double", 4, int) == 8
+            await jobs.put(2)
+            assert await box.until(2) == [1, 2]
+    assert (feed.stats.refused, feed.stats.handshakes_failed) == (0, 0)
+
+
+def registered(app: App, *sides: str) -> App:
+    """Register a function for each of these sides, and return the app."""
+    ways: dict[str, Callable[[], object]] = {
+        "sub": lambda: app.subscribe("a")(lambda body: None),
+        "pub": lambda: app.publisher("a", int),
+        "rep": lambda: app.reply("a")(lambda: 1),
+        "req": lambda: app.requester("a", None, int),
+        "jobs": lambda: app.job_queue("a", int),
+        "work": lambda: app.work("a")(lambda number: None),
+    }
+    for side in sides:
+        ways[side]()
+    return app
+
+
+def _double(number: int) -> int:
+    return 2 * number
+
+
+def _job(box: Mailbox[int]) -> Callable[[int], Any]:
+    async def take(number: int) -> None:  # a plain function would be called in a thread
+        box.put(number)
+
+    return take
+
+
+def _into(box: Mailbox[int]) -> Callable[[int], None]:
+    def take(number: int) -> None:
+        box.put(number)
+
+    return take
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_unknown_key_is_refused_until_it_is_authorized(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """The refusal is counted and logged at both ends; when the key is authorized, the app connects by itself."""
+    feed = feed_app(keys)
+    async with running(feed):
+        address = feed.addresses.pub[0]
+        eve = Desk(keys, at(address), name="eve")
+        async with running(eve.app):
+            key = keys.key("eve")
+            refused = await logs(logged, "feed: refused a connection from 127.0.0.1")
+            expected = f"its key {key.public.decode()} ({key.fingerprint}) is not in {keys.peers('feed')}"
+            assert refused.endswith(expected)
+            remedy = await logs(logged, f"eve: {address}: the peer refuses the key of eve ({key.fingerprint})")
+            assert remedy.endswith("run there: zroute keys authorize eve.key")
+            assert feed.stats.refused >= 1
+            assert eve.box.items == []
+            keys.authorize("feed", "eve")
+            await eve.box.until(3)
+            assert lines(logged, f"eve: connected to {address}")
+            assert lines(logged, "feed: eve may connect now", key.fingerprint)
+            assert len(lines(logged, "the peer refuses the key of eve")) == 1
+    assert feed.stats.handshakes_failed == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revoked_subscriber_gets_nothing_more_and_others_lose_nothing(
+    keys: Keys, logged: pytest.LogCaptureFixture
+) -> None:
+    """While messages flow, the connection of the revoked key ends within a second; the honest reader has all."""
+    keys.authorize("feed", "eve")
+    feed = feed_app(keys)
+    async with running(feed):
+        honest, eve = Desk(keys, at(feed.addresses.pub[0])), Desk(keys, at(feed.addresses.pub[0]), name="eve")
+        async with running(honest.app), running(eve.app):
+            await honest.more()
+            await eve.more()
+            honest.watch()
+            began = reactor.seconds()
+            keys.revoke("feed", "eve")
+            await logs(logged, "feed: the key of eve was revoked")
+            await logs(logged, "the peer refuses the key of eve")
+            assert reactor.seconds() - began < 1.2
+            number = len(eve.box.items)
+            await honest.more(50)
+            assert len(eve.box.items) == number
+            assert [event.name for event in honest.events] == []
+            assert feed.stats.refused >= 1
+        honest.assert_whole()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revoked_requester_is_cut_and_others_keep_their_requests(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """The unanswered request of the revoked key fails; that of the honest one gets its reply."""
+    keys.authorize("feed", "eve")
+    served, held = App(rep="tcp://127.0.0.1:*", **keys.of("feed")), dict[str, Deferred[str]]()
+
+    @served.reply("hold")
+    async def hold(name: str) -> str:
+        held[name] = Deferred()
+        return await held[name]
+
+    async with running(served, drain_timeout=0.1):
+        address = served.addresses.rep[0]
+        honest, eve = App(req=at(address), **keys.of("desk")), App(req=at(address), **keys.of("eve"))
+        async with running(honest), running(eve):
+            asked = [Deferred.fromCoroutine(app.request("hold", name)) for app, name in ((honest, "h"), (eve, "e"))]
+            await turns(lambda: len(held) == 2)
+            keys.revoke("feed", "eve")
+            with pytest.raises(RequestLostError):
+                await asked[1]
+            await logs(logged, "the peer refuses the key of eve")
+            held["h"].callback("yes")
+            assert await asked[0] == "yes"
+            assert honest.stats.requests_failed == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revoked_worker_is_cut_and_its_job_goes_to_another(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """The honest worker does all jobs, also the one that the revoked worker had begun."""
+    keys.authorize("feed", "eve")
+    owner = App(jobs="tcp://127.0.0.1:*", **keys.of("feed"))
+    queue = owner.job_queue("jobs.a", int)
+    begun, done = Mailbox[int](), Mailbox[int]()
+    async with running(owner):
+        address = owner.addresses.jobs[0]
+        eve, honest = App(work=at(address), **keys.of("eve")), App(work=at(address), **keys.of("desk"))
+
+        @eve.work("jobs.a")
+        async def hold(number: int) -> None:
+            begun.put(number)
+            await Deferred()
+
+        honest.work("jobs.a")(_job(done))
+        async with running(eve, drain_timeout=0.0):
+            await turns(lambda: owner.stats.workers == 1)
+            await queue.put(1)
+            await begun.until(1)
+            async with running(honest):
+                await turns(lambda: owner.stats.workers == 2)
+                keys.revoke("feed", "eve")
+                assert await done.until(1) == [1]
+                await logs(logged, "the peer refuses the key of eve")
+                await turns(lambda: owner.stats.workers == 1)
+                await queue.put(2)
+                assert await done.until(2) == [1, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revoked_publisher_is_not_heard_by_a_binding_subscriber(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """All publishers are disconnected; the honest one returns, and the revoked one does not."""
+    keys.introduce("hub", "feed", "eve")
+    hub = App(sub="bind:tcp://127.0.0.1:*", **keys.of("hub"))
+    heard: dict[str, int] = {"numbers.feed": 0, "numbers.eve": 0}
+
+    @hub.subscribe("numbers.{who}")
+    def take(number: int, who: str) -> None:
+        heard[f"numbers.{who}"] += 1
+
+    async with running(hub):
+        ends = f"connect:{at(hub.addresses.sub[0], 'hub')}"
+        feed, eve = (feed_app(keys, name, ends, f"numbers.{name}") for name in ("feed", "eve"))
+        async with running(feed), running(eve):
+            await turns(lambda: all(number > 3 for number in heard.values()))
+            keys.revoke("hub", "eve")
+            await logs(logged, "eve: ", "the peer refuses the key of eve")
+            before = dict(heard)
+            await turns(lambda: heard["numbers.feed"] > before["numbers.feed"] + 20)
+            assert heard["numbers.eve"] == before["numbers.eve"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revoked_connection_that_has_sent_nothing_ends_too(keys: Keys, soon: None) -> None:
+    """A raw client that only has shaken hands is closed when a key is revoked."""
+    keys.authorize("feed", "eve")
+    feed = feed_app(keys)
+    context: zmq.Context[Any] = zmq.Context()
+    async with running(feed):
+        caller = Caller(keys.use(context.socket(zmq.SUB), "eve", "feed"), feed.addresses.pub[0])
+        await turns(lambda: caller.outcome == "open")
+        keys.revoke("feed", "eve")
+        await turns(lambda: caller.count("handshake_failed_auth"))
+        caller.close()
+    context.term()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revoked_publisher_is_left_by_its_subscribers(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """A subscriber leaves it, loses nothing of the other publisher, and returns when the key is there again."""
+    keys.introduce("price", "desk")
+    feed, price = feed_app(keys), feed_app(keys, "price", topic="prices.a")
+    async with running(feed), running(price):
+        desk = Desk(keys, at(feed.addresses.pub[0]), at(price.addresses.pub[0], "price"))
+        prices = Mailbox[int]()
+        desk.app.subscribe("prices.a")(_into(prices))
+        async with running(desk.app):
+            await desk.box.until(3)
+            await prices.until(3)
+            keys.revoke("desk", "feed")
+            await logs(logged, "desk: the key of feed was revoked")
+            await logs(logged, f"no key of 'feed' in {keys.peers('desk')}")
+            number = len(desk.box.items)
+            await prices.until(len(prices.items) + 50)
+            assert len(desk.box.items) == number
+            assert prices.items == list(range(prices.items[0], prices.items[-1] + 1))
+            keys.authorize("desk", "feed")
+            await desk.more()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revoked_server_and_owner_are_left(keys: Keys, soon: None, logged: pytest.LogCaptureFixture) -> None:
+    """A requester gets no reply of a server without a key, and a worker no job of such an owner."""
+    feed, done = App(rep="tcp://127.0.0.1:*", jobs="tcp://127.0.0.1:*", **keys.of("feed")), Mailbox[int]()
+    feed.reply("double")(_double)
+    queue = feed.job_queue("jobs.a", int)
+    async with running(feed):
+        ends = {"req": at(feed.addresses.rep[0]), "work": at(feed.addresses.jobs[0])}
+        desk = App(**ends, **keys.of("desk"))
+        desk.work("jobs.a")(_job(done))
+        async with running(desk):
+            assert await desk.request("double", 2, int) == 4
+            await turns(lambda: feed.stats.workers == 1)
+            keys.revoke("desk", "feed")
+            await turns(lambda: feed.stats.workers == 0)
+            with pytest.raises(NoServerError):
+                await desk.request("double", 2, int, timeout=0.2)
+            keys.authorize("desk", "feed")
+            await queue.put(1)
+            assert await done.until(1) == [1]
+            assert await desk.request("double", 3, int) == 6
+
+
+# -- what the log says -------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_wrong_key_of_the_server_is_named(keys: Keys, soon: None, logged: pytest.LogCaptureFixture) -> None:
+    """The client names the file that it expected; the server counts a failed handshake, and refuses no key."""
+    feed = feed_app(keys)
+    keys.introduce("desk", "other")
+    async with running(feed):
+        address = feed.addresses.pub[0]
+        desk = Desk(keys, at(address, "other"))
+        async with running(desk.app):
+            line = await logs(logged, f"desk: {address}: the peer closes the connection during the handshake")
+            assert f"it does not have the key in {keys.peers('desk')}/other.key, or it has no keys" in line
+            await logs(logged, "feed: a connection to", "has failed", "the key of another program")
+        assert (feed.stats.handshakes_failed > 0, feed.stats.refused) == (True, 0)
+        assert desk.box.items == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_without_keys_is_named(keys: Keys, soon: None, logged: pytest.LogCaptureFixture) -> None:
+    """The app with keys sends nothing to it, and connects when it has been replaced by one with the key."""
+    endpoint = free_endpoint()
+    desk = Desk(keys, at(endpoint))
+    async with running(desk.app):
+        async with running(App(pub=endpoint, name="open")):
+            line = await logs(logged, f"desk: {endpoint}: the peer")
+            assert "no keys" in line
+            assert desk.app.stats.received == 0
+        async with running(feed_app(keys, pub=endpoint)):
+            await desk.box.until(1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_without_keys_is_told_what_to_do(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """Its log names the options; the server counts the failed handshake, and logs it."""
+    feed = feed_app(keys)
+    async with running(feed):
+        address = feed.addresses.pub[0]
+        desk = App(sub=address, name="keyless")
+        desk.add_route(lambda body: None, "numbers.a")
+        async with running(desk):
+            line = await logs(logged, f"keyless: {address}: the peer requires authentication")
+            assert "create a key with zroute keys new NAME, set keys= (--keys)" in line
+            await logs(logged, "feed: a connection to", "the peer has no keys")
+        assert feed.stats.handshakes_failed > 0
+
+
+# -- pauses, and other endpoints ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["unknown key", "wrong key of the server"])
+@pytest_twisted.ensureDeferred
+async def test_a_refused_app_connects_seldom(keys: Keys, logged: pytest.LogCaptureFixture, why: str) -> None:
+    """In a second and a half it tries at most twice, and logs one line."""
+    feed, peer = feed_app(keys), "feed"
+    if why != "unknown key":
+        keys.authorize("eve", "desk")
+        keys.authorize("feed", "eve")
+        peer = "desk"
+    async with running(feed):
+        eve = Desk(keys, at(feed.addresses.pub[0], peer), name="eve")
+        async with running(eve.app):
+            eve.watch()
+            await turns(lambda: [event for event in eve.events if event.name == "connected"])
+            await deferLater(reactor, 1.5)
+            assert sum(event.name == "connected" for event in eve.events) <= 2
+            assert len(lines(logged, "eve: tcp://")) == 1
+
+
+@pytest.mark.parametrize("why", ["unknown key", "wrong key of the server"])
+@pytest_twisted.ensureDeferred
+async def test_a_refused_endpoint_disturbs_no_other_endpoint(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture, why: str
+) -> None:
+    """One SUB socket: the messages of the accepted endpoint have no gap while another is refused again and again."""
+    keys.introduce("price", "desk")
+    keys.revoke("price", "desk")
+    feed, price = feed_app(keys), feed_app(keys, "price", topic="numbers.price")
+    async with running(feed), running(price):
+        peer = "price" if why == "unknown key" else "feed"
+        other = at(price.addresses.pub[0], peer)
+        desk = Desk(keys, other, at(feed.addresses.pub[0]))
+        async with running(desk.app):
+            await desk.box.until(1)
+            await turns(lambda: price.stats.refused + price.stats.handshakes_failed >= 4)
+            await desk.more(20)
+            desk.assert_whole()
+            assert len(lines(logged, f"desk: {price.addresses.pub[0]}: ")) == 1
+            assert not lines(logged, f"desk: {feed.addresses.pub[0]}: ")
+        assert (feed.stats.refused, feed.stats.handshakes_failed) == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_app_reads_two_publishers_with_different_keys(keys: Keys, soon: None) -> None:
+    """Each endpoint has the key of its peer, also after a restart of one of them, in either order."""
+    keys.introduce("price", "desk")
+    ends = {"feed": free_endpoint(), "price": free_endpoint()}
+    desk = Desk(keys, *(at(address, name) for name, address in ends.items()))
+    seen: set[str] = set()
+    desk.app.subscribe("from.{name}")(lambda body, name: seen.add(name))
+    apps = {name: feed_app(keys, name, address, f"from.{name}") for name, address in ends.items()}
+    async with running(desk.app):
+        for name in ("feed", "price", "feed"):
+            async with running(apps[name]):
+                await turns(lambda: seen)
+                assert seen == {name}
+            seen.clear()
+        async with running(apps["feed"]), running(apps["price"]):
+            await turns(lambda: seen == {"feed", "price"})
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replaced_key_file_is_used_at_the_next_connection(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """The publisher restarts with a new key: it is refused until its new file is at the subscriber."""
+    endpoint = free_endpoint()
+    desk = Desk(keys, at(endpoint))
+    async with running(desk.app):
+        async with running(feed_app(keys, pub=endpoint)):
+            await desk.box.until(1)
+        keys.renew("feed")
+        number = len(desk.box.items)
+        async with running(feed_app(keys, pub=endpoint)):
+            await logs(logged, "it does not have the key in")
+            assert len(desk.box.items) == number
+            keys.revoke("desk", "feed")
+            keys.authorize("desk", "feed")
+            await desk.more(1)
+
+
+# -- errors of the start -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"sub": "tcp://127.0.0.1:5555", "keys": True},
+            r"does not name its peer, but the app has keys: .*'feed@tcp://",
+        ),
+        ({"req": "tcp://127.0.0.1:5555", "keys": True}, "does not name its peer"),
+        ({"work": "ipc://a", "keys": True}, "does not name its peer"),
+        ({"pub": "connect:tcp://127.0.0.1:5555", "keys": True}, "does not name its peer"),
+        ({"sub": "tcp://names.example:5555", "keys": True}, "does not name its peer"),
+        ({"sub": "feed@tcp://127.0.0.1:5555"}, r"names the peer 'feed', but the app has no key: create one with"),
+        ({"req": "feed@tcp://names.example:5555"}, "names the peer 'feed', but the app has no key"),
+        ({"sub": "nowhere@tcp://127.0.0.1:5555", "keys": True}, r"no key of 'nowhere' in .*keys there: feed\)"),
+        ({"sub": "nowhere@tcp://names.example:5555", "keys": True}, "no key of 'nowhere' in"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_that_does_not_fit_the_keys_stops_the_start(
+    keys: Keys, options: dict[str, Any], text: str
+) -> None:
+    """The error says what to write, for each side."""
+    given = keys.of("desk") if options.pop("keys", False) else {"name": "desk"}
+    service = registered(App(**options, **given), *options).service(reactor)
+    with pytest.raises(EndpointError, match=text):
+        service.startService()
+    await service.stopService()
+
+
+def test_peers_without_keys_is_an_error(tmp_path: Path) -> None:
+    """The directory alone would protect nothing."""
+    with pytest.raises(EndpointError, match=r"peers='.*' has no effect without keys: create a key with zroute keys"):
+        App(pub="tcp://127.0.0.1:*", peers=tmp_path)
+    with pytest.raises(EndpointError, match="peers='anyone' has no effect without keys"):
+        App(pub="tcp://127.0.0.1:*", peers="anyone")
+
+
+@pytest.mark.parametrize("side", ["pub", "rep", "jobs", "sub"])
+@pytest_twisted.ensureDeferred
+async def test_an_open_address_needs_keys_or_a_word(keys: Keys, side: str) -> None:
+    """Without keys the start fails and the port is free again; with keys, or insecure=True, the app starts."""
+    ends: dict[str, Any] = {side: f"bind:tcp://0.0.0.0:{free_port()}"}
+
+    def made(**options: Any) -> App:
+        return registered(App(**ends, **options), side)
+
+    service = made(name="open").service(reactor)
+    with pytest.raises(EndpointError, match=r"is open to the network, .* insecure=True \(--insecure, ZROUTE_INSECURE"):
+        service.startService()
+    await service.stopService()
+    for options in (keys.of("feed"), {"insecure": True, "name": "open"}):
+        async with running(made(**options)):
+            pass
+
+
+@pytest_twisted.ensureDeferred
+async def test_anyone_may_connect_if_the_app_says_so(keys: Keys, logged: pytest.LogCaptureFixture) -> None:
+    """An unknown key connects, but a client without keys, or with the wrong key of the server, does not."""
+    feed = App(pub="tcp://127.0.0.1:*", peers="anyone", **keys.of("feed"))
+    feed.every(0.01)(feed.publisher(NUMBERS, int)(lambda: 1))
+    context: zmq.Context[Any] = zmq.Context()
+    async with running(feed):
+        address = feed.addresses.pub[0]
+        eve = Desk(keys, at(address), name="eve")
+        async with running(eve.app):
+            await eve.box.until(1)
+        assert await Caller(context.socket(zmq.SUB), address).end() == "refused"
+        assert await Caller(keys.use(context.socket(zmq.SUB), "eve", "desk"), address).end() == "refused"
+    context.term()
+    assert lines(logged, "feed: encrypts as feed", "accepts any key (peers='anyone')")
+    assert not lines(logged, "can't read the directory")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_missing_directory_is_no_fault_if_anyone_may_connect(
+    keys: Keys, logged: pytest.LogCaptureFixture
+) -> None:
+    """An app that only binds needs no keys of peers then."""
+    keys.secret("lone")
+    keys.peers("lone").rmdir()
+    async with running(App(pub="tcp://127.0.0.1:*", peers="anyone", **keys.of("lone"))):
+        pass
+    assert not lines(logged, "can't read the directory")
+
+
+# -- what others see, and foreign programs -----------------------------------------------------------------
+
+
+class Relay:
+    """A TCP relay of the test between two peers, which records all bytes."""
+
+    def __init__(self, port: int) -> None:
+        self.recorded = bytearray()
+        self.sent = bytearray()
+        """The bytes of the side that has connected."""
+        self._target = port
+        self._port: Any = None
+
+    async def __aenter__(self) -> Relay:
+        factory: Any = Factory()
+        factory.protocol = lambda: _Incoming(self, self._target)
+        self._port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        return self
+
+    @property
+    def address(self) -> str:
+        """The address of the relay."""
+        return f"tcp://127.0.0.1:{self._port.getHost().port}"
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._port.stopListening()
+
+
+class _Incoming(Protocol):
+    def __init__(self, relay: Relay, port: int) -> None:
+        self._relay = relay
+        self._out = socket.create_connection(("127.0.0.1", port))
+        self._out.setblocking(False)
+        self._timer: Any = None
+
+    def connectionMade(self) -> None:
+        self._pump()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._relay.recorded += data
+        self._relay.sent += data
+        self._out.sendall(data)
+
+    def _pump(self) -> None:
+        try:
+            data = self._out.recv(65_536)
+        except BlockingIOError:
+            data = b""
+        self._relay.recorded += data
+        assert self.transport is not None
+        self.transport.write(data)
+        self._timer = reactor.callLater(0.005, self._pump)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self._timer.cancel()
+        self._out.close()
+
+
+def _pieces(sent: bytes) -> list[bytes]:
+    """Return what a client has sent: its greeting, and the rest."""
+    return [sent[:64], sent[64:]]
+
+
+@pytest.mark.parametrize("secure", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_recorder_between_apps_sees_no_text(keys: Keys, secure: bool) -> None:
+    """Neither topic, body, subscription nor names pass in clear, and a replay gets nothing; without keys it does."""
+
+    def options(name: str) -> dict[str, Any]:
+        return keys.of(name) if secure else {"name": name}
+
+    feed, box = App(pub="tcp://127.0.0.1:*", **options("feed")), Mailbox[str]()
+    feed.every(0.01)(feed.publisher("harvest.rye", str)(lambda: "a very secret body"))
+    async with running(feed), Relay(int(feed.addresses.pub[0].rpartition(":")[2])) as relay:
+        desk = App(sub=("feed@" if secure else "") + relay.address, **options("desk"))
+        desk.subscribe("harvest.rye")(lambda body: box.put(body))
+        async with running(desk):
+            await box.until(5)
+            sent = bytes(relay.sent)  # without the withdrawals of the stop
+        recorded = bytes(relay.recorded)
+        failed = feed.stats.handshakes_failed
+        replayed = await deferToThread(probed, feed.addresses.pub[0], _pieces(sent))
+        assert (b"secret body" not in replayed) is secure
+        assert (feed.stats.handshakes_failed > failed) is secure
+    found = {
+        word for word in (b"harvest", b"rye", b"secret body", b"desk", b"XPUB", b"Socket-Type") if word in recorded
+    }
+    own = keys.key("desk").raw, keys.key("feed").raw
+    assert (found == set()) is secure
+    assert len(recorded) > 500
+    assert not any(key in recorded for key in own)
+
+
+def bound_to(socket: Any) -> str:
+    """Return the address of a raw socket."""
+    return str(socket.last_endpoint.decode())
+
+
+@pytest_twisted.ensureDeferred
+async def test_pyzmq_with_zmq_auth_is_a_peer_on_either_side(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """A SUB of pyzmq reads an app, and an app reads a PUB of pyzmq behind its ThreadAuthenticator."""
+    feed, context = feed_app(keys), zmq.Context[Any]()
+    async with running(feed):
+        sub = keys.use(context.socket(zmq.SUB), "desk", "feed")
+        sub.subscribe(b"numbers.")
+        sub.connect(feed.addresses.pub[0])
+        await turns(lambda: sub.poll(0))
+        assert b"numbers.a" in sub.recv()
+        sub.close(0)
+    auth = ThreadAuthenticator(context)
+    auth.start()
+    auth.configure_curve(domain="global", location=str(keys.peers("feed")))
+    pub, own = context.socket(zmq.PUB), keys.key("feed")
+    pub.curve_server, pub.curve_publickey, pub.curve_secretkey, pub.linger = 1, own.public, own.secret, 0
+    pub.zap_domain = b"global"
+    pub.bind("tcp://127.0.0.1:*")
+    address = bound_to(pub)
+    try:
+        desk, eve = Desk(keys, at(address)), Desk(keys, at(address), name="eve")
+        async with running(desk.app), running(eve.app):
+
+            def sent() -> bool:
+                pub.send_multipart([b"numbers.a", b"\x07"])
+                return bool(desk.box.items)
+
+            await turns(sent)
+            assert set(desk.box.items) == {7}
+            await logs(logged, f"eve: {address}: the peer refuses the key of eve")
+            assert eve.box.items == []
+    finally:
+        pub.close(0)
+        auth.stop()
+        context.term()
+
+
+@pytest.mark.parametrize("host", ["localhost", "feeds.example"])
+@pytest_twisted.ensureDeferred
+async def test_a_host_name_has_the_key_of_its_peer(keys: Keys, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All addresses of a name have the key of the named peer; another program at one of them is not heard."""
+    keys.introduce("other", "desk")
+    monkeypatch.setattr(names, "addresses_of", lambda host, prefer_ipv6: ["127.0.0.1", "127.0.0.2"])
+    port = free_port()
+    feed = feed_app(keys, pub=f"tcp://127.0.0.1:{port}")
+    other = feed_app(keys, "other", pub=f"tcp://127.0.0.2:{port}", topic="numbers.other")
+    async with running(feed), running(other):
+        desk, forged = Desk(keys, f"feed@tcp://{host}:{port}"), Mailbox[int]()
+        desk.app.subscribe("numbers.other")(_into(forged))
+        async with running(desk.app):
+            await desk.box.until(3)
+            if host != "localhost":
+                await turns(lambda: other.stats.handshakes_failed)
+            assert forged.items == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_sockets_of_txzmq_are_peers(keys: Keys) -> None:
+    """A socket of `zroute.txzmq` has no options for keys; those of its raw socket, set before, work."""
+    box = Mailbox[bytes]()
+
+    class Sub(ZmqSubConnection):
+        def gotMessage(self, *parts: bytes) -> None:
+            box.put(b" ".join(parts))
+
+    feed, factory = feed_app(keys), ZmqFactory()
+    async with running(feed):
+        sub = Sub(factory)
+        keys.use(sub.socket, "desk", "feed")
+        sub.addEndpoints([ZmqEndpoint("connect", feed.addresses.pub[0])])
+        sub.subscribe(b"numbers.")
+        try:
+            assert b"numbers.a" in (await box.until(1))[0]
+        finally:
+            factory.shutdown()
+
+
+def test_a_test_app_opens_no_key_file(tmp_path: Path) -> None:
+    """The tests of an app run where its keys do not exist."""
+    app, box = App(sub="feed@tcp://127.0.0.1:5555", keys=tmp_path / "desk.key_secret"), Mailbox[int]()
+    app.subscribe("numbers.a")(_into(box))
+    with TestApp(app) as t:
+        t.publish("numbers.a", 7)
+    assert box.items == [7]
+
+
+@asynccontextmanager
+async def stopped(app: App) -> AsyncIterator[None]:
+    """Run an app whose start must fail."""
+    service = app.service(reactor)
+    with pytest.raises(KeyFileError):
+        service.startService()
+    yield
+    await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_secret_file_that_others_read_stops_the_start(keys: Keys) -> None:
+    """The start works after chmod 600."""
+    app = feed_app(keys)
+    keys.secret("feed").chmod(0o644)
+    async with stopped(app):
+        pass
+    keys.secret("feed").chmod(0o600)
+    async with running(app):
+        pass

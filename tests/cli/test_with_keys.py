@@ -1,0 +1,162 @@
+"""The commands with keys: a proxy, a reader, a publisher and a requester, each with a key of its own."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.commands import zroute
+from tests.keyed import Keys
+from tests.support import Child, free_endpoint, free_port
+
+SERVER = """
+import sys
+from zroute import App
+
+app = App(rep=sys.argv[1], keys=sys.argv[2], name="hub")
+
+@app.reply("double")
+def double(number: int) -> int:
+    return 2 * number
+
+@app.on_startup
+def begun():
+    print("ready", flush=True)
+
+app.run()
+"""
+
+APP = """
+from zroute import App
+
+app = App(pub={pub!r}, name="feed")
+app.every(0.1)(app.publisher("news.tick", int)(lambda: 1))
+"""
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    """The keys of hub, which knows all others, and of eve, which hub does not know."""
+    made = Keys(tmp_path)
+    made.introduce("hub", "feed", "desk")
+    made.authorize("eve", "hub")
+    return made
+
+
+def own(keys: Keys, name: str) -> tuple[str, str]:
+    """Return the option with the key of a program."""
+    return "--keys", str(keys.secret(name))
+
+
+def test_messages_pass_a_proxy_with_keys(keys: Keys) -> None:
+    """`zroute pub` and `zroute tail` meet at a proxy; a reader with an unknown key gets nothing."""
+    front, back = free_endpoint(), free_endpoint()
+    with Child("-m", "zroute", "proxy", front, back, *own(keys, "hub")) as proxy:
+        proxy.line_with("for subscribers", stream="err")
+        with (
+            Child("-m", "zroute", "tail", f"hub@{back}", "-n", "3", *own(keys, "desk")) as tail,
+            Child("-m", "zroute", "tail", f"hub@{back}", *own(keys, "eve")) as eve,
+        ):
+            eve.line_with("the peer refuses the key of eve", stream="err")
+            sent = zroute("pub", f"connect:hub@{front}", "news.a", "1", "--count", "3", *own(keys, "feed"))
+            assert sent.returncode == 0, sent.stderr
+            assert tail.end(None) == 0
+            assert [line.split(maxsplit=1)[1] for line in tail.out] == ["news.a 1"] * 3
+            assert eve.end(signal.SIGINT) == 0
+            assert eve.out == []
+        proxy.line_with("zroute proxy: refused a connection from 127.0.0.1", stream="err")
+        assert proxy.end() == 0
+
+
+def test_a_proxy_closes_the_connections_of_a_revoked_key(keys: Keys) -> None:
+    """The revoked reader is refused from then on; another one connects again, and gets later messages."""
+    front, back = free_endpoint(), free_endpoint()
+    keys.authorize("hub", "eve")
+
+    def publish(topic: str) -> None:
+        done = zroute("pub", f"connect:hub@{front}", topic, "1", *own(keys, "feed"))
+        assert done.returncode == 0, done.stderr
+
+    with Child("-m", "zroute", "proxy", front, back, *own(keys, "hub")) as proxy:
+        proxy.line_with("for subscribers", stream="err")
+        with (
+            Child("-m", "zroute", "tail", f"hub@{back}", "before", "after", *own(keys, "eve")) as eve,
+            Child("-m", "zroute", "tail", f"hub@{back}", "after", *own(keys, "desk")) as desk,
+        ):
+            desk.line_with("connects to", stream="err")
+            publish("before")
+            eve.line_with("before 1")
+            keys.revoke("hub", "eve")
+            proxy.line_with("the key of eve was revoked", stream="err")
+            eve.line_with("the peer refuses the key of eve", stream="err")
+            publish("after")
+            desk.line_with("after 1")
+            assert eve.end(signal.SIGINT) == 0
+            assert [line.split(maxsplit=1)[1] for line in eve.out] == ["before 1"]
+
+
+def test_a_request_with_keys_gets_its_reply(keys: Keys) -> None:
+    """`zroute request` connects with the key of its peer; an unknown key, and no key, get no reply."""
+    endpoint = free_endpoint()
+    with Child("-c", SERVER, endpoint, str(keys.secret("hub"))) as server:
+        server.line_with("ready")
+        done = zroute("request", f"hub@{endpoint}", "double", "21", *own(keys, "desk"))
+        assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+        done = zroute("request", f"hub@{endpoint}", "double", "21", "--timeout", "0.5s", *own(keys, "eve"))
+        assert (done.returncode, done.stdout) == (124, "")
+        assert "the peer refuses the key of eve" in done.stderr
+        done = zroute("request", f"hub@{endpoint}", "double", "21", "--timeout", "0.5s")
+        assert (done.returncode, done.stdout) == (5, "")
+        assert "names the peer 'hub', but the app has no key" in done.stderr
+        assert server.end() == 0
+
+
+def test_keys_can_come_from_the_environment(keys: Keys) -> None:
+    """ZROUTE_KEYS has the same effect as --keys."""
+    endpoint = free_endpoint()
+    with Child("-c", SERVER, endpoint, str(keys.secret("hub"))) as server:
+        server.line_with("ready")
+        done = zroute("request", f"hub@{endpoint}", "double", "4", ZROUTE_KEYS=str(keys.secret("desk")))
+        assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
+
+
+def test_a_secret_file_that_others_read_stops_a_command(keys: Keys, tmp_path: Path) -> None:
+    """Each command ends with exit code 5, and prints the command that mends the file."""
+    (tmp_path / "feed.py").write_text(APP.format(pub="tcp://127.0.0.1:*"))
+    secret = keys.secret("feed")
+    secret.chmod(0o644)
+    commands = [
+        ("run", "feed"),
+        ("pub", "tcp://127.0.0.1:*", "a", "1"),
+        ("tail", "hub@tcp://127.0.0.1:1"),
+        ("request", "hub@tcp://127.0.0.1:1", "a", "1"),
+        ("proxy", "tcp://127.0.0.1:*", "tcp://127.0.0.1:*"),
+    ]
+    for words in commands:
+        done = zroute(*words, "--keys", str(secret), cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (5, ""), (words, done.stderr)
+        assert f"(mode 0644): run chmod 600 {secret}" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_an_open_address_needs_keys_or_a_word(keys: Keys, tmp_path: Path) -> None:
+    """`zroute run` refuses the address, unless it has keys, --insecure or ZROUTE_INSECURE=1."""
+    (tmp_path / "feed.py").write_text(APP.format(pub=f"tcp://0.0.0.0:{free_port()}"))
+    done = zroute("run", "feed", "--for", "0.1s", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "is open to the network, and without keys any program" in done.stderr
+    for words, env in ((own(keys, "feed"), {}), (("--insecure",), {}), ((), {"ZROUTE_INSECURE": "1"})):
+        done = zroute("run", "feed", "--for", "0.1s", *words, cwd=tmp_path, **env)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("pub", "tcp://0.0.0.0:*", "a", "1", "--wait", "0"), ("tail", "bind:tcp://0.0.0.0:*")]
+)
+def test_a_command_refuses_an_open_address_too(words: tuple[str, ...]) -> None:
+    """The error names the options."""
+    done = zroute(*words)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "--insecure, ZROUTE_INSECURE=1" in done.stderr

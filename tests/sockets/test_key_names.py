@@ -1,0 +1,166 @@
+"""A socket knows the key of each accepted connection that has sent something, so it ends only the right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import zmq
+
+from tests.keyed import Caller, Keys
+from tests.running import reactor, turns
+from tests.sockets.opened import Sockets
+from zroute.endpoints import Access
+from zroute.sockets.access import CurveGuard
+from zroute.sockets.peers import Changed
+from zroute.sockets.router_dealer import RouterConnection
+from zroute.stats import Stats
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    """The keys of hub, and of alice and bob, which hub knows."""
+    made = Keys(tmp_path)
+    made.introduce("hub", "alice", "bob")
+    return made
+
+
+class Hub:
+    """A ROUTER with a guard, and its raw clients."""
+
+    def __init__(self, sockets: Sockets, keys: Keys) -> None:
+        self._sockets, self._keys = sockets, keys
+        self.guard = CurveGuard(reactor, Access(keys.secret("hub")), "hub", Stats())
+        self.guard.begin(sockets.context)
+        self.received: list[list[bytes]] = []
+        self.router = sockets.make(RouterConnection, lambda who, parts: self.received.append(list(parts)))
+        self.router.guard = self.guard
+        self.address = self.router.open("tcp://127.0.0.1:*")
+        self.clients: list[Caller] = []
+
+    def call(self, name: str, message: bytes = b"hello") -> Caller:
+        """Connect with the key of a program, and send a message unless it is empty."""
+        caller = Caller(self._keys.use(self._sockets.raw(zmq.DEALER), name, "hub"), self.address)
+        self.clients.append(caller)
+        if message:
+            caller.socket.send(message)
+        return caller
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the keys of all connections, sorted; "?" for one that is not known."""
+        return sorted(self.router.keys.get(id, "?") for id in self.router.links.alive)
+
+    def close(self) -> None:
+        """Close the clients, and end the guard."""
+        for client in self.clients:
+            client.close()
+        self.guard.end()
+
+
+@pytest.fixture
+def hub(sockets: Sockets, keys: Keys) -> Iterator[Hub]:
+    """A `Hub`, which is closed after the test."""
+    made = Hub(sockets, keys)
+    yield made
+    made.close()
+
+
+def test_a_message_that_is_read_before_its_event_tells_the_key(hub: Hub) -> None:
+    """The events of a socket come over another socket, and may be read later than the first message."""
+    hub.call("alice")
+    handler: Any = hub.guard._handler
+    while not hub.router._events() & zmq.POLLIN:
+        handler.doRead()
+    hub.router.doRead()
+    assert hub.received == [[b"hello"]]
+    assert hub.names == ["alice"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_with_the_descriptor_of_an_earlier_one_tells_its_key(hub: Hub) -> None:
+    """The system gives the number of a closed descriptor to the next connection."""
+    descriptors = set()
+    for number in range(1, 7):
+        descriptors.add(await _called(hub, ("alice", "bob")[number % 2], number))
+    assert len(descriptors) < 6  # so at least one was used again
+
+
+async def _called(hub: Hub, name: str, number: int) -> int:
+    """Connect, send the message with this number and disconnect; return the descriptor of the connection."""
+    caller = hub.call(name)
+    await turns(lambda: len(hub.received) == number)
+    await turns(lambda: hub.names == [name])
+    (link,) = map(hub.router.links.get, hub.router.links.alive)
+    assert link is not None
+    hub.clients.remove(caller)
+    caller.close()
+    await turns(lambda: hub.names == [])
+    return link.fd
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_the_connections_of_the_key_and_silent_ones_end(hub: Hub) -> None:
+    """Of two connections of a key both end, and a silent one of another key; that of the other key stays."""
+    callers = [hub.call("alice"), hub.call("alice"), hub.call("bob"), hub.call("bob", b"")]
+    await turns(lambda: hub.names == ["?", "alice", "alice", "bob"])
+    await turns(lambda: callers[3].outcome == "open")
+    assert hub.router.end_accepted("alice") == 3
+    await turns(lambda: [caller.count("disconnected") for caller in callers] == [1, 1, 0, 1])
+    await turns(lambda: len(hub.router.links.alive) == 4)  # the keys are still authorized, so all return
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_is_revoked_during_its_handshake_does_not_connect(hub: Hub, keys: Keys) -> None:
+    """The connection was accepted by the system, and its key is looked up after the revocation."""
+    handler: Any = hub.guard._handler
+    handler.pause()
+    caller = hub.call("alice")
+    await turns(lambda: hub.names == ["?"])
+    keys.revoke("hub", "alice")
+    handler.resume()
+    await turns(lambda: caller.outcome)
+    await turns(lambda: caller.count("handshake_failed_auth"))
+    assert caller.count("handshake_succeeded") <= 1
+    await turns(lambda: hub.names == [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thousand_keys_are_read_and_revoked(hub: Hub, keys: Keys) -> None:
+    """With 1,000 files in the directory, a look without changes is short, and a revoked key ends."""
+    known = keys.peers("hub")
+    for number in range(1_000):
+        public, _ = zmq.curve_keypair()
+        (known / f"peer-{number:04}.key").write_text(f'curve\n    public-key = "{public.decode()}"\n')
+    await turns(lambda: len(hub.guard.peers) == 1_002)
+    caller = hub.call("alice")
+    await turns(lambda: hub.names == ["alice"])
+    keys.revoke("hub", "alice")
+    await turns(lambda: caller.count("handshake_failed_auth"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_flood_of_unknown_keys_does_not_read_the_directory_each_time(
+    hub: Hub, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many refusals in a row cost few looks into the directory, and a key that is added meanwhile connects."""
+    looks: list[float] = []
+    look = hub.guard.peers.look
+
+    def counted() -> Changed:
+        looks.append(reactor.seconds())
+        return look()
+
+    monkeypatch.setattr(hub.guard.peers, "look", counted)
+    began = reactor.seconds()
+    flood = [hub.call("mallory") for _ in range(40)]
+    await turns(lambda: all(caller.count("handshake_failed_auth") for caller in flood))
+    assert len(looks) <= (reactor.seconds() - began) / 0.1 + 2
+    keys.authorize("hub", "carol")
+    await turns(lambda: reactor.seconds() - looks[-1] > 0.1)
+    carol = hub.call("carol")
+    await turns(lambda: carol.outcome)
+    assert carol.outcome == "open"
