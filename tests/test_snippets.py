@@ -214,7 +214,7 @@ def test_the_commands_and_files_of_the_page_of_keys_work(tmp_path: Path) -> None
         for command, shown in revoke:
             assert _keys_command(command, tmp_path) == shown
         refused = desk.line_with("the peer refuses the key of desk", stream="err")
-        assert refused.endswith("run there: zroute keys authorize desk.key")
+        assert refused.endswith("run there: zroute keys authorize desk.key --peers DIR")
         feed.line_with("feed: refused a connection from 127.0.0.1: its key", stream="err")
 
 

@@ -25,6 +25,14 @@ def test_a_key_is_created_authorized_listed_and_revoked(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "no keys in keys/peers: no peer may connect\n")
 
 
+def test_a_key_may_be_authorized_again(tmp_path: Path) -> None:
+    """A script that sets a machine up can run twice."""
+    zroute("keys", "new", "desk", cwd=tmp_path)
+    first, again = (zroute("keys", "authorize", "keys/desk.key", cwd=tmp_path) for _ in range(2))
+    assert (first.returncode, again.returncode, again.stderr) == (0, 0, "")
+    assert again.stdout.startswith("desk is authorized already (SHA256:")
+
+
 def test_no_secret_key_is_printed(tmp_path: Path) -> None:
     """The text of the secret key is only in its file."""
     done = zroute("keys", "new", "desk", cwd=tmp_path)
@@ -43,10 +51,16 @@ def test_what_a_command_can_not_do_is_said_in_one_line(tmp_path: Path) -> None:
     cases = {
         ("new", "desk"): "keys/desk.key exists already",
         ("new", "a/b"): "'a/b' is not a name of a key",
+        ("new", "eve.key"): "'eve.key' is not a name of a key",
         ("show", "keys/eve.key"): "can't read the key file keys/eve.key: No such file",
-        ("authorize", "keys/desk.key"): "this key is already authorized, as desk (keys/peers/desk.key)",
+        (
+            "authorize",
+            "keys/desk.key",
+            "--name",
+            "other",
+        ): "this key is already authorized, as desk (keys/peers/desk.key)",
         ("authorize", "keys/desk.key_secret"): "keys/desk.key_secret contains a secret key",
-        ("revoke", "eve"): "can't remove keys/peers/eve.key: No such file",
+        ("revoke", "eve"): "no key of 'eve' in keys/peers (keys there: desk)",
         ("revoke", "../desk"): "'../desk' is not a name of a key",
     }
     for words, text in cases.items():

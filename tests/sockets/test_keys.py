@@ -72,7 +72,7 @@ def test_a_file_is_never_replaced(desk: Path) -> None:
     assert (desk / "desk.key_secret").read_bytes() == before["desk.key_secret"]
 
 
-@pytest.mark.parametrize("name", ["", ".desk", "a/b", "../x", "a b", "ä", "x" * 65, "a\n"])
+@pytest.mark.parametrize("name", ["", ".desk", "a/b", "../x", "a b", "ä", "x" * 65, "a\n", "desk.key"])
 def test_a_name_is_one_of_a_file(tmp_path: Path, name: str) -> None:
     """A name that would lead out of the folder, or that a terminal would not show, is refused."""
     with pytest.raises(KeyFileError, match="is not a name of a key"):
@@ -102,7 +102,7 @@ SECRET_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "not Z85": (lambda folder: _write(folder, f'curve\n    public-key = "{"~" * 40}"\n'), "is not a CURVE key"),
     "large": (lambda folder: _write(folder, "x" * 70_000), "more than 65536 bytes"),
     "swapped": (_swapped, "does not belong to the secret key"),
-    "public": (lambda folder: _write(folder, (folder / "desk.key").read_text()), "contains no secret key"),
+    "public": (lambda folder: _write(folder, (folder / "desk.key").read_text(), 0o644), "contains no secret key"),
     "missing": (lambda folder: (folder / "desk.key_secret").unlink(), "No such file"),
     "two keys": (
         lambda folder: _write(folder, (folder / "desk.key_secret").read_text() + f'public-key = "{"0" * 40}"\n'),

@@ -118,6 +118,9 @@ def authorize(file: Path, name: str | None, peers: Path) -> None:
         key = attrs.evolve(key, name=check_name(name or key.name))
         path = peers / (key.name + PUBLIC)
         same = PeerKeys(peers).name_of(key.raw)
+        if same == key.name:
+            click.echo(f"{key.name} is authorized already ({key.fingerprint}): {path}")
+            return
         if same is not None:
             raise KeyFileError(f"this key is already authorized, as {same} ({peers / (same + PUBLIC)})", path=path)
         write_public(path, key)
@@ -152,11 +155,15 @@ def revoke(name: str, peers: Path) -> None:
     Running programs close the connections of the key within a second, and refuse new ones.
     """
     from zroute.sockets.keys import PUBLIC, check_name
+    from zroute.sockets.peers import PeerKeys
 
     with _faults():
         path = peers / (check_name(name) + PUBLIC)
         try:
             path.unlink()
+        except FileNotFoundError:
+            known = ", ".join(key.name for key in PeerKeys(peers)) or "none"
+            raise KeyFileError(f"no key of {name!r} in {peers} (keys there: {known})", path=path) from None
         except OSError as error:
             raise KeyFileError(f"can't remove {path}: {error.strerror}", path=path) from None
     click.echo(f"revoked {name}: removed {path}")

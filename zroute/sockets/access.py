@@ -159,7 +159,8 @@ class CurveGuard:
         if endpoint.peer is None:
             raise EndpointError(
                 f"endpoint {str(endpoint)!r} does not name its peer, but the app has keys: write the name of the "
-                f"peer's key before the address, as in 'feed@{endpoint.address}' for {self.peers.path}/feed{PUBLIC}",
+                f"peer's key before the address, as in 'connect:NAME@{endpoint.address}' for "
+                f"{self.peers.path}/NAME{PUBLIC}{self._known}",
                 endpoint=str(endpoint),
             )
         self.peers.look()  # the file may be new
@@ -198,15 +199,15 @@ class CurveGuard:
             if event.value == 500:
                 return f"the peer could not check the key of {self._described}: see the log of the peer"
             return (
-                f"the peer refuses the key of {self._described}: run there: zroute keys authorize "
-                f"{self.own.name}{PUBLIC}"
+                f"the peer refuses the key of {self._described}: give {self.own.name}{PUBLIC} to the peer, and run "
+                f"there: zroute keys authorize {self.own.name}{PUBLIC} --peers DIR"
             )
         if event.name == "handshake_failed_protocol" and event.value == _ENCRYPTED:
             return "the peer has no keys: start it with keys=…, or connect without keys"
         if event.name == "handshake_failed_no_detail" and event.value == _EPIPE:
             return (
                 f"the peer closes the connection during the handshake: it does not have the key in "
-                f"{self.peers.path}/{endpoint.peer}{PUBLIC}, or it has no keys"
+                f"{self.peers.path}/{endpoint.peer}{PUBLIC}, it has no keys, or its socket has an incompatible type"
             )
         return None
 
@@ -214,9 +215,17 @@ class CurveGuard:
         """Count and log the failed handshake of a peer that has connected to us."""
         if event.name != "handshake_failed_auth":  # a refusal, which `_decide` has counted
             self._stats.handshakes_failed += 1
-            text = "%s: a connection to %s has failed: %s: the peer has no keys, or the key of another program"
+            text = (
+                "%s: a connection to %s has failed (%s): the peer has no keys, or expects the key of another program "
+                "here"
+            )
             subject = f"{self._name}: failed handshakes"
             self._reports("failed", subject, logging.WARNING, text, self._name, event.address, event.reason)
+
+    @property
+    def _known(self) -> str:
+        names = ", ".join(key.name for key in self.peers)
+        return f" (names there: {names})" if names else ""
 
     @property
     def _described(self) -> str:
@@ -232,8 +241,11 @@ class CurveGuard:
         if name is None:
             self._stats.refused += 1
             key = Key("", zmq.utils.z85.encode(public))
-            text = "%s: refused a connection from %s: its key %s (%s) is not in %s"
-            facts = self._name, address, key.public.decode(), key.fingerprint, self.peers.path
+            text = (
+                "%s: refused a connection from %s: its key %s (%s) is not in %s. To accept it: zroute keys authorize "
+                "FILE --peers %s"
+            )
+            facts = self._name, address, key.public.decode(), key.fingerprint, self.peers.path, self.peers.path
             self._reports("refused", f"{self._name}: refused connections", logging.WARNING, text, *facts)
         return name
 

@@ -72,10 +72,10 @@ def check_name(name: str) -> str:
     Raises:
         KeyFileError: The name contains a character that is not allowed, or is too long.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name.endswith((PUBLIC, SECRET)):
         raise KeyFileError(
             f"{name!r} is not a name of a key: expected 1 to 64 letters, digits, '.', '_' and '-', of which the first "
-            "is a letter or a digit"
+            f"is a letter or a digit, without {PUBLIC} at the end"
         )
     return name
 
@@ -149,14 +149,15 @@ def _fields(path: Path, *, secret: bool) -> dict[str, bytes]:
             state = os.fstat(fd)
             if not stat.S_ISREG(state.st_mode):
                 raise KeyFileError(f"{path} is not a file", path=path)
-            if secret:
-                _check_owner(path, state)
             content = file.read(_MAX_FILE + 1)
     except OSError as error:
         raise KeyFileError(f"can't read the key file {path}: {error.strerror}", path=path) from None
     if len(content) > _MAX_FILE:
         raise KeyFileError(f"{path} has more than {_MAX_FILE} bytes: expected a key file", path=path)
-    return _parsed(path, content)
+    fields = _parsed(path, content)
+    if secret and "secret-key" in fields:  # otherwise the file is public, and its permissions are not the fault
+        _check_owner(path, state)
+    return fields
 
 
 def _check_owner(path: Path, state: os.stat_result) -> None:
