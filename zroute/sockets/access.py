@@ -119,6 +119,7 @@ class CurveGuard:
         self.anyone = access.peers == "anyone"
         self._reports = ThrottledLog(_log, reactor)
         self.peers = PeerKeys(access.directory, self._report_fault, optional=self.anyone)
+        # Two apps of one context share the handler, and the domain tells their sockets apart.
         self._domain = b"zroute-%d" % next(_numbers)
         self._handler: ZapHandler | None = None
         self._next_look: Any = None
@@ -142,6 +143,7 @@ class CurveGuard:
 
     def end(self) -> None:
         """Refuse all further connections."""
+        # Before the sockets have closed: a connection that comes now finds no handler, and is refused.
         if self._handler is not None:
             self._handler.leave(self._domain)
             self._handler = None
@@ -175,12 +177,14 @@ class CurveGuard:
         if endpoint.address.startswith("inproc://"):
             return
         if endpoint.bind:
+            # Each of the three is needed: without domain or enforcement, libzmq asks no handler in some cases.
             socket.set(zmq.SocketOption.CURVE_SERVER, 1)
             socket.set(zmq.SocketOption.ZAP_DOMAIN, self._domain)
             socket.set(zmq.SocketOption.ZAP_ENFORCE_DOMAIN, 1)
             if socket.get(zmq.SocketOption.RCVHWM) == 1:
                 socket.set(zmq.SocketOption.RCVHWM, 2)
         else:
+            # The last bind of this socket may have made it a server.
             socket.set(zmq.SocketOption.CURVE_SERVER, 0)
             socket.set(zmq.SocketOption.CURVE_SERVERKEY, self._key_at(endpoint).public)
         socket.set(zmq.SocketOption.CURVE_PUBLICKEY, self.own.public)
@@ -233,7 +237,7 @@ class CurveGuard:
 
     def _decide(self, public: bytes, address: str) -> str | None:
         if self.anyone:
-            return self.peers.name_of(public) or ""
+            return self.peers.name_of(public) or ""  # only None refuses
         name = self.peers.name_of(public)
         if name is None and self._reactor.seconds() - self._looked >= _LOOK_AGAIN:
             self._look()

@@ -124,6 +124,7 @@ def create_keys(name: str, folder: Path) -> tuple[Path, Path]:
     if public.exists():
         raise _exists(public)
     public_key, secret_key = zmq.curve_keypair()
+    # The secret first: if it can't be written, no public file is left that belongs to no key.
     _write(secret, Key(name, public_key, secret_key), 0o600, folder_mode=0o700)
     try:
         _write(public, Key(name, public_key), 0o644)
@@ -212,6 +213,7 @@ def _write(path: Path, key: Key, mode: int, *, folder_mode: int = 0o755) -> None
     )
     try:
         path.parent.mkdir(mode=folder_mode, parents=True, exist_ok=True)
+        # O_EXCL also refuses a symbolic link, through which another user could choose the file that is written.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError:
         raise _exists(path) from None

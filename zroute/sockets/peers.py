@@ -70,6 +70,7 @@ class PeerKeys:
             return _NOTHING
         if seen == self._seen:
             return _NOTHING
+        # The names are sorted, so if two files contain one key, the same file wins at each look.
         before, self._seen = self._keys, seen
         self._keys, faults = {}, set()
         for name, *_ in seen:

@@ -101,6 +101,7 @@ class ZapHandler(Connection):
     def _drain(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
         for _ in range(budget):
             parts = [recv(zmq.DONTWAIT)]
+            # Read to the last part in any case: the next request begins behind it.
             while more():
                 part = recv(zmq.DONTWAIT)
                 if len(parts) < _MAX_FIELDS:
@@ -119,6 +120,7 @@ class ZapHandler(Connection):
     def _decision(self, parts: list[bytes]) -> tuple[int, bytes, bytes]:
         """Return the status, a text, and the name of the peer, for a request."""
         _identity, _empty, version, _request, domain, address, _id, mechanism, *credentials = parts
+        # An unknown domain is a KeyError, and so a refusal: its app has stopped, or belongs to another library.
         try:
             decide = self._domains[domain]
             if version != _VERSION or mechanism != b"CURVE" or [len(each) for each in credentials] != [_KEY_BYTES]:
