@@ -64,7 +64,9 @@ def test_as_its_docstring_says(folder: Path) -> None:
     run, tail, good, bad = commands(folder, "bridge.py")
     with run.start() as bridge, tail.start("--json") as reader:
         for feed, topic in ((good, "rooms.kitchen.temperature"), (bad, "dead.unreadable")):
-            with feed.start("--every", "100ms") as feeding:  # repeats, because the reader may not have joined yet
+            with feed.start(
+                "--every", "100ms", "--wait", "60s"
+            ) as feeding:  # repeats, because the reader may not have joined yet
                 reader.line_with(topic)
                 ended(feeding)
         ended(reader)

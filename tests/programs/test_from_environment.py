@@ -61,7 +61,7 @@ def test_as_its_docstring_says(folder: Path) -> None:
     """Exported variables set where the program listens and publishes, and its limit."""
     run, tail, disk = commands(folder, "from_environment.py")
     with run.start() as program, tail.start("--format", "{topic}: {body[text]}") as reader:
-        with disk.start("--every", "100ms") as told:  # repeats, because the reader may not have joined yet
+        with disk.start("--every", "100ms", "--wait", "60s") as told:  # repeats until the reader has joined
             reader.line_with("warnings.var: var is 93.5 % full, over 90 %")
             ended(told)
         ended(reader)

@@ -50,11 +50,13 @@ def test_as_its_docstring_says(folder: Path) -> None:
     with run.start() as program, tail.start("--format", "{body[text]}") as reader:
         program.line_with("Site starting")
         assert panel(folder) == {}
-        with smoke.start("--every", "100ms") as detector:  # repeats, because the alarm may not have joined yet
+        with smoke.start(
+            "--wait", "60s", "--every", "100ms"
+        ) as detector:  # repeats, because the alarm may not have joined yet
             reader.line_with("smoke in the kitchen")
             ended(detector)
         assert panel(folder) == {"kitchen": "ALARM"}
-        with smoke.start("--every", "100ms", "--codec", "raw") as broken:
+        with smoke.start("--wait", "60s", "--every", "100ms", "--codec", "raw") as broken:
             program.line_with("on_smoke(): body of 'smoke.kitchen' refused")
             ended(broken)
         ended(reader)
@@ -94,7 +96,7 @@ def test_in_the_background(folder: Path, tmp_path: Path) -> None:
     with type(run)(line, {}, run.folder).start() as starter:
         assert starter.end(None) == 0, starter.err
     with daemon(pid_file) as pid, tail.start("--format", "{body[text]}") as reader:
-        with smoke.start("--every", "100ms") as detector:
+        with smoke.start("--wait", "60s", "--every", "100ms") as detector:
             reader.line_with("smoke in the kitchen")
             ended(detector)
         assert panel(folder) == {"kitchen": "ALARM"}

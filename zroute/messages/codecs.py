@@ -326,7 +326,7 @@ def _verified(found: Schema, write: Encode, decode: Decode, codec: _Format) -> E
         if not same:
             raise EncodeError(
                 f"{describe(found.type)} would arrive as {_short(arrives)} instead of the published {_short(message)}: "
-                "declare precise types, and write converters and hooks that do not change their own results",
+                "declare precise types, and write converters and hooks that return their own results unchanged",
                 schema=found.type,
             )
         return body

@@ -137,7 +137,7 @@ PLAIN_READ = Inline(("m = decode(body)",), {})
 
 
 def make_reader(lines: Sequence[str], names: Mapping[str, Any]) -> Decode:
-    """Return a function made of lines that decode ``body`` into ``m``.
+    """Compile lines of source into a function that decodes ``body``.
 
     The function's attribute ``inline`` holds the lines for use in larger functions.
     """

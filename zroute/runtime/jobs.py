@@ -142,7 +142,7 @@ class Jobs:
         """Wait up to ``timeout`` seconds for the owner's jobs, and then close the queues.
 
         Returns:
-            The number of jobs of each queue that were not done, by a description.
+            The number of unfinished jobs of each queue that has any. The keys are descriptions for the log.
         """
         owner = self._owner
         if owner is None:

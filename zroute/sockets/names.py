@@ -159,7 +159,7 @@ class Names:
 
         Args:
             endpoint: An address with a host name, such as ``tcp://feeds:5555``; see `has_addresses`.
-            peer: The name of the key that the programs at all these addresses have, or None.
+            peer: The name of the key that the programs at all these addresses share. None: no keys.
 
         Raises:
             EndpointError: The name contains characters that are not valid in a host name.
