@@ -30,6 +30,7 @@ from zroute.sockets.descriptors import Identity, identify, shut_down
 from zroute.sockets.events import OnEvent, SocketEvent
 from zroute.sockets.links import Link, Links
 from zroute.sockets.names import Lookups
+from zroute.sockets.refusals import PAUSE, PAUSE_MAX, Refusals
 from zroute.transport import Receive
 
 __all__ = ["PersistentConnection"]
@@ -50,10 +51,6 @@ _FITTING = {
     zmq.DEALER: "ROUTER, REP or DEALER",
     zmq.ROUTER: "DEALER, REQ or ROUTER",
 }
-
-_PAUSE = 1.0
-_PAUSE_MAX = 30.0
-"""The first and the maximum pause in seconds after a failed handshake of a socket with keys."""
 
 _SRCFD = zmq.MessageOption.SRCFD.value
 _REST_AFTER = 0.03  # seconds; less than the 0.1 s after which libzmq reconnects (RECONNECT_IVL)
@@ -81,7 +78,7 @@ class PersistentConnection(Connection):
         """The names of the keys of accepted connections, by id, for connections that have sent a frame."""
         self._as_given: dict[str, Endpoint] = {}
         self._revoked: set[str] = set()  # endpoints whose connection is being closed, because the key was revoked
-        self._pauses: dict[str, float] = {}  # after failed handshakes of a socket with keys, by endpoint
+        self._faults = Refusals()  # failed handshakes of a socket with keys
         self._identities: dict[int, Identity] = {}
         self._given_up: dict[str, Any] = {}
         self._ends: dict[str, Link] = {}  # the last connection that ended, by endpoint
@@ -137,7 +134,7 @@ class PersistentConnection(Connection):
         self.log.forget(address)
         self.dialled = [other for other in self.dialled if other != address]
         self._as_given.pop(address, None)
-        self._pauses.pop(address, None)
+        self._faults.forget(address)
         self._revoked.discard(address)
         self._cancel(address)
         self._ends.pop(address, None)
@@ -214,7 +211,7 @@ class PersistentConnection(Connection):
             if any(self.end(link.id, discard=True) for link in links if link.endpoint == endpoint):
                 self._revoked.add(endpoint)
             elif endpoint not in self._resting:
-                self._rest_soon(endpoint, _PAUSE)
+                self._rest_soon(endpoint, PAUSE)
 
     def peer(self, id: int) -> str:
         """Return the address of a peer for log lines, if it is known."""
@@ -303,7 +300,7 @@ class PersistentConnection(Connection):
     def _note(self, event: SocketEvent, endpoint: str, link: Link | None) -> None:
         """Log an event of a dialled endpoint."""
         if event.name == "handshake_succeeded":
-            self._pauses.pop(endpoint, None)
+            self._faults.forget(endpoint)
             self.log.connected(endpoint)
         elif event.name != "disconnected":
             self.log.attempted(endpoint, event)
@@ -331,7 +328,7 @@ class PersistentConnection(Connection):
             self._cancel(link.endpoint)
             if link.endpoint in self._revoked:
                 self._revoked.discard(link.endpoint)
-                self._rest_soon(link.endpoint, _PAUSE)
+                self._rest_soon(link.endpoint, PAUSE)
                 return
             if self._rest_after_fault(link.endpoint, link.fault):
                 return
@@ -351,9 +348,8 @@ class PersistentConnection(Connection):
         reason = self.guard.fault(self._as_given[endpoint], fault)
         if reason is None:
             return False
-        self._pauses[endpoint] = pause = min(max(2 * self._pauses.get(endpoint, 0.0), _PAUSE), _PAUSE_MAX)
         self.log.refused(endpoint, reason, handshake=True)
-        self._rest_soon(endpoint, pause)
+        self._rest_soon(endpoint, self._faults.refuse(endpoint))
         return True
 
     # -- connecting again ------------------------------------------------------------------------------------
@@ -414,7 +410,7 @@ class PersistentConnection(Connection):
                 self.guard.protect(self._socket, self._as_given[endpoint])  # another endpoint may have another key
             except EndpointError as error:
                 self.log.warn(endpoint, "key", str(error))
-                self._resting[endpoint] = self._reactor.callLater(_PAUSE_MAX, self._rested, endpoint)
+                self._resting[endpoint] = self._reactor.callLater(PAUSE_MAX, self._rested, endpoint)
                 return
         with self._family(endpoint):
             self._socket.connect(endpoint)

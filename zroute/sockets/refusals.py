@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import attrs
 
-__all__ = ["Refusals"]
+__all__ = ["PAUSE", "PAUSE_MAX", "Refusals"]
 
 _SOON = 5.0
 """The time in seconds after the handshake in which a disconnection may be a refusal."""
 _WINDOW = 10.0
 """The time in seconds in which two such disconnections are a refusal. A single one may be a restart."""
-_PAUSE = 1.0
-_PAUSE_MAX = 30.0
+PAUSE = 1.0
+PAUSE_MAX = 30.0
 """The first and the maximum pause in seconds before reconnecting. The pause doubles each time."""
 
 
@@ -61,17 +61,21 @@ class Refusals:
         elif attempts != 1:  # the peer was unreachable in between, or libzmq itself ended the connection
             one.pause = 0.0
         elif one.pause or (before is not None and now - before <= _WINDOW):
-            one.pause = min(max(2 * one.pause, _PAUSE), _PAUSE_MAX)
+            one.pause = min(max(2 * one.pause, PAUSE), PAUSE_MAX)
         return one.pause
 
     def refuse(self, endpoint: str) -> float:
-        """Record that we have closed the connection ourselves.
+        """Record that we closed the connection, or that its handshake failed.
 
         Returns the time in seconds to wait before reconnecting.
         """
         one = self._of(endpoint)
-        one.pause = min(max(2 * one.pause, _PAUSE), _PAUSE_MAX)
+        one.pause = min(max(2 * one.pause, PAUSE), PAUSE_MAX)
         return one.pause
+
+    def forget(self, endpoint: str) -> None:
+        """Begin again with the first pause."""
+        self._endpoints.pop(endpoint, None)
 
     def _of(self, endpoint: str) -> _Endpoint:
         return self._endpoints.setdefault(endpoint, _Endpoint())

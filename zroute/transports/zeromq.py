@@ -271,6 +271,9 @@ class ZmqTransport(SocketPair):
 
     def add(self, ends: Ends) -> None:
         """Open further endpoints, all or none, and log them."""
+        if self.guard is not None:
+            for endpoint in ends:
+                self.guard.check(endpoint)  # here, because the look-up of a host name would only log the fault
         opened: list[tuple[Callable[[Endpoint, str], None], Endpoint, str]] = []
         try:
             for endpoint in ends.sub:
