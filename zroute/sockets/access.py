@@ -27,11 +27,12 @@ import zmq
 
 from zroute.endpoints import Access, Endpoint
 from zroute.errors import EndpointError
+from zroute.sockets.accepted import ACCEPTED
 from zroute.sockets.connection import Guarded
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.keys import PUBLIC, Key, read_secret
 from zroute.sockets.peers import PeerKeys
-from zroute.sockets.zap import ZapHandler
+from zroute.sockets.zap import FULL, REFUSED, ZapHandler
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 
@@ -45,6 +46,7 @@ _LOOK = 0.5
 _LOOK_AGAIN = 0.1
 """The shortest time in seconds between two looks for unknown keys. With 1,000 keys, a look takes 3 ms."""
 
+_MORE_KEYS = "give further programs a key of their own"
 _EPIPE = 32
 _ENCRYPTED = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 _numbers = count(1)
@@ -53,13 +55,15 @@ _numbers = count(1)
 class OpenGuard:
     """The guard of an app without keys.
 
-    ``insecure`` is True if the app may bind addresses that other hosts can reach.
+    ``insecure`` is True if the app may bind addresses that other hosts can reach. In ``stats``, the counter ``refused``
+    is increased.
     """
 
     secure = False
 
-    def __init__(self, *, insecure: bool) -> None:
+    def __init__(self, *, insecure: bool, stats: Stats) -> None:
         self._insecure = insecure
+        self._stats = stats
 
     def check(self, endpoint: Endpoint) -> None:
         """Raise EndpointError if the endpoint names a peer, which needs keys."""
@@ -92,6 +96,13 @@ class OpenGuard:
 
     def failed(self, event: SocketEvent) -> None:
         """Nothing is counted without keys."""
+
+    def limited(self) -> None:
+        """Count a connection that was closed because of a limit."""
+        self._stats.refused += 1
+
+    def excess(self, name: str) -> None:
+        """Without keys, no key has connections."""
 
 
 class CurveGuard:
@@ -226,6 +237,20 @@ class CurveGuard:
             subject = f"{self._name}: failed handshakes"
             self._reports("failed", subject, logging.WARNING, text, self._name, event.address, event.reason)
 
+    def limited(self) -> None:
+        """Count a connection that was closed because of a limit."""
+        self._stats.refused += 1
+
+    def excess(self, name: str) -> tuple[str, str] | None:
+        """Return the reason and the remedy if a key has more connections than it may have, else None.
+
+        Several handshakes of a key may end before its connections can be counted; see `_admit`.
+        """
+        most = ACCEPTED.most_per_key
+        if name and sum(socket.connections_of(name) for socket in self._watched) > most:
+            return f"its key {name} has more than {most} connections", _MORE_KEYS
+        return None
+
     @property
     def _known(self) -> str:
         names = ", ".join(key.name for key in self.peers)
@@ -235,10 +260,10 @@ class CurveGuard:
     def _described(self) -> str:
         return f"{self.own.name} ({self.own.fingerprint})"
 
-    def _decide(self, public: bytes, address: str) -> str | None:
-        if self.anyone:
-            return self.peers.name_of(public) or ""  # only None refuses
+    def _decide(self, public: bytes, host: str) -> str | int:
         name = self.peers.name_of(public)
+        if name is None and self.anyone:
+            return ""
         if name is None and self._reactor.seconds() - self._looked >= _LOOK_AGAIN:
             self._look()
             name = self.peers.name_of(public)
@@ -249,8 +274,28 @@ class CurveGuard:
                 "%s: refused a connection from %s: its key %s (%s) is not in %s. To accept it: zroute keys authorize "
                 "FILE --peers %s"
             )
-            facts = self._name, address, key.public.decode(), key.fingerprint, self.peers.path, self.peers.path
+            facts = self._name, host, key.public.decode(), key.fingerprint, self.peers.path, self.peers.path
             self._reports("refused", f"{self._name}: refused connections", logging.WARNING, text, *facts)
+            return REFUSED
+        return self._admit(name, host)
+
+    def _admit(self, name: str, host: str) -> str | int:
+        """Let a known key connect, unless it has too many connections; note its connection.
+
+        ZAP does not tell which connection the key belongs to. It is known if only one connection from the host is in
+        its handshake; otherwise, it becomes known with the first frame (see `PersistentConnection.learn`).
+        """
+        sockets = tuple(self._watched)
+        if sum(socket.connections_of(name) for socket in sockets) >= ACCEPTED.most_per_key:
+            self._stats.refused += 1
+            text = "%s: refused a connection from %s: its key %s has %d connections: %s"
+            facts = self._name, host, name, ACCEPTED.most_per_key, _MORE_KEYS
+            self._reports("full", f"{self._name}: refused connections", logging.WARNING, text, *facts)
+            return FULL
+        found = [(socket, id) for socket in sockets for id in socket.unnamed(host)]
+        if len(found) == 1:
+            socket, id = found[0]
+            socket.name(id, name)
         return name
 
     def _look_again(self) -> None:
@@ -283,5 +328,5 @@ def guard_for(reactor: Any, access: Access, name: str, stats: Stats) -> OpenGuar
         KeyFileError: The secret file of the app can't be used.
     """
     if access.keys is None:
-        return OpenGuard(insecure=access.insecure)
+        return OpenGuard(insecure=access.insecure, stats=stats)
     return CurveGuard(reactor, access, name, stats)

@@ -107,6 +107,15 @@ class Guarded(Protocol):
     def end_dialled(self, name: str) -> None:
         """Close the connections to endpoints whose peer has this name."""
 
+    def connections_of(self, name: str) -> int:
+        """Return the number of accepted connections of a key."""
+
+    def unnamed(self, host: str) -> list[int]:
+        """Return up to two connections that ``host`` has begun lately, and whose key is unknown, by id."""
+
+    def name(self, id: int, name: str) -> None:
+        """Record the key of a connection."""
+
 
 class Guard(Protocol):
     """Decides about the endpoints of an app; see `zroute.sockets.access`."""
@@ -136,6 +145,12 @@ class Guard(Protocol):
 
     def failed(self, event: SocketEvent) -> None:
         """Count and log the failed handshake of a peer that has connected to us."""
+
+    def limited(self) -> None:
+        """Count a connection that was closed because of a limit."""
+
+    def excess(self, name: str) -> tuple[str, str] | None:
+        """Return the reason and the remedy if a key has more connections than it may have, else None."""
 
 
 def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option]) -> zmq.Socket[Any]:
@@ -341,8 +356,14 @@ class Connection:
             monitor.doRead()
 
     def _tell(self, recv: Callable[[int], bytes], more: Callable[[], int], budget: int) -> None:
+        before = None
         for _ in range(budget):
-            event = parse_event(recv(zmq.DONTWAIT), recv(zmq.DONTWAIT))
+            first, second = recv(_LAST), recv(_LAST)
+            if first == before:
+                continue
+            event = parse_event(first, second)
+            # libzmq repeats this event in a busy loop, faster than functions that watch the socket could process it.
+            before = first if event.name == "accept_failed" else None
             if event.name == "bind_failed":
                 self._refused = event.value
             for on_event in self._watchers:

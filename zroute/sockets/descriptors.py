@@ -6,22 +6,34 @@ lost connection, and reconnects.
 
 The system reuses the number of a closed descriptor. Before the shutdown, this module therefore compares the identity of
 the descriptor with the identity at the start of the connection. This comparison protects all other connections.
+
+All functions use a duplicate of the descriptor, which refers to the same connection even after libzmq has closed the
+original. If the process has no free descriptor for a duplicate, they use the original. Between the comparison and the
+shutdown, another connection could then get the number, and would have to reconnect.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from struct import Struct
 from typing import Any
 
 import attrs
 
-__all__ = ["Identity", "identify", "shut_down"]
+__all__ = ["Identity", "bytes_received", "identify", "is_open", "shut_down"]
 
 
 _CHUNK = 1 << 16
 """The number of bytes per read while received data is discarded."""
+
+_TCP_INFO = getattr(socket, "TCP_INFO", None)
+_BYTES_RECEIVED = Struct("=Q")
+_BYTES_RECEIVED_AT = 128
+"""The place of ``tcpi_bytes_received`` in ``struct tcp_info`` of Linux 4.1 and later (linux/tcp.h)."""
 
 
 @attrs.frozen
@@ -41,6 +53,11 @@ class Identity:
         host, port = self.there[:2]
         return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
+    @property
+    def host(self) -> str | None:
+        """The peer's numeric host, or None if it is not tcp."""
+        return self.there[0] if isinstance(self.there, tuple) else None
+
 
 def identify(fd: int, address: str, *, accepted: bool = False) -> Identity | None:
     """Return the identity of the connection behind a descriptor.
@@ -55,7 +72,7 @@ def identify(fd: int, address: str, *, accepted: bool = False) -> Identity | Non
         The identity, or None if the connection has ended: the descriptor is closed, or belongs to another connection.
     """
     try:
-        with socket.socket(fileno=os.dup(fd)) as copy:  # closing the duplicate leaves libzmq's descriptor open
+        with _copy(fd) as copy:
             found = _identity(copy)
     except OSError:
         return None
@@ -69,9 +86,6 @@ def identify(fd: int, address: str, *, accepted: bool = False) -> Identity | Non
 def shut_down(fd: int, identity: Identity, *, discard: bool = False) -> bool:
     """Shut the connection down if the descriptor still has this identity.
 
-    The function uses a duplicate of the descriptor. The duplicate refers to the same connection even after libzmq has
-    closed the original.
-
     Args:
         fd: The descriptor.
         identity: The result of `identify` when the connection began.
@@ -81,13 +95,53 @@ def shut_down(fd: int, identity: Identity, *, discard: bool = False) -> bool:
     Returns:
         True if the connection was shut down; False if the descriptor is closed or belongs to another connection.
     """
-    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:
+    with suppress(OSError), _copy(fd) as copy:
         if _identity(copy) == identity:
             copy.shutdown(socket.SHUT_RDWR)
             if discard:
                 _discard(copy)
             return True
     return False
+
+
+def is_open(fd: int, identity: Identity) -> bool:
+    """Return True if the descriptor still has this identity."""
+    with suppress(OSError), _copy(fd) as copy:
+        return _identity(copy) == identity
+    return False
+
+
+def bytes_received(fd: int, identity: Identity) -> int | None:
+    """Return how many bytes a connection has received since it began.
+
+    The result is None over ipc, if the connection has ended, and on systems other than Linux.
+    """
+    with suppress(OSError), _copy(fd) as copy:
+        if _TCP_INFO is not None and _identity(copy) == identity and identity.host is not None:
+            size = _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size
+            info = copy.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, size)
+            if len(info) == size:
+                received: int = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)[0]
+                return received
+    return None
+
+
+@contextmanager
+def _copy(fd: int) -> Iterator[socket.socket]:
+    try:
+        copy = os.dup(fd)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        copy = fd
+    found = socket.socket(fileno=copy)
+    try:
+        yield found
+    finally:
+        if copy == fd:
+            found.detach()  # libzmq closes its descriptor itself
+        else:
+            found.close()
 
 
 def _discard(copy: socket.socket) -> None:

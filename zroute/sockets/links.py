@@ -77,6 +77,8 @@ class Links:
         self._ids = count(1)
         self._links: dict[int, Link] = {}  # by id, so in the order of connecting
         self._by_fd: dict[int, Link] = {}
+        # Connections in their handshake, oldest first, by the address in their first event.
+        self._greeting: dict[str, dict[int, Link]] = {}
         self._dialled: list[_Dialled] = []
         self._unread: set[int] = set()
 
@@ -119,6 +121,11 @@ class Links:
         self._unread.clear()
         for link in self._links.values():
             link.doubtful = False
+
+    def heard(self, link: Link) -> None:
+        """Record a message of a connection. Messages arrive only after the handshake."""
+        link.ready = True
+        self._ends_greeting(link)
 
     # -- events of libzmq ------------------------------------------------------------------------------------
 
@@ -176,28 +183,38 @@ class Links:
             self._end([before])
         link = Link(next(self._ids), event.value, event.address, endpoint, doubtful=event.value in self._unread)
         self._links[link.id] = self._by_fd[link.fd] = link
+        self._greeting.setdefault(link.address, {})[link.id] = link
         return link
 
     def _greeted(self, text: str) -> Link | None:
-        link = self._greeting(text)
+        link = self._oldest_greeting(text)
         if link is not None:
-            link.ready = True
+            self.heard(link)
         return link
 
     def _failed(self, event: SocketEvent) -> Link | None:
-        link = self._greeting(event.address)
+        link = self._oldest_greeting(event.address)
         if link is not None:
             link.fault = event
+            self._ends_greeting(link)
         return link
 
-    def _greeting(self, text: str) -> Link | None:
-        """Return the connection whose handshake this event reports.
+    def _oldest_greeting(self, text: str) -> Link | None:
+        """Return the connection whose handshake an event reports.
 
         The event has no descriptor, so the result is the oldest connection in its handshake with this address. If there
         is none, the result is the oldest connection in its handshake.
         """
-        pending = [link for link in self._links.values() if not link.ready and link.fault is None]
-        return next((link for link in pending if link.address == text), pending[0] if pending else None)
+        among = self._greeting.get(text)
+        if among:
+            return next(iter(among.values()))
+        oldest = (next(iter(links.values())) for links in self._greeting.values())
+        return min(oldest, key=lambda link: link.id, default=None)
+
+    def _ends_greeting(self, link: Link) -> None:
+        among = self._greeting.get(link.address, {})
+        if among.pop(link.id, None) is not None and not among:
+            del self._greeting[link.address]
 
     def _disconnected(self, event: SocketEvent) -> Link | None:
         link = self._by_fd.get(event.value)
@@ -214,6 +231,7 @@ class Links:
         # A copy, because callers pass generators over the dict that this loop changes.
         for link in tuple(links):
             del self._links[link.id], self._by_fd[link.fd]
+            self._ends_greeting(link)
             self._unread.add(link.fd)
             for each in [each for each in self._dialled if each.link is link]:
                 each.link = None

@@ -80,6 +80,7 @@ class Origins:
             self._look()
             link = self._links.at(fd)
         if link is not None:
-            link.ready = True  # even without an event: messages arrive only after the handshake
+            if not link.ready:
+                self._links.heard(link)
             self._heard.add(link.id)
             self.link = link

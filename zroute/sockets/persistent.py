@@ -16,7 +16,10 @@ The time at which the connection ends shows the kind of error:
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import zmq
@@ -24,6 +27,7 @@ import zmq
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError
 from zroute.options import LINGER_DRAIN
+from zroute.sockets.accepted import ACCEPTED, LACK
 from zroute.sockets.connection import Connection
 from zroute.sockets.connection_log import ConnectionLog
 from zroute.sockets.descriptors import Identity, identify, shut_down
@@ -75,7 +79,9 @@ class PersistentConnection(Connection):
         self.dialled: list[str] = []
         """The items of ``endpoints`` to which the socket connects."""
         self.keys: dict[int, str] = {}
-        """The names of the keys of accepted connections, by id, for connections that have sent a frame."""
+        """The names of the keys of accepted connections, as far as they are known, by id."""
+        self._number_of: Counter[str] = Counter()  # the connections of each key in `keys`
+        self._sure: set[int] = set()  # connections whose frames have told their key
         self._as_given: dict[str, Endpoint] = {}
         self._revoked: set[str] = set()  # endpoints whose connection is being closed, because the key was revoked
         self._faults = Refusals()  # failed handshakes of a socket with keys
@@ -93,7 +99,12 @@ class PersistentConnection(Connection):
         if self.guard is not None and self.guard.secure and not self.closed:
             self._follow()
             self.guard.watch(self)
-        if endpoint.bind or self.closed:
+        if self.closed:
+            return super().open(endpoint)
+        if endpoint.bind:
+            if not endpoint.address.startswith("inproc://"):
+                self._follow()
+                ACCEPTED.begin(self._reactor)
             return super().open(endpoint)
         self._follow()
         address = super().open(endpoint)
@@ -120,6 +131,7 @@ class PersistentConnection(Connection):
             for endpoint in tuple(calls):
                 _cancel(calls, endpoint)
         self.log.close()
+        ACCEPTED.left(self)
         super().close(linger)
 
     def disconnect(self, address: str) -> None:
@@ -166,12 +178,30 @@ class PersistentConnection(Connection):
         Returns True if the connection was open.
         """
         self._read_events()
-        link, identity = self.links.get(id), self._identities.get(id)
-        if self.closed or link is None or identity is None or not shut_down(link.fd, identity, discard=discard):
+        link = self.links.get(id)
+        if link is None or not self._shut_down(link, discard=discard):
             return False
         if link.endpoint is not None:
             self.log.told(link.endpoint)  # the caller logs the end of the connection
         return True
+
+    def _shut_down(self, link: Link, *, discard: bool) -> bool:
+        identity = self._identities.get(link.id)
+        return not self.closed and identity is not None and shut_down(link.fd, identity, discard=discard)
+
+    @property
+    def encrypts(self) -> bool:
+        """True if a peer that connects needs a key."""
+        return self.guard is not None and self.guard.secure
+
+    def refuse(self, id: int, reason: str, remedy: str) -> None:
+        """Close an accepted connection because of a limit; log and count it."""
+        link = self.links.get(id)
+        # Without reading events first, because this is called for an event.
+        if link is not None and self._shut_down(link, discard=True):
+            if self.guard is not None:
+                self.guard.limited()
+            self.log.warn(link.address, reason, f"closed a new connection: {reason}: {remedy}")
 
     def learn(self, frame: zmq.Frame) -> None:
         """Record the key of the connection that delivered a frame.
@@ -185,16 +215,45 @@ class PersistentConnection(Connection):
             if link is None:
                 self._read_events()
                 link = self.links.at(fd)
-            if link is not None and link.endpoint is None and link.id not in self.keys and not link.doubtful:
-                self.keys[link.id] = str(frame.get("User-Id"))
+            if link is not None and link.endpoint is None and link.id not in self._sure and not link.doubtful:
+                self._sure.add(link.id)
+                name = str(frame.get("User-Id"))
+                if self.keys.get(link.id) != name:
+                    self.name(link.id, name)
         except zmq.ZMQError:  # over inproc, a frame has neither
             return
+
+    def connections_of(self, name: str) -> int:
+        """Return the number of accepted connections of a key, as far as their keys are known."""
+        return self._number_of[name]
+
+    def unnamed(self, host: str) -> list[int]:
+        """Return up to two connections that ``host`` has begun lately, and whose key is unknown, by id."""
+        self._read_events()
+        found = ACCEPTED.in_handshake(self, host)
+        return [each.id for each in islice((each for each in found if each.id not in self.keys and each.is_open), 2)]
+
+    def name(self, id: int, name: str) -> None:
+        """Record the key of a connection."""
+        if id in self._identities:
+            self._unname((id,))
+            self.keys[id] = name
+            self._number_of[name] += 1
+            if self.guard is not None and (fault := self.guard.excess(name)):
+                self.refuse(id, *fault)
+
+    def _unname(self, ids: Iterable[int]) -> None:
+        for id in ids:
+            name = self.keys.pop(id, None)
+            if name is not None:
+                self._number_of[name] -= 1
+                if not self._number_of[name]:
+                    del self._number_of[name]
 
     def end_accepted(self, name: str) -> int:
         """Close the accepted connections of a key, and those without a known key.
 
-        The key of a connection is known once it has sent a frame. A connection of another key reconnects. Return the
-        number of connections.
+        A connection of another key reconnects. Return the number of connections.
         """
         self._read_events()
         links = [link for link in map(self.links.get, self.links.alive) if link is not None and link.endpoint is None]
@@ -268,8 +327,10 @@ class PersistentConnection(Connection):
     def _forget_ended(self) -> None:
         """Remove the connections that ended without an event of libzmq."""
         alive = self.links.alive
+        ACCEPTED.keep(self, alive)
         self._identities = {id: identity for id, identity in self._identities.items() if id in alive}
-        self.keys = {id: name for id, name in self.keys.items() if id in alive}
+        self._unname(self.keys.keys() - alive)
+        self._sure &= alive
 
     # -- events of libzmq ------------------------------------------------------------------------------------
 
@@ -287,6 +348,9 @@ class PersistentConnection(Connection):
             self._disconnected(link)
         elif event.name == "accepted" and link is not None:
             self._accepted(link)
+        elif event.name == "accept_failed" and event.value in LACK:
+            self.log.warn(event.address, "descriptors", "can't accept a connection: the process has no free descriptor")
+            ACCEPTED.exhausted(self._reactor.seconds())
         elif event.name.startswith("handshake_failed") and self.guard is not None and endpoint is None:
             self.guard.failed(event)
         if endpoint is not None and not self.closed:
@@ -296,6 +360,8 @@ class PersistentConnection(Connection):
         identity = identify(link.fd, link.address, accepted=True)
         if identity is not None:
             self._identities[link.id] = identity
+        if not self.closed:
+            ACCEPTED.admit(self, link.id, link.fd, identity, self._reactor.seconds())
 
     def _note(self, event: SocketEvent, endpoint: str, link: Link | None) -> None:
         """Log an event of a dialled endpoint."""
@@ -322,7 +388,9 @@ class PersistentConnection(Connection):
 
     def _disconnected(self, link: Link) -> None:
         self._identities.pop(link.id, None)
-        self.keys.pop(link.id, None)
+        self._unname((link.id,))
+        self._sure.discard(link.id)
+        ACCEPTED.ended(self, (link.id,))
         self._read_again()  # when all messages have been read, no message of this connection is left
         if link.endpoint is not None and not self.closed:
             self._cancel(link.endpoint)

@@ -23,7 +23,7 @@ from zroute.errors import EndpointError
 from zroute.options import LINGER_ABORT
 from zroute.sockets.connection import Connection
 
-__all__ = ["REFUSED", "Decide", "ZapHandler"]
+__all__ = ["FULL", "REFUSED", "Decide", "ZapHandler"]
 
 _log = logging.getLogger("zroute.sockets")
 
@@ -39,13 +39,19 @@ _MAX_FIELDS = 16
 """The number of parts that are kept. libzmq itself sends the requests, so a longer one is a fault of this process."""
 
 REFUSED = 400
-"""The status for unknown keys, because libzmq passes it on to the client. A client can't tell other statuses apart."""
+"""The status for unknown keys, because libzmq passes it on to the client. libzmq does not connect again after it."""
+
+FULL = 300
+"""The status for keys with too many connections. libzmq does not pass it on, and connects again."""
 
 _FAILED = 500
 _ACCEPTED = 200
 
-Decide = Callable[[bytes, str], str | None]
-"""Called with a public key of 32 bytes and the address of the peer. Returns the name of the key, or None to refuse."""
+Decide = Callable[[bytes, str], str | int]
+"""Called with a public key of 32 bytes and the address of the peer.
+
+Returns the name of the key, or `REFUSED` or `FULL` to refuse the connection.
+"""
 
 
 class ZapHandler(Connection):
@@ -125,13 +131,14 @@ class ZapHandler(Connection):
             decide = self._domains[domain]
             if version != _VERSION or mechanism != b"CURVE" or [len(each) for each in credentials] != [_KEY_BYTES]:
                 return REFUSED, b"expected a CURVE key", b""
-            name = decide(credentials[0], address.decode("utf-8", "replace"))
+            decision = decide(credentials[0], address.decode("utf-8", "replace"))
         except Exception:
             _log.exception("zroute refuses a connection from %r, because it could not check the key", address)
             return _FAILED, b"the key could not be checked", b""
-        if name is None:
-            return REFUSED, b"unknown key", b""
-        return _ACCEPTED, b"", name.encode()
+        if isinstance(decision, int):
+            return decision, _TEXTS[decision], b""
+        return _ACCEPTED, b"", decision.encode()
 
 
+_TEXTS = {REFUSED: b"unknown key", FULL: b"too many connections of this key"}
 _handlers: WeakKeyDictionary[zmq.Context[Any], ZapHandler] = WeakKeyDictionary()
