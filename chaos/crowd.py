@@ -34,6 +34,7 @@ CROWDS = ("silent", "strangers", "hoard")
 
 Figures = dict[str, Any]
 
+_OPENING = 60.0  # the longest time in seconds for opening connections
 _BATCH = 50  # strangers that call at the same time
 
 PUBLISHER = """
@@ -104,17 +105,17 @@ def _last(child: Child) -> Figures:
     return json.loads(lines[-1]) if lines else {}
 
 
-def _silent(port: int, many: int, until: float) -> int:
-    """Open connections that send nothing, or half of a greeting; return how many were opened."""
+def _silent(port: int, many: int, seconds: float) -> int:
+    """Open connections that send nothing, or half of a greeting, and hold them; return how many were opened."""
     held: list[socket.socket] = []
+    last = time.monotonic() + _OPENING
     with ExitStack() as stack:
-        while len(held) < many and time.monotonic() < until:
+        while len(held) < many and time.monotonic() < last:
             with suppress(OSError):
                 held.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=1)))
                 if len(held) % 2:
                     held[-1].send(b"\xff" + bytes(8) + b"\x7f\x03")
-        while time.monotonic() < until:
-            time.sleep(0.1)
+        time.sleep(seconds)
     return len(held)
 
 
@@ -170,13 +171,15 @@ def run(crowd: str, *, many: int, seconds: float, folder: Path, descriptors: int
     }
     with Child(*command["feed"], fresh=True) as feed, Child(*command["desk"], fresh=True) as desk:
         desk.wait_for(lambda _: _last(desk).get("got", 0) > 100)
-        before, mark, until = _last(feed), len(feed.out), time.monotonic() + seconds
+        before, mark, began = _last(feed), len(feed.out), time.monotonic()
+        until = began + seconds
         if crowd == "silent":
-            opened = _silent(port, many, until)
+            opened = _silent(port, many, seconds)
         elif crowd == "strangers":
             opened = _strangers(keys, port, until)
         else:
             opened = _hoard(keys, port, many, until)
+        took = time.monotonic() - began
         feed.wait_for(lambda lines: len(lines) > mark)
         during = [json.loads(line) for line in feed.out[mark:] if line.startswith("{")]
         feed.wait_for(lambda _: _last(feed).get("published", 0) > during[-1]["published"])
@@ -195,7 +198,7 @@ def run(crowd: str, *, many: int, seconds: float, folder: Path, descriptors: int
         "accept_failed": after["accept_failed"] - before["accept_failed"],
         "refused": after["refused"] - before["refused"],
         "handshakes_failed": after["handshakes_failed"] - before["handshakes_failed"],
-        "cpu_share": round((during[-1]["cpu"] - before["cpu"]) / seconds, 2),
+        "cpu_share": round((during[-1]["cpu"] - before["cpu"]) / took, 2),
         "handled": read["got"],
         "lost": read["lost"],
         "unknown": read["unknown"],

@@ -1,7 +1,8 @@
-"""A socket knows the key of each accepted connection that has sent something, so it ends only the right ones."""
+"""A socket knows the keys of its accepted connections, so it ends only the right ones."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.keyed import Caller, Keys
 from tests.running import reactor, turns
 from tests.sockets.opened import Sockets
 from zroute.endpoints import Access
+from zroute.sockets import accepted
 from zroute.sockets.access import CurveGuard
 from zroute.sockets.peers import Changed
 from zroute.sockets.router_dealer import RouterConnection
@@ -33,7 +35,8 @@ class Hub:
 
     def __init__(self, sockets: Sockets, keys: Keys) -> None:
         self._sockets, self._keys = sockets, keys
-        self.guard = CurveGuard(reactor, Access(keys.secret("hub")), "hub", Stats())
+        self.stats = Stats()
+        self.guard = CurveGuard(reactor, Access(keys.secret("hub")), "hub", self.stats)
         self.guard.begin(sockets.context)
         self.received: list[list[bytes]] = []
         self.router = sockets.make(RouterConnection, lambda who, parts: self.received.append(list(parts)))
@@ -164,3 +167,62 @@ async def test_a_flood_of_unknown_keys_does_not_read_the_directory_each_time(
     carol = hub.call("carol")
     await turns(lambda: carol.outcome)
     assert carol.outcome == "open"
+
+
+# -- the key of a connection that has sent nothing ---------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_single_handshake_from_a_host_tells_the_key(hub: Hub) -> None:
+    """The connection has sent no frame, but no other connection from its host was in its handshake."""
+    for number, name in enumerate(("alice", "bob"), 1):
+        hub.call(name, b"")
+        await turns(lambda number=number: len(hub.names) == number and "?" not in hub.names)
+    assert hub.names == ["alice", "bob"]
+    assert hub.router.end_accepted("alice") == 1
+    await turns(lambda: [caller.count("disconnected") for caller in hub.clients] == [1, 0])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_half_open_connection_is_never_taken_for_that_of_a_key(hub: Hub) -> None:
+    """While a stranger from the same host is in its handshake, the key belongs to neither until it sends a frame."""
+    with socket.create_connection(("127.0.0.1", int(hub.address.rpartition(":")[2]))):
+        await turns(lambda: hub.names == ["?"])
+        caller = hub.call("alice", b"")
+        await turns(lambda: caller.outcome == "open")
+        assert hub.names == ["?", "?"]
+        caller.socket.send(b"hello")
+        await turns(lambda: hub.names == ["?", "alice"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_has_a_limited_number_of_connections(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The third connection waits until another one has ended, and another key is not affected."""
+    monkeypatch.setattr(accepted, "PER_KEY", 2)
+    first, _ = hub.call("alice"), hub.call("alice")
+    await turns(lambda: hub.names == ["alice", "alice"])
+    third = hub.call("alice")
+    await turns(lambda: third.count("disconnected") + third.count("closed"))
+    assert third.outcome != "open"
+    assert hub.stats.refused > 0
+    assert "its key alice has 2 connections: give further programs a key of their own" in caplog.text
+    hub.call("bob")
+    await turns(lambda: "bob" in hub.names)
+    first.close()
+    hub.clients.remove(first)
+    await turns(lambda: third.outcome == "open")
+
+
+@pytest_twisted.ensureDeferred
+async def test_connections_beyond_the_limit_of_a_key_end_when_they_are_known(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several handshakes at the same time pass before the connections can be counted."""
+    monkeypatch.setattr(accepted, "PER_KEY", 2)
+    for _ in range(6):
+        hub.call("alice")
+    await turns(lambda: hub.names.count("alice") >= 2)
+    await turns(lambda: hub.stats.refused)
+    await turns(lambda: hub.names.count("alice") == 2)

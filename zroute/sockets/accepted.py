@@ -158,13 +158,18 @@ class AcceptedConnections:
             self._reject -= 1
             self._close(new, *_NO_DESCRIPTOR)
         most = self.most
-        if len(self._half_open) > min(_HALF_OPEN, most // 4):
-            self._close_oldest()
+        half_open = min(_HALF_OPEN, most // 4)
+        # `_oldest` forgets connections that have ended, so the second comparison may have another result.
+        if len(self._half_open) > half_open and (oldest := self._oldest()) and len(self._half_open) > half_open:
+            reason = f"more than {half_open} connections are in their handshake"
+            self._close(oldest, reason, "find the peer that connects and sends nothing")
         if not self._has_free():
             self._close(self._oldest() or new, *_NO_DESCRIPTOR)
         elif self._number > most:
-            reason = f"{most} connections are open, which is three quarters of the limit of descriptors"
-            self._close(self._oldest() or new, reason, "increase ulimit -n")
+            victim = self._oldest() or new
+            if self._number > most:
+                reason = f"{most} connections are open, which is three quarters of the limit of descriptors"
+                self._close(victim, reason, "increase ulimit -n")
 
     def ended(self, socket: Listening, ids: Iterable[int]) -> None:
         """Forget connections that have ended."""
@@ -215,12 +220,6 @@ class AcceptedConnections:
         for one in tuple(self._young):
             if one.socket is socket and (one.identity is None or one.host == host):
                 yield one
-
-    def _close_oldest(self) -> None:
-        number, oldest = len(self._half_open) - 1, self._oldest()
-        if oldest is not None:
-            reason = f"more than {number} connections are in their handshake"
-            self._close(oldest, reason, "find the peer that connects and sends nothing")
 
     def _oldest(self) -> Accepted | None:
         """Return the oldest connection in its handshake."""
