@@ -24,7 +24,7 @@ from zroute.messages.wire import framer
 from zroute.publishing.publication import DONE, Subscribers
 from zroute.receiving.attempts import Executor
 from zroute.receiving.dispatch import CompiledRoute
-from zroute.receiving.results import Results
+from zroute.receiving.results import Arrivals, Results
 from zroute.receiving.session import SubscriberSession
 from zroute.receiving.table import RouteTable
 from zroute.stats import Stats
@@ -82,7 +82,7 @@ class Wired:
         self.outcomes = Results(
             stats=self.stats,
             log=LOG,
-            wall=lambda: 100.0,
+            arrivals=Arrivals(lambda: 100.0),
             executor=Executor(
                 self.clock,
                 start=lambda awaitable: as_deferred(awaitable, asyncio_loop=False),

@@ -256,6 +256,12 @@ class Ends:
         return attrs.evolve(self, **given, access=parse_access(self.access, **access))
 
     @property
+    def publisher(self) -> str | None:
+        """The name of the key that all publishers must have, or None."""
+        names = {None if endpoint.bind else endpoint.peer for endpoint in self.sub}
+        return names.pop() if len(names) == 1 and self.access.keys is not None else None
+
+    @property
     def hears_itself(self) -> bool:
         """True if an app with these endpoints receives its own messages.
 

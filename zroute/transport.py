@@ -307,12 +307,17 @@ It raises UnknownPeerError if the worker has disconnected.
 """
 
 
+def _unknown() -> None:
+    """Return None, because the transport has no keys."""
+
+
 @attrs.frozen(eq=False)
 class OwnerLink:
     """The connection of a worker to one owner.
 
     Attributes:
         address: The address of the owner.
+        peer: Returns the name of the owner's key; None if it is unknown.
         tell: Sends the parts of a message. Returns False if they can't be sent.
         reconnect: Ends the connection, and connects again.
     """
@@ -320,6 +325,7 @@ class OwnerLink:
     address: str
     tell: Callable[[Sequence[bytes]], bool]
     reconnect: Callable[[], object]
+    peer: Callable[[], str | None] = _unknown
 
 
 MakeWorker = Callable[[OwnerLink], JobWorker]
@@ -426,6 +432,13 @@ class Transport(Protocol):
 
     def listen(self, patterns: Sequence[Pattern]) -> None:
         """Receive messages of these patterns instead of those of the last call."""
+
+    def name_peers(self, wanted: bool) -> None:
+        """State the name of the peer's key in each frame if ``wanted`` is True.
+
+        This is only needed if the names of publishers differ. Such a frame is a `NamedFrame`. The default is for a
+        transport without keys.
+        """
 
     def ready(self, publishers: int | None, *, state: bool) -> Deferred[None]:
         """Return a Deferred that fires when publishers know the patterns.

@@ -168,6 +168,7 @@ def _fields(envelope: Envelope, body: Body) -> dict[str, Any]:
         "publisher": envelope.publisher,
         "tracked": envelope.tracked,
         "headers": _plain(envelope.headers),
+        "peer": envelope.peer,
     }
 
 

@@ -53,16 +53,18 @@ _AHEAD_MAX = 16  # with a longer queue at one worker, other workers might be idl
 class WorkerJob:
     """A job that a worker has, with methods that report the handler's result.
 
-    ``frame`` is the job as it arrived. ``unended`` is a list that jobs share if they begin together. The only item of
-    the list is the number of these jobs that are unfinished. Only the first report counts.
+    ``frame`` is the job as it arrived, and ``peer`` is the name of the owner's key, or None. ``unended`` is a list that
+    jobs share if they begin together. The only item of the list is the number of these jobs that are unfinished. Only
+    the first report counts.
     """
 
-    __slots__ = ("_ended", "begun", "frame", "lane", "unended", "worker")
+    __slots__ = ("_ended", "begun", "frame", "lane", "peer", "unended", "worker")
 
     def __init__(self, worker: JobWorker, lane: WorkLane, frame: JobFrame) -> None:
         self.worker = worker
         self.lane = lane
         self.frame = frame
+        self.peer = worker.peer()
         self.unended = [1]
         self.begun = self._ended = False
 
@@ -177,6 +179,7 @@ class JobWorker:
     Attributes:
         reconnect: A function that the `JobWorker` calls if the owner is silent or reads nothing. The code that uses
             this class sets the function.
+        peer: A function that returns the name of the owner's key, set in the same way.
         malformed: The number of malformed messages.
     """
 
@@ -214,6 +217,7 @@ class JobWorker:
         self._stopping: Deferred[None] | None = None
         self.is_connected = self._owner_stopped = False
         self.reconnect: Callable[[], object] = lambda: None
+        self.peer: Callable[[], str | None] = lambda: None
         self.malformed = 0
 
     # -- the connection --------------------------------------------------------------------------------------

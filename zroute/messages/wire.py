@@ -54,6 +54,7 @@ __all__ = [
     "Header",
     "Heads",
     "Kind",
+    "NamedFrame",
     "Numbered",
     "Parts",
     "Wire",
@@ -68,6 +69,7 @@ __all__ = [
     "parse",
     "parse_header",
     "parse_kept",
+    "peer_of",
     "sent_at",
     "several_numbers",
     "skip_headers",
@@ -202,6 +204,32 @@ class Header:
         return 0
 
 
+class NamedFrame(bytes):
+    """A received frame with the name of the peer's key.
+
+    Attributes:
+        peer: The name; None if it is unknown.
+    """
+
+    peer: str | None
+
+    @classmethod
+    def of(cls, frame: bytes, peer: str | None) -> NamedFrame:
+        """Return a frame with a name."""
+        made = cls(frame)
+        made.peer = peer
+        return made
+
+
+def peer_of(raw: Any, default: str | None = None) -> str | None:
+    """Return the name of the peer's key; ``default`` if the frames do not state one.
+
+    ``raw`` is a tuple of all parts, or a single frame.
+    """
+    peer: str | None = getattr(raw[0] if isinstance(raw, tuple) else raw, "peer", default)
+    return peer
+
+
 class _Undecoded:
     """The base of `Envelope`, which decodes the message on first use of a field.
 
@@ -217,8 +245,8 @@ class _Undecoded:
             """Decode the message. Python calls this method for a field without a value."""
             if name not in _FIELDS:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-            raw, received_at = self._source
-            values = _decoded(raw if isinstance(raw, tuple) else (raw[:],), received_at)
+            raw, received_at, peer = self._source
+            values = (*_decoded(raw if isinstance(raw, tuple) else (raw[:],), received_at), peer_of(raw, peer))
             for keep, value in zip(_FIELDS.values(), values, strict=True):
                 keep(self, value)
             return getattr(self, name)
@@ -245,6 +273,9 @@ class Envelope(_Undecoded):
         tracked: True if the message arrived on the tracked wire.
         headers: the application's headers; empty unless ``tracked``.
         kept: True if the message was sent before this app joined, and its publisher had kept it for new subscribers.
+        peer: the name of the key of the program that sent the message, such as ``"feed"``. None without keys, over
+            inproc, and if the connection of the message has ended and can't be identified. A handler that decides by
+            the name must therefore refuse None. Behind a proxy, the name is that of the proxy.
     """
 
     topic: Topic
@@ -258,23 +289,24 @@ class Envelope(_Undecoded):
     tracked: bool = False
     headers: Mapping[str, Any] = attrs.field(factory=dict)
     kept: bool = False
+    peer: str | None = None
 
 
 _FIELDS = {field.name: Envelope.__dict__[field.name].__set__ for field in attrs.fields(Envelope)}
 _keep_source = _Undecoded.__dict__["_source"].__set__  # a frozen class refuses setattr()
 
 
-def lazy_envelopes(clock: Callable[[], float]) -> Callable[[Any], Envelope]:
+def lazy_envelopes(clock: Callable[[], float], peer: str | None = None) -> Callable[[Any], Envelope]:
     """Return a function that creates the `Envelope` of a valid message.
 
     The function takes a tuple of all parts, or a single frame. The envelope is decoded when a field is first read.
-    ``clock`` returns the time in Unix seconds.
+    ``clock`` returns the time in Unix seconds. ``peer`` is the name of the peer for frames that do not state one.
     """
     new = Envelope.__new__
 
     def envelope(raw: Any) -> Envelope:
         made = new(Envelope)
-        _keep_source(made, (raw, clock()))
+        _keep_source(made, (raw, clock(), peer))
         return made
 
     return envelope
@@ -553,16 +585,19 @@ def _without_nul(frame: bytes) -> str:
     return "no NUL after the topic" + (f" ({_SPACED})" if spaced else "")
 
 
-def parse(frames: tuple[bytes, ...], received_at: float) -> Envelope:
+def parse(frames: tuple[bytes, ...], received_at: float, peer: str | None = None) -> Envelope:
     """Return the Envelope of a message; ``received_at`` is in Unix seconds.
+
+    ``peer`` is the name of the peer's key.
 
     Raises EnvelopeError if the message is malformed.
     """
-    return Envelope(*_decoded(frames, received_at))
+    values = (*_decoded(frames, received_at), peer)
+    return Envelope(*values)
 
 
 def _decoded(frames: tuple[bytes, ...], received_at: float) -> tuple[Any, ...]:
-    """Return the values of the fields of an `Envelope`, in their order."""
+    """Return the values of an `Envelope`, in the order of its fields, without ``peer``."""
     topic, body = split(frames)
     if isinstance(frames, StatedMessage) or not body.startswith(MAGIC):
         return Topic.from_wire(topic), body, tuple(frames), received_at, 0, None, None, None, False, {}, False

@@ -181,6 +181,12 @@ class CompiledRoute:
         """The user's function."""
         return self.route.function
 
+    @property
+    def sees_envelopes(self) -> bool:
+        """True if the function, its middleware or an error hook takes an `Envelope`."""
+        chain = self.around.chain
+        return bool(self.call.envelope or any(self.around.hooks) or (chain and chain.needs_frames))
+
     def fresh(self) -> CompiledRoute:
         """Return a copy of this route for a new run, with all counters at zero."""
         return attrs.evolve(self, stats=RouteStats())

@@ -13,10 +13,10 @@ import attrs
 
 from zroute.messages.frames import StatedMessage
 from zroute.messages.topics import Topic
-from zroute.messages.wire import HEADER_MAX, NUL
+from zroute.messages.wire import HEADER_MAX, NUL, NamedFrame
 from zroute.options import LARGE_FRAME, MAX_TOPIC
 
-__all__ = ["RawFrames", "ZeroCopyFrame", "head_of", "raw_frames", "uncopied", "uncopied_body"]
+__all__ = ["RawFrames", "ZeroCopyFrame", "first_part", "head_of", "raw_frames", "uncopied", "uncopied_body"]
 
 
 @attrs.frozen(eq=False)
@@ -34,6 +34,16 @@ class ZeroCopyFrame:
     def __getitem__(self, part: slice) -> bytes:
         return bytes(self._held[part])
 
+    @property
+    def peer(self) -> str | None:
+        """The name of the peer's key.
+
+        The attribute is missing if the frame does not state a name.
+        """
+        if isinstance(self._held.obj, NamedFrame):
+            return self._held.obj.peer
+        raise AttributeError("peer")
+
     def view(self, start: int) -> memoryview:
         """Return the bytes from ``start`` to the end without copying them.
 
@@ -49,6 +59,13 @@ RawFrames: TypeAlias = "bytes | ZeroCopyFrame | tuple[bytes, ...]"
 def raw_frames(raw: RawFrames) -> tuple[bytes, ...]:
     """Return all parts of a message as a tuple."""
     return raw if isinstance(raw, tuple) else (raw[:],)
+
+
+def first_part(frame: bytes | ZeroCopyFrame) -> bytes:
+    """Return a frame as bytes, with its name if it has one."""
+    if isinstance(frame, bytes):
+        return frame
+    return NamedFrame.of(frame[:], frame.peer) if hasattr(frame, "peer") else frame[:]
 
 
 def head_of(raw: RawFrames, topic: Topic) -> bytes:
@@ -79,5 +96,8 @@ def uncopied_body(raw: bytes | ZeroCopyFrame, start: int) -> memoryview:
 
 
 def _receive(recv: Callable[..., Any], flags: int) -> bytes | ZeroCopyFrame:
-    frame = memoryview(recv(flags, False))
-    return ZeroCopyFrame(frame) if len(frame) > LARGE_FRAME else bytes(frame)
+    held = recv(flags, False)
+    frame = memoryview(held)
+    if len(frame) > LARGE_FRAME:
+        return ZeroCopyFrame(frame)
+    return held if isinstance(held, NamedFrame) else bytes(frame)

@@ -30,7 +30,7 @@ from zroute.messages.codecs import JSON, MSGPACK, Codec, detect, is_own
 from zroute.messages.frames import StatedMessage
 from zroute.messages.schema import expected_classes, expected_tags
 from zroute.messages.topics import Pattern, Topic
-from zroute.messages.wire import MAGIC, NUL, Envelope, headers_of, lazy_envelopes, parse, sent_at, split
+from zroute.messages.wire import MAGIC, NUL, Envelope, headers_of, lazy_envelopes, parse, peer_of, sent_at, split
 from zroute.options import MAX_TOPIC, TOPIC_CACHE
 from zroute.publishing.choices import Choices
 from zroute.publishing.headers import WithHeaders, propagated
@@ -44,7 +44,7 @@ from zroute.receiving.in_flight import InFlight, Reading, error_of
 from zroute.stats import JobStats, RouteStats, Stats
 from zroute.throttle import ThrottledLog
 
-__all__ = ["Results"]
+__all__ = ["Arrivals", "Results"]
 
 _FIRST_BYTES = 48  # of a body or frame, in a log line
 _REASON = 300  # characters of a decoder's text, which may quote the body
@@ -67,13 +67,26 @@ class _Failed:
     stats: RouteStats | JobStats
 
 
+@attrs.frozen
+class Arrivals:
+    """The facts about arriving messages that their frames do not contain.
+
+    Attributes:
+        wall: Returns the time in Unix seconds.
+        peer: The name of the key of all publishers. None if it is unknown, or if the frames state it.
+    """
+
+    wall: Callable[[], float]
+    peer: str | None = None
+
+
 class Results:
     """Handles the results and errors of the handlers of one run.
 
     Args:
         stats: The counters of the app.
         log: The logger of the app.
-        wall: Returns the time in Unix seconds.
+        arrivals: The facts about arriving messages that their frames do not contain.
         executor: Runs awaitables and hooks.
         choices: The options of the app: its codec, and the headers to copy to results.
         hooks: The app's hooks, which are called for errors and messages without a route.
@@ -88,7 +101,7 @@ class Results:
         *,
         stats: Stats,
         log: logging.Logger,
-        wall: Callable[[], float],
+        arrivals: Arrivals,
         executor: Executor,
         choices: Choices,
         hooks: Hooks,
@@ -96,9 +109,9 @@ class Results:
         observe: Callable[[BaseException, bool], None],
     ) -> None:
         self._stats = stats
-        self._wall = wall
+        self._arrivals, self._wall = arrivals, arrivals.wall
         self.context, self.resources = executor.context, executor.resources
-        self.envelope = lazy_envelopes(wall)
+        self.envelope = lazy_envelopes(arrivals.wall, arrivals.peer)
         self._start = executor.start
         self._supply, self._emit, self._leave = executor.supply, executor.emit, executor.leave
         self._default = choices.codec
@@ -625,11 +638,13 @@ class Results:
     def _any_envelope(self, raw: RawFrames) -> Envelope:
         """Return the envelope, even for frames that are not a valid message."""
         try:
-            return parse(raw_frames(raw), self._wall())
+            return parse(raw_frames(raw), self._wall(), peer_of(raw, self._arrivals.peer))
         except EnvelopeError:
             frames = raw_frames(raw)
             topic, _, body = frames[0].partition(NUL)
-            return Envelope(Topic.from_wire(topic), frames[1] if len(frames) > 1 else body, frames, self._wall())
+            body = frames[1] if len(frames) > 1 else body
+            peer = peer_of(raw, self._arrivals.peer)
+            return Envelope(Topic.from_wire(topic), body, frames, self._wall(), peer=peer)
 
 
 def _facts(route: CompiledRoute | None, attempts: int) -> Mapping[Any, Any]:

@@ -57,8 +57,10 @@ from zroute.messages.wire import (
     NUL,
     Header,
     Kind,
+    NamedFrame,
     parse_header,
     parse_kept,
+    peer_of,
     skip_headers,
     split,
 )
@@ -73,7 +75,7 @@ from zroute.receiving.dispatch import (
     Deliver,
     DispatchCallbacks,
 )
-from zroute.receiving.frames import RawFrames, ZeroCopyFrame, raw_frames, uncopied, uncopied_body
+from zroute.receiving.frames import RawFrames, ZeroCopyFrame, first_part, raw_frames, uncopied, uncopied_body
 from zroute.receiving.latest import Latest
 from zroute.receiving.matching import Matcher
 from zroute.receiving.topic_cache import TopicCache, TopicEntry
@@ -378,8 +380,7 @@ class RouteTable:
         if not more():
             self._receive(frame)
             return
-        # The slice turns a ZeroCopyFrame into bytes, and copies nothing else.
-        parts = [frame[:]]
+        parts = [first_part(frame)]
         # For the second part, `more` was already called above.
         while len(parts) < MAX_PARTS and (len(parts) == 1 or more()):
             parts.append(recv(1))
@@ -613,7 +614,7 @@ class RouteTable:
             return
         if header.keeps:
             self._latest.note(header.epoch, topic, fixed)
-        self._unpack(entry, coalesced, fixed)
+        self._unpack(entry, coalesced, fixed, raw)
 
     def _unpacking(self, entry: TopicEntry, header: Header, account: Any) -> Deliver:
         """Return the closure for coalesced frames with the same head.
@@ -635,12 +636,12 @@ class RouteTable:
                 return COUNTED
             if keeps:
                 self._latest.note(header.epoch, entry.topic.wire, fixed)
-            self._unpack(entry, coalesced, fixed)
+            self._unpack(entry, coalesced, fixed, raw)
             return COUNTED
 
         return deliver
 
-    def _unpack(self, entry: TopicEntry, coalesced: Coalesced, fixed: bytes) -> None:
+    def _unpack(self, entry: TopicEntry, coalesced: Coalesced, fixed: bytes, raw: RawFrames) -> None:
         """Deliver the messages of a coalesced frame as if each had arrived alone.
 
         The frame itself is already counted as one received message.
@@ -651,6 +652,8 @@ class RouteTable:
         def frames() -> list[bytes]:
             if not made:
                 made.extend(split_frame(topic, fixed, coalesced.bodies))
+                if not isinstance(raw, bytes | tuple) or isinstance(raw, NamedFrame):
+                    made[:] = [NamedFrame.of(each, peer_of(raw)) for each in made]
             return made
 
         most = many if self.most is None else min(many, self.most)

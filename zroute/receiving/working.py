@@ -22,7 +22,7 @@ from zroute.messages.codecs import Codecs
 from zroute.messages.jobs import as_message
 from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern, matches
-from zroute.messages.wire import Envelope
+from zroute.messages.wire import Envelope, NamedFrame
 from zroute.receiving.attempts import last_of
 from zroute.receiving.coalesced import Remainder
 from zroute.receiving.dead_letters import error_text
@@ -133,7 +133,7 @@ class Working:
 
     def _decode(self, route: CompiledRoute, job: WorkerJob) -> None:
         frame = job.frame
-        raw = as_message(frame.topic, frame.codec, frame.body, frame.headers, time_ns())
+        raw = NamedFrame.of(as_message(frame.topic, frame.codec, frame.body, frame.headers, time_ns()), job.peer)
         entry = self._cache.of(frame.topic)
         reason = "" if entry.deliveries else _unconverted(route, frame.topic)
         if len(frame.body) > self._max_message:

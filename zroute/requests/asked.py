@@ -27,6 +27,7 @@ from zroute.messages.requests import (
     plain_failure,
     topic_of,
 )
+from zroute.messages.wire import NamedFrame
 from zroute.options import ENVELOPE_MAX, MAX_CREDIT, STREAM_SILENCE
 from zroute.stats import Stats
 
@@ -214,8 +215,10 @@ class Listener:
         self._watch = Looping(self._end_silent)
         self._watch.clock = clock  # type: ignore[assignment]  # a Clock has the methods that are needed
 
-    def received(self, parts: list[bytes]) -> None:
+    def received(self, parts: list[bytes], peer: str | None = None) -> None:
         """Process a message; its first part is the identity of the client.
+
+        ``peer`` is the name of the client's key.
 
         Raises:
             EnvelopeError: The message has no envelope, so zroute can't answer it.
@@ -228,7 +231,7 @@ class Listener:
         try:
             if end > 2 and (size := sum(map(len, envelope))) > ENVELOPE_MAX:
                 raise EnvelopeError(f"an envelope of {size} bytes; expected at most {ENVELOPE_MAX}")
-            asked = self._read(envelope, parts[end:])
+            asked = self._read(envelope, parts[end:], peer)
         except EnvelopeError as error:
             self._stats.requests += 1
             self._stats.bad_requests += 1
@@ -238,19 +241,21 @@ class Listener:
             self._stats.requests += 1
             self._on_request(asked)
 
-    def _read(self, envelope: list[bytes], rest: list[bytes]) -> Asked | None:
+    def _read(self, envelope: list[bytes], rest: list[bytes], peer: str | None) -> Asked | None:
         """Return a request; None for a message about an earlier request."""
         if len(rest) == 1 and rest[0].startswith(MAGIC):
             message = parse(rest[0])
             if message.kind == _REQUEST:
                 seconds, window, frame = parse_request(message)
-                return Asked(self, envelope, message.id, topic_of(frame), (frame,), seconds, window)
+                named = frame if peer is None else NamedFrame.of(frame, peer)
+                return Asked(self, envelope, message.id, topic_of(frame), (named,), seconds, window)
             self._about((*envelope, message.id), message)
             return None
         if len(rest) != 2:
             raise EnvelopeError(f"{len(rest)} parts after the empty part; expected a topic and a body")
         check_topic(rest[0])
-        return Asked(self, envelope, b"", rest[0], (rest[0], rest[1]))
+        named = rest[0] if peer is None else NamedFrame.of(rest[0], peer)
+        return Asked(self, envelope, b"", rest[0], (named, rest[1]))
 
     def _about(self, key: tuple[bytes, ...], message: Message) -> None:
         if message.kind == Kind.CANCEL:

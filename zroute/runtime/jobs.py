@@ -178,7 +178,7 @@ class Jobs:
         assert self._working is not None
         lanes, find = self._working.lanes, self._working.find
         worker = JobWorker(self._clock, link.tell, lanes, find, self._reports, link.address, self._plan.name)
-        worker.reconnect = link.reconnect
+        worker.reconnect, worker.peer = link.reconnect, link.peer
         if self._stopped is not None:  # the host name got this address after the stop had begun
             worker.stop()
         return worker

@@ -48,7 +48,7 @@ from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.events import Gap, LostKept, UnknownLoss
 from zroute.receiving.in_flight import error_of
 from zroute.receiving.replying import ReplyResults
-from zroute.receiving.results import Results
+from zroute.receiving.results import Arrivals, Results
 from zroute.receiving.table import RouteTable
 from zroute.runtime.jobs import Jobs
 from zroute.runtime.requests import RequestRun
@@ -209,11 +209,12 @@ class Run:
             stats=self._stats,
             executor=executor,
             plan=plan,
-            wall=environment.wall,
             observe=environment.observe,
         )
-        self._outcomes = results(Results, reading=self)
-        self._requests = RequestRun(plan, reactor, self._stats, partial(results, ReplyResults))
+        wall = environment.wall
+        self._outcomes = results(Results, reading=self, arrivals=Arrivals(wall, ends.publisher))
+        replies = partial(results, ReplyResults, arrivals=Arrivals(wall))
+        self._requests = RequestRun(plan, reactor, self._stats, replies)
         self._in_flight = (self._outcomes.unfinished, self._requests.unfinished)
         self.transport = environment.transport(
             TransportRequest(_options(plan), reactor, ends, self._stats, self._found, self._receive_stated)
@@ -515,6 +516,7 @@ class Run:
             self._listen()
 
     def _listen(self) -> None:
+        self.transport.name_peers(any(route.sees_envelopes for route in self._table.routes))
         self.transport.listen(self._table.patterns)
 
     def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:
@@ -866,7 +868,6 @@ def _results(
     stats: Stats,
     executor: Executor,
     plan: Plan,
-    wall: Callable[[], float],
     observe: Callable[[BaseException, bool], None],
     **given: Any,
 ) -> AnyResults:
@@ -874,7 +875,6 @@ def _results(
     return kind(
         stats=stats,
         log=_log,
-        wall=wall,
         executor=executor,
         choices=plan.choices,
         hooks=plan.hooks,

@@ -37,7 +37,7 @@ from twisted.internet.selectreactor import SelectReactor
 
 from zroute.sockets.descriptors import Identity, bytes_received, is_open
 
-__all__ = ["ACCEPTED", "Accepted", "AcceptedConnections", "Listening"]
+__all__ = ["ACCEPTED", "LACK", "Accepted", "AcceptedConnections", "Listening"]
 
 _RAISED = 65_536
 """The soft limit that is asked for. More connections than that need a deliberate ``ulimit -n``."""
@@ -86,7 +86,15 @@ class Listening(Protocol):
 
 @attrs.frozen(eq=False)
 class Accepted:
-    """An accepted connection: its socket, its id there, its descriptor, and the time at which it began."""
+    """An accepted connection.
+
+    Attributes:
+        socket: The socket that accepted the connection.
+        id: The id of the connection in this socket.
+        fd: The descriptor.
+        identity: The identity of the descriptor; None if it is unknown.
+        since: The time at which the connection began.
+    """
 
     socket: Listening
     id: int
@@ -191,14 +199,14 @@ class AcceptedConnections:
         self._all.pop(socket, None)
 
     def forked(self) -> None:
-        """Forget all connections, because they belong to the process of which this one is a fork."""
+        """Forget all connections, because they belong to the parent process."""
         self._all.clear()
         self._young.clear()
         self._half_open.clear()
         self._number = 0
 
     def exhausted(self, now: float) -> None:
-        """Close a connection, because libzmq could not accept one for lack of a descriptor."""
+        """Close a connection, because libzmq lacks a descriptor for another one."""
         if not self._freed and now - self._acted < _AGAIN:
             return
         self._acted, self._freed = now, False
@@ -213,9 +221,9 @@ class AcceptedConnections:
             self._close(newest, *_NO_DESCRIPTOR)
 
     def in_handshake(self, socket: Listening, host: str) -> Iterator[Accepted]:
-        """Yield the connections of ``socket`` from ``host`` that may be in their handshake.
+        """Yield the connections of ``socket`` that may be in their handshake.
 
-        The result includes connections whose host is unknown.
+        The result contains the connections from ``host``, and those whose host is unknown.
         """
         for one in tuple(self._young):
             if one.socket is socket and (one.identity is None or one.host == host):

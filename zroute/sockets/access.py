@@ -242,7 +242,7 @@ class CurveGuard:
         self._stats.refused += 1
 
     def excess(self, name: str) -> tuple[str, str] | None:
-        """Return the reason and the remedy if a key has more connections than it may have, else None.
+        """Return a reason and a remedy if a key has too many connections, else None.
 
         Several handshakes of a key may end before its connections can be counted; see `_admit`.
         """
@@ -280,7 +280,7 @@ class CurveGuard:
         return self._admit(name, host)
 
     def _admit(self, name: str, host: str) -> str | int:
-        """Let a known key connect, unless it has too many connections; note its connection.
+        """Let a known key connect, unless it has too many connections.
 
         ZAP does not tell which connection the key belongs to. It is known if only one connection from the host is in
         its handshake; otherwise, it becomes known with the first frame (see `PersistentConnection.learn`).

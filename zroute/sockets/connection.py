@@ -111,7 +111,7 @@ class Guarded(Protocol):
         """Return the number of accepted connections of a key."""
 
     def unnamed(self, host: str) -> list[int]:
-        """Return up to two connections that ``host`` has begun lately, and whose key is unknown, by id."""
+        """Return up to two new connections from ``host`` whose key is unknown, by id."""
 
     def name(self, id: int, name: str) -> None:
         """Record the key of a connection."""
@@ -150,7 +150,7 @@ class Guard(Protocol):
         """Count a connection that was closed because of a limit."""
 
     def excess(self, name: str) -> tuple[str, str] | None:
-        """Return the reason and the remedy if a key has more connections than it may have, else None."""
+        """Return a reason and a remedy if a key has too many connections, else None."""
 
 
 def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option]) -> zmq.Socket[Any]:

@@ -180,6 +180,12 @@ class WorkConnection:
             self.worker.connected()
         return address
 
+    def peer(self) -> str | None:
+        """Return the name of the key of the owner that sent the current message, or None."""
+        if self._endpoint.bind:
+            return None if self._dealer is None else self._dealer.sender
+        return self._endpoint.peer
+
     def tell(self, parts: Sequence[bytes]) -> bool:
         """Send the parts of a message to the owner; return False if the send fails."""
         dealer = self._dealer

@@ -80,7 +80,8 @@ class Links:
         # Connections in their handshake, oldest first, by the address in their first event.
         self._greeting: dict[str, dict[int, Link]] = {}
         self._dialled: list[_Dialled] = []
-        self._unread: set[int] = set()
+        # The endpoints of ended connections with unread messages, by descriptor; None for a peer that connected to us.
+        self._unread: dict[int, set[str | None]] = {}
 
     # -- calls of the socket's owner -------------------------------------------------------------------------
 
@@ -232,7 +233,7 @@ class Links:
         for link in tuple(links):
             del self._links[link.id], self._by_fd[link.fd]
             self._ends_greeting(link)
-            self._unread.add(link.fd)
+            self._unread.setdefault(link.fd, set()).add(link.endpoint)
             for each in [each for each in self._dialled if each.link is link]:
                 each.link = None
                 self._dialled.remove(each)
@@ -257,6 +258,17 @@ class Links:
     def at(self, fd: int) -> Link | None:
         """Return the current connection with this descriptor, or None."""
         return self._by_fd.get(fd)
+
+    def endpoints_at(self, fd: int) -> set[str | None]:
+        """Return the endpoints of connections that may have delivered a message.
+
+        The message has this descriptor, and may be from a connection that has ended. A peer that connected to us has
+        the endpoint None.
+        """
+        found = set(self._unread.get(fd, ()))
+        if fd in self._by_fd:
+            found.add(self._by_fd[fd].endpoint)
+        return found
 
     def get(self, id: int) -> Link | None:
         """Return the connection with this id, or None if it has ended."""

@@ -1,6 +1,6 @@
-"""Find the connection that delivered a message.
+"""Find the connection that delivered a message, and the key of its peer.
 
-libzmq reports only the descriptor of a message's connection; see `Origins`.
+libzmq reports only the descriptor of a message's connection; see `Origins` and `PeerNames`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import zmq
 
 from zroute.sockets.links import Link, Links
 
-__all__ = ["Origins"]
+__all__ = ["Origins", "PeerNames", "user_id"]
 
 _SRCFD = zmq.SRCFD.value  # zmq_msg_get(3): the descriptor of the connection that delivered a part
 
@@ -84,3 +84,69 @@ class Origins:
                 self._links.heard(link)
             self._heard.add(link.id)
             self.link = link
+
+
+def user_id(frame: zmq.Frame) -> str | None:
+    """Return the name of the key of a peer that connected to us, or None.
+
+    The ZAP handler gives the name to libzmq, which adds it to each frame of the connection.
+    """
+    try:
+        return str(frame.get("User-Id")) or None
+    except zmq.ZMQError:
+        return None
+
+
+class PeerNames:
+    """Reads parts, and states the name of the peer's key in each of them.
+
+    libzmq states the name only for peers that connected to us. For an endpoint to which this side connects, the name is
+    that of the endpoint. After each part, the events of connections are read. The event that announces a descriptor
+    comes before the first part of the connection, so the endpoint is never that of an older connection. If connections
+    to several endpoints had the same descriptor, the name is None.
+
+    Args:
+        recv: Reads a part.
+        links: The connections.
+        look: Processes the events that have arrived.
+        name_of: Returns the name of the peer at an endpoint.
+        named: Returns a part with the name of its peer.
+    """
+
+    def __init__(
+        self,
+        recv: Callable[[int, bool], Any],
+        links: Links,
+        look: Callable[[], None],
+        name_of: Callable[[str], str | None],
+        named: Callable[[bytes, str | None], bytes],
+    ) -> None:
+        self._recv = recv
+        self._links = links
+        self._look = look
+        self._name_of = name_of
+        self._named = named
+
+    def recv(self, flags: int, copy: bool = True) -> bytes:
+        """Read a part; this method replaces the ``recv`` of the socket.
+
+        The part is copied even if ``copy`` is False. Raises zmq.Again if no message has arrived.
+        """
+        try:
+            frame = self._recv(flags, False)
+        except zmq.Again:
+            self._links.read_all()
+            raise
+        return self._named(frame.bytes, self._name(frame))
+
+    def _name(self, frame: zmq.Frame) -> str | None:
+        name = user_id(frame)
+        if name is not None:
+            return name
+        try:
+            fd = frame.get(_SRCFD)
+        except zmq.ZMQError:  # a part over inproc has no descriptor
+            return None
+        self._look()
+        names = {None if each is None else self._name_of(each) for each in self._links.endpoints_at(fd)}
+        return names.pop() if len(names) == 1 else None

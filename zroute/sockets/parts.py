@@ -18,6 +18,7 @@ from zroute.functions import name_of
 from zroute.logs import printable
 from zroute.options import LINGER_DRAIN, MAX_PARTS, SocketOptions, socket_options, with_options
 from zroute.sockets.connection import make_socket
+from zroute.sockets.origins import user_id
 from zroute.sockets.persistent import PersistentConnection
 from zroute.throttle import ThrottledLog
 
@@ -71,6 +72,8 @@ class PartsConnection(PersistentConnection):
         chosen = with_options(socket_options(zmq.SocketType(self.kind).name), options)
         super().__init__(reactor, make_socket(context or zmq.Context.instance(), self.kind, chosen), self._drain)
         self.received = self.malformed = self.failed = 0
+        self.sender: str | None = None
+        """The name of the key of the peer that sent the current message, if the peer connected to us with a key."""
         self._linger = options.get("linger", LINGER_DRAIN)
         self._on_message = on_message
         self._reports = ThrottledLog(_log, reactor)
@@ -100,6 +103,7 @@ class PartsConnection(PersistentConnection):
                 raise
             if accepts:
                 self.learn(frame)
+                self.sender = user_id(frame)
             parts = all_parts(frame, recv, dontwait) if frame.more else [frame.bytes]
             self.received += 1
             try:

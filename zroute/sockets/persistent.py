@@ -34,6 +34,7 @@ from zroute.sockets.descriptors import Identity, identify, shut_down
 from zroute.sockets.events import OnEvent, SocketEvent
 from zroute.sockets.links import Link, Links
 from zroute.sockets.names import Lookups
+from zroute.sockets.origins import user_id
 from zroute.sockets.refusals import PAUSE, PAUSE_MAX, Refusals
 from zroute.transport import Receive
 
@@ -217,18 +218,18 @@ class PersistentConnection(Connection):
                 link = self.links.at(fd)
             if link is not None and link.endpoint is None and link.id not in self._sure and not link.doubtful:
                 self._sure.add(link.id)
-                name = str(frame.get("User-Id"))
+                name = user_id(frame) or ""
                 if self.keys.get(link.id) != name:
                     self.name(link.id, name)
         except zmq.ZMQError:  # over inproc, a frame has neither
             return
 
     def connections_of(self, name: str) -> int:
-        """Return the number of accepted connections of a key, as far as their keys are known."""
+        """Return the number of accepted connections that are known to have a key."""
         return self._number_of[name]
 
     def unnamed(self, host: str) -> list[int]:
-        """Return up to two connections that ``host`` has begun lately, and whose key is unknown, by id."""
+        """Return up to two new connections from ``host`` whose key is unknown, by id."""
         self._read_events()
         found = ACCEPTED.in_handshake(self, host)
         return [each.id for each in islice((each for each in found if each.id not in self.keys and each.is_open), 2)]
@@ -271,6 +272,11 @@ class PersistentConnection(Connection):
                 self._revoked.add(endpoint)
             elif endpoint not in self._resting:
                 self._rest_soon(endpoint, PAUSE)
+
+    def name_at(self, endpoint: str) -> str | None:
+        """Return the name of the peer whose key an open endpoint requires, or None."""
+        given = self._as_given.get(endpoint)
+        return None if given is None else given.peer
 
     def peer(self, id: int) -> str:
         """Return the address of a peer for log lines, if it is known."""

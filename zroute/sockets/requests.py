@@ -75,7 +75,10 @@ class _ReplySocket(SendingConnection):
         self._held_size = 0
         self._next_try: Any = None
         given: SocketOptions = {"sndhwm": REPLIES_SENT, **options}
-        super().__init__(reactor, self.listener.received, context=context, **given)
+        super().__init__(reactor, self._received, context=context, **given)
+
+    def _received(self, parts: list[bytes]) -> None:
+        self.listener.received(parts, self.sender)
 
     def close(self, linger: int | None = None) -> None:
         """Close the socket; see `Connection.close`.

@@ -148,6 +148,7 @@ class TestApp(Bed):
         codec: str | Codec | None = None,
         headers: Mapping[str, Any] | None = None,
         schema: Any = None,
+        peer: str | None = None,
     ) -> None:
         """Publish messages to the apps, as another program would.
 
@@ -162,6 +163,7 @@ class TestApp(Bed):
             headers: headers of each message.
             schema: the type to encode as; the default is the type of each message. If that type is ambiguous, as for a
                 Decimal, a set or a list of objects, the default is the type of the first suitable handler of the topic.
+            peer: the name of the publisher's key, for `Envelope.peer`; the default is None, as without keys.
 
         Raises:
             TopicError: the topic is invalid with the separator of the first app.
@@ -170,7 +172,7 @@ class TestApp(Bed):
 
         This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
-        sent = [self._framed(topic, each, codec, headers, schema) for each in (message, *more)]
+        sent = [self._framed(topic, each, codec, headers, schema, peer) for each in (message, *more)]
 
         def arrive() -> None:
             for frames in sent:
@@ -187,6 +189,7 @@ class TestApp(Bed):
         *,
         timeout: float | None = REQUEST_TIMEOUT,
         headers: Mapping[str, Any] | None = None,
+        peer: str | None = None,
     ) -> Any:
         """Send a request to the apps, as another program would, and return the reply.
 
@@ -198,6 +201,7 @@ class TestApp(Bed):
             reply: The type of the reply (default: any).
             timeout: The seconds to wait, in virtual time (default 10); None for no limit.
             headers: The headers of the request.
+            peer: The name of the client's key, for `Envelope.peer`; the default is None, as without keys.
 
         Returns:
             The reply, decoded as the type ``reply``.
@@ -207,7 +211,7 @@ class TestApp(Bed):
                 handler is raised instead.
             UsageError: No app of the test answers requests.
         """
-        client, ask = self._asked(topic, message, timeout, headers, reply)
+        client, ask = self._asked(topic, message, timeout, headers, reply, peer)
         answers: list[Answer] = []
         self._do(lambda: answers.append(ask()))
         while not answers[0].ended and self._running.skip():
@@ -224,6 +228,7 @@ class TestApp(Bed):
         codec: str | Codec | None = None,
         headers: Mapping[str, Any] | None = None,
         retry: Sequence[float] = (),
+        peer: str | None = None,
     ) -> None:
         """Put jobs for the handlers of the apps, as an owner in another program would.
 
@@ -237,6 +242,7 @@ class TestApp(Bed):
             codec: As in ``app.job_queue``; the default is the codec of the first app.
             headers: Headers of each job.
             retry: The delays in virtual seconds before further attempts. Call `advance` to reach these attempts.
+            peer: The name of the owner's key, for `Envelope.peer`; the default is None, as without keys.
 
         Raises:
             UsageError: No app of the test has a handler for jobs of this topic.
@@ -245,13 +251,13 @@ class TestApp(Bed):
 
         This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
-        put = self._putting(topic, (job, *more), codec, headers, retry)
-        self._do(self._test_owner)  # the workers make their offers first
+        put = self._putting(topic, (job, *more), codec, headers, retry, peer)
+        self._do(lambda: self._test_owner(peer))  # the workers make their offers first
         self._do(put)
         self._raise()
-        self._test_owner().check()
+        self._test_owner(peer).check()
 
-    def receive(self, *frames: bytes, endpoint: str | None = None) -> None:
+    def receive(self, *frames: bytes, endpoint: str | None = None, peer: str | None = None) -> None:
         """Deliver the frames of one message to the apps, as if received from the network.
 
         The message may be invalid. An app that declares message forms (`Frames`) reads the message in the form of the
@@ -261,6 +267,7 @@ class TestApp(Bed):
             *frames: the parts of the message.
             endpoint: the endpoint at which the message arrives, as in ``App(sub=…)``. Only apps with this endpoint
                 receive the message. Optional unless an app declares more than one message form.
+            peer: the name of the publisher's key, for `Envelope.peer`; the default is None, as without keys.
 
         Raises:
             UsageError: a part is not bytes, no app has the endpoint, or ``endpoint`` is missing and an app declares
@@ -268,7 +275,7 @@ class TestApp(Bed):
 
         This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
-        parts = self._parts(frames)
+        parts = self._parts(frames, peer)
         self._do(lambda: self._bus.receive_at(endpoint, parts))
         self._raise()
 

@@ -151,6 +151,7 @@ class AsyncTestApp(Bed):
         codec: str | Codec | None = None,
         headers: Mapping[str, Any] | None = None,
         schema: Any = None,
+        peer: str | None = None,
     ) -> None:
         """Publish messages to the apps, as another program would; see `TestApp.publish`.
 
@@ -162,6 +163,7 @@ class AsyncTestApp(Bed):
             headers: headers of each message.
             schema: the type to encode as; the default is the type of each message. If that type is ambiguous, as for a
                 Decimal, a set or a list of objects, the default is the type of the first suitable handler of the topic.
+            peer: the name of the publisher's key, for `Envelope.peer`; the default is None, as without keys.
 
         Raises:
             TopicError: the topic is invalid.
@@ -170,7 +172,7 @@ class AsyncTestApp(Bed):
 
         This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
-        sent = [self._framed(topic, each, codec, headers, schema) for each in (message, *more)]
+        sent = [self._framed(topic, each, codec, headers, schema, peer) for each in (message, *more)]
 
         def arrive() -> None:
             for frames in sent:
@@ -187,9 +189,10 @@ class AsyncTestApp(Bed):
         *,
         timeout: float | None = REQUEST_TIMEOUT,
         headers: Mapping[str, Any] | None = None,
+        peer: str | None = None,
     ) -> Any:
         """Send a request to the apps, and return the reply; see `TestApp.request`."""
-        client, ask = self._asked(topic, message, timeout, headers, reply)
+        client, ask = self._asked(topic, message, timeout, headers, reply, peer)
         answers: list[Answer] = []
         await self._do(lambda: answers.append(ask()))
         while not answers[0].ended and await self._driver.skip():
@@ -206,15 +209,16 @@ class AsyncTestApp(Bed):
         codec: str | Codec | None = None,
         headers: Mapping[str, Any] | None = None,
         retry: Sequence[float] = (),
+        peer: str | None = None,
     ) -> None:
         """Put jobs for handlers under ``@app.work``; see `TestApp.put`."""
-        put = self._putting(topic, (job, *more), codec, headers, retry)
-        await self._do(self._test_owner)
+        put = self._putting(topic, (job, *more), codec, headers, retry, peer)
+        await self._do(lambda: self._test_owner(peer))
         await self._do(put)
         self._raise()
-        self._test_owner().check()
+        self._test_owner(peer).check()
 
-    async def receive(self, *frames: bytes, endpoint: str | None = None) -> None:
+    async def receive(self, *frames: bytes, endpoint: str | None = None, peer: str | None = None) -> None:
         """Deliver the frames of one message to the apps, as if received from the network.
 
         See `TestApp.receive`.
@@ -229,7 +233,7 @@ class AsyncTestApp(Bed):
 
         This method also raises the errors of handlers, unless ``raise_errors=False``.
         """
-        parts = self._parts(frames)
+        parts = self._parts(frames, peer)
         await self._do(lambda: self._bus.receive_at(endpoint, parts))
         self._raise()
 

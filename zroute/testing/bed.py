@@ -21,7 +21,7 @@ from zroute.messages.extras import Extras
 from zroute.messages.frames import Frames
 from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern, Topic, matches, parse, startswith, topic_bytes
-from zroute.messages.wire import Envelope, framer
+from zroute.messages.wire import Envelope, NamedFrame, framer
 from zroute.messages.wire import parse as parse_frames
 from zroute.planning.plan import Plan, ReactorKind, reactor_kind
 from zroute.receiving.dead_letters import error_text
@@ -71,7 +71,7 @@ class Bed:
         self._began = time.time()
         self._reactor: VirtualReactor | None = None
         self._services: list[AppService] = []
-        self._owner: TestOwner | None = None
+        self._owners: dict[str | None, TestOwner] = {}  # by the name of their keys
         self._looked_at_jobs = False
         self._unserved: list[str] = []  # topics of jobs that no app of the test accepts
 
@@ -145,8 +145,8 @@ class Bed:
 
     def _stop_services(self, stopped: list[Any]) -> None:
         """Stop the apps at the same time, as a program does."""
-        if self._owner is not None:
-            self._owner.close()
+        for owner in self._owners.values():
+            owner.close()
         if self._looked_at_jobs:
             self._bus.jobs.drop_unserved()
         self._unserved = self._bus.jobs.unserved()
@@ -170,7 +170,13 @@ class Bed:
             raise UnfinishedError(f"still running when the test ended: {names}; {advice}")
 
     def _framed(
-        self, topic: str, message: object, codec: str | Codec | None, headers: Mapping[str, Any] | None, schema: Any
+        self,
+        topic: str,
+        message: object,
+        codec: str | Codec | None,
+        headers: Mapping[str, Any] | None,
+        schema: Any,
+        peer: str | None,
     ) -> tuple[bytes, ...]:
         raw = topic_bytes(topic, self.apps[0].separator)
         number, body = self._encoded(raw, message, find_codec(codec) if codec is not None else None, schema)
@@ -180,7 +186,7 @@ class Bed:
             "tracked", epoch=1, next_sequence=lambda: self._sequence, clock_ns=lambda: int(self._wall() * 1e9)
         )
         sent = frame(raw, number, body, headers)
-        return (sent,) if isinstance(sent, bytes) else sent
+        return _named((sent,) if isinstance(sent, bytes) else sent, peer)
 
     def _encoded(
         self,
@@ -222,8 +228,8 @@ class Bed:
                 if expected is not None and any(matches(pattern, topic) is not None for pattern in route.patterns):
                     yield expected, parts.codecs.extras
 
-    def _client(self, topic: bytes) -> Client:
-        """Return a client that sends requests for ``topic`` from outside the apps."""
+    def _client(self, topic: bytes, peer: str | None) -> Client:
+        """Return a client outside the apps, with the key ``peer``."""
         reactor = self._running
         known = self.apps[0].compile().parts.codecs
         client = Client(
@@ -235,7 +241,7 @@ class Bed:
             clock_ns=lambda: int(self._wall() * 1e9),
             later=reactor.callFromThread,
         )
-        if not self._bus.requests.lane_for(client, topic):
+        if not self._bus.requests.lane_for(client, topic, peer):
             raise UsageError(
                 "no app of the test answers requests: add an @app.reply handler, and App(rep=…) if the app has "
                 "other endpoints"
@@ -243,7 +249,13 @@ class Bed:
         return client
 
     def _asked(
-        self, topic: str, message: object, timeout: float | None, headers: Mapping[str, Any] | None, reply: Any
+        self,
+        topic: str,
+        message: object,
+        timeout: float | None,
+        headers: Mapping[str, Any] | None,
+        reply: Any,
+        peer: str | None,
     ) -> tuple[Client, Callable[[], Answer]]:
         """Return a client, and a function that sends the request."""
         raw = topic_bytes(topic, self.apps[0].separator)
@@ -254,10 +266,10 @@ class Bed:
             except EncodeError as error:
                 explain_type(error, topic, message)
                 raise
-        client = self._client(raw)
+        client = self._client(raw, peer)
         return client, partial(client.ask, raw, number, body, headers, client.decoder(reply), timeout)
 
-    def _parts(self, frames: tuple[object, ...]) -> tuple[bytes, ...]:
+    def _parts(self, frames: tuple[object, ...], peer: str | None) -> tuple[bytes, ...]:
         """Return the checked parts of `receive`."""
         for part in frames:
             if not isinstance(part, bytes):
@@ -266,7 +278,7 @@ class Bed:
                 raise UsageError(f"receive() expects the parts of one message as bytes, not {part!r:.80}: {advice}")
         if not frames:
             raise UsageError("receive() expects the parts of one message, as in receive(b'topic', b'body')")
-        return frames  # type: ignore[return-value]  # all are bytes
+        return _named(frames, peer)  # type: ignore[arg-type]  # all are bytes
 
     def _putting(
         self,
@@ -275,17 +287,19 @@ class Bed:
         codec: str | Codec | None,
         headers: Mapping[str, Any] | None,
         retry: Sequence[float],
+        peer: str | None,
     ) -> Callable[[], None]:
         """Return a function that puts jobs, as an owner in another program would."""
         chosen = find_codec(codec) if codec is not None else None
         raw = topic_bytes(topic, self.apps[0].separator)
         bodies = [self._encoded(raw, job, chosen, kind="work") for job in jobs]
-        return lambda: self._test_owner().put(raw, bodies, headers, retry)
+        return lambda: self._test_owner(peer).put(raw, bodies, headers, retry)
 
-    def _test_owner(self) -> TestOwner:
-        if self._owner is None:
-            self._owner = TestOwner(self._bus.jobs, self._running, self._given_up)
-        return self._owner
+    def _test_owner(self, peer: str | None) -> TestOwner:
+        """Return the owner of the test's jobs with the key ``peer``."""
+        if peer not in self._owners:
+            self._owners[peer] = TestOwner(self._bus.jobs, self._running, self._given_up, peer)
+        return self._owners[peer]
 
     def _given_up(self, job: Job, reason: str) -> None:
         """Record the failure of a given-up job, so that the error is raised later."""
@@ -468,3 +482,8 @@ def _in_its_form(plan: Plan, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """Return a published message, parsed into topic and body if `Frames` are used."""
     wire = plan.choices.wire
     return wire.parser(plan.choices.max_message, plan.name)(frames) if isinstance(wire, Frames) else frames
+
+
+def _named(frames: tuple[bytes, ...], peer: str | None) -> tuple[bytes, ...]:
+    """Return the parts of a message that the peer with this key has sent."""
+    return frames if peer is None else tuple(NamedFrame.of(frame, peer) for frame in frames)

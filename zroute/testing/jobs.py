@@ -34,13 +34,13 @@ class _Connection:
     Messages arrive in the next turn, in order.
     """
 
-    def __init__(self, bus: JobBus, id: bytes, owner: Owner, make: MakeWorker, address: str) -> None:
+    def __init__(self, bus: JobBus, id: bytes, owner: Owner, make: MakeWorker, peer: str | None) -> None:
         self._bus = bus
         self.id = id
         self.owner = owner
         self.is_open = True
         # Reconnecting does nothing, because no connection of a test breaks.
-        self.worker: JobWorker = make(OwnerLink(address, self.tell, lambda: None))
+        self.worker: JobWorker = make(OwnerLink("another app of the test", self.tell, lambda: None, lambda: peer))
 
     def tell(self, parts: Sequence[bytes]) -> bool:
         """Send a message to the owner."""
@@ -83,18 +83,23 @@ class JobBus:
         self._owners: dict[object, Owner] = {}
         self._makers: dict[object, tuple[MakeWorker, bool]] = {}
         self._connections: dict[bytes, tuple[object, object, _Connection]] = {}
+        self._names: dict[object, str | None] = {}
 
     def later(self, call: Callable[..., object], *arguments: Any) -> None:
         """Make a call in the next turn."""
         assert self._clock is not None
         self._clock.callLater(0, self._context.copy().run, call, *arguments)
 
-    def hand_out(self, member: object, owner: Owner, clock: Clock, plan: Plan | None) -> SendJob:
+    def hand_out(
+        self, member: object, owner: Owner, clock: Clock, plan: Plan | None, peer: str | None = None
+    ) -> SendJob:
         """Add the owner of an app; return the function that sends messages to a worker.
 
-        ``plan`` is the compiled app; None for the test itself, whose jobs are not recorded.
+        ``plan`` is the compiled app; None for the test itself, whose jobs are not recorded. ``peer`` is the name of the
+        owner's key.
         """
         self._clock = clock
+        self._names[member] = peer
         self._owners[member] = owner
         if plan is not None and isinstance(owner, JobOwner):
             owner.admitted = partial(self._record, plan)
@@ -129,7 +134,7 @@ class JobBus:
         if owning is member and not loops:
             return
         id = b"worker %d" % next(self._ids)
-        connection = _Connection(self, id, owner, make, "another app of the test")
+        connection = _Connection(self, id, owner, make, self._names.get(owning))
         self._connections[id] = owning, member, connection
         self.later(connection.worker.connected)
 
@@ -165,14 +170,17 @@ class TestOwner:
         bus: The connections of the test.
         clock: The reactor of the test.
         given_up: A function that is called with each job that was given up, and the reason.
+        peer: The name of the owner's key.
     """
 
     __test__ = False  # keeps pytest from collecting this class as tests
 
-    def __init__(self, bus: JobBus, clock: Clock, given_up: Callable[[Job, str], object]) -> None:
+    def __init__(
+        self, bus: JobBus, clock: Clock, given_up: Callable[[Job, str], object], peer: str | None = None
+    ) -> None:
         self._reports = ThrottledLog(logging.getLogger("zroute"), clock)
         self._engine = JobOwner(clock, lambda id, parts: send(id, parts), self._reports, "the test")
-        send = bus.hand_out(self, self._engine, clock, None)
+        send = bus.hand_out(self, self._engine, clock, None, peer)
         self._given_up = given_up
         self._queues: dict[tuple[float, ...], OwnedQueue] = {}
 

@@ -99,17 +99,17 @@ class RequestBus:
                     other.client.queue.remove(lane)
                     self._later(lane.lost, _lost)  # after the replies that the app has already sent
 
-    def lane_for(self, client: Client, topic: bytes) -> bool:
+    def lane_for(self, client: Client, topic: bytes, peer: str | None = None) -> bool:
         """Connect a client of the test to the app that has a handler for a topic.
 
         Without such an app, connect the client to any app that answers requests. Return False if no app answers
-        requests.
+        requests. ``peer`` is the name of the client's key.
         """
         members = [each for each in self._members if each.answers]
         # False sorts first, so an app with a handler comes before all others.
         members.sort(key=lambda member: not _answers(member.server.plan, topic))
         if members:
-            self._add(client, members[0], None)
+            self._add(client, members[0], None, peer)
         return bool(members)
 
     def _connect(self) -> None:
@@ -131,16 +131,16 @@ class RequestBus:
             return True
         return member is not other and not any(own & each.server.rep for each in self._members)
 
-    def _add(self, client: Client, member: _Member, plan: Plan | None) -> Lane:
+    def _add(self, client: Client, member: _Member, plan: Plan | None, peer: str | None = None) -> Lane:
         name = b"\0%04d" % next(self._names)
-        lane = self._lanes[name] = Lane(client.queue, partial(self._send, name, member, plan))
+        lane = self._lanes[name] = Lane(client.queue, partial(self._send, name, member, plan, peer))
         client.queue.add(lane)
         return lane
 
-    def _send(self, name: bytes, member: _Member, plan: Plan | None, frames: Sequence[bytes]) -> bool:
+    def _send(self, name: bytes, member: _Member, plan: Plan | None, peer: str | None, frames: Sequence[bytes]) -> bool:
         if plan is not None:
             self._record(plan, frames)
-        self._later(self._received, member, [name, *frames])
+        self._later(self._received, member, [name, *frames], peer)
         return True
 
     def _record(self, plan: Plan, frames: Sequence[bytes]) -> None:
@@ -153,9 +153,9 @@ class RequestBus:
             found = (parse_request(message)[2],)
         self.sent.append((plan, parse_frames(found, self._wall())))
 
-    def _received(self, member: _Member, frames: list[bytes]) -> None:
+    def _received(self, member: _Member, frames: list[bytes], peer: str | None) -> None:
         if member in self._members and member.listener is not None:
-            member.listener.received(frames)
+            member.listener.received(frames, peer)
 
     def _reply(self, parts: Sequence[bytes]) -> bool:
         lane = self._lanes[parts[0]]

@@ -64,7 +64,7 @@ class JobSockets:
         given = {"name": self._app.name, "context": self._context, "maxmsgsize": frame_limit(self._app.max_message)}
         work = WorkConnection(self._reactor, endpoint, **{**given, **self._app.options})
         work.guard = self.guard
-        worker = work.worker = self._make(OwnerLink(endpoint.address, work.tell, work.reconnect))
+        worker = work.worker = self._make(OwnerLink(endpoint.address, work.tell, work.reconnect, work.peer))
         address = work.open()
         self._works[address] = work, worker
         return address

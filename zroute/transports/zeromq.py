@@ -14,6 +14,7 @@ from zroute.endpoints import SIDES, Endpoint, Ends, ResolvedAddresses, Side
 from zroute.errors import EndpointError
 from zroute.logs import printable
 from zroute.messages.topics import Pattern, minimal_cover
+from zroute.messages.wire import NamedFrame
 from zroute.options import LINGER_ABORT, LINGER_DRAIN
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.session import SubscriberSession
@@ -66,7 +67,7 @@ class ZmqTransport(SocketPair):
         self._stated = StatedSockets(request)
         self._jobs = JobSockets(request)
         self.hand_out, self.take_jobs = self._jobs.hand_out, self._jobs.take_jobs
-        self._listening = False
+        self._listening = self._names_peers = False
         self._ends = request.ends
         self._is_open = False
         self._curve: CurveGuard | None = None
@@ -168,6 +169,13 @@ class ZmqTransport(SocketPair):
         self._stated.listen(patterns)
         if self._recognised:
             self.accounts.listen(self, minimal_cover(pattern.subscription for pattern in patterns))
+
+    def name_peers(self, wanted: bool) -> None:
+        """State the name of the peer's key in each frame, unless all keys are equal."""
+        self._names_peers = wanted
+        names = wanted and self._curve is not None and self._ends.publisher is None
+        for reader in self.readers:
+            reader.name_peers(NamedFrame.of if names else None)
 
     def leave(self) -> None:
         """Withdraw all subscriptions, including markers."""
@@ -288,6 +296,7 @@ class ZmqTransport(SocketPair):
             raise
         before = self._ends
         self._ends += ends
+        self.name_peers(self._names_peers)
         for level, text in self._lines(self._resolved(before)):
             _log.log(level, "%s", text)
         if any(endpoint.address.startswith("inproc://") for endpoint in ends.sub):
