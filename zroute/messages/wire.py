@@ -597,7 +597,7 @@ def parse(frames: tuple[bytes, ...], received_at: float, peer: str | None = None
 
 
 def _decoded(frames: tuple[bytes, ...], received_at: float) -> tuple[Any, ...]:
-    """Return the values of an `Envelope`, in the order of its fields, without ``peer``."""
+    """Return the values of the fields of an `Envelope`, without ``peer``."""
     topic, body = split(frames)
     if isinstance(frames, StatedMessage) or not body.startswith(MAGIC):
         return Topic.from_wire(topic), body, tuple(frames), received_at, 0, None, None, None, False, {}, False
