@@ -218,6 +218,19 @@ def test_the_commands_and_files_of_the_page_of_keys_work(tmp_path: Path) -> None
         feed.line_with("feed: refused a connection from 127.0.0.1: its key", stream="err")
 
 
+def test_the_handler_of_the_page_of_keys_decides_by_the_name(tmp_path: Path) -> None:
+    """Only desk may cancel orders, and a request without a name is refused too."""
+    source = write_files(HOW_TO / "keys.md", tmp_path)["ledger.py"]
+    names: dict[str, Any] = {}
+    exec(source, names)
+    with TestApp(names["app"], raise_errors=False) as t:
+        assert t.request("orders.cancel", 7, str, peer="desk") == "cancelled 7"
+        for peer in ("feed", None):
+            with pytest.raises(RequestRefusedError) as refused:
+                t.request("orders.cancel", 7, str, peer=peer)
+            assert refused.value.code == 403
+
+
 def _transcript(page: Path, *words: str) -> Iterator[tuple[list[str], str]]:
     """Return the arguments of each ``zroute keys`` command with one of the words, and the output that follows it."""
     texts = (block.text for block in blocks(page) if block.language == "text")
