@@ -19,7 +19,8 @@ import socket
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,9 @@ def _strangers(keys: Keys, port: int, until: float) -> int:
     with zmq.Context() as context:
         context.set(zmq.MAX_SOCKETS, 10_000)
         while time.monotonic() < until:
-            callers = [_caller(context, keys, "stranger", port) for _ in range(_BATCH)]
-            number += len(callers)
-            time.sleep(0.02)
-            for caller in callers:
-                caller.close(0)
+            with _callers(context, keys, "stranger", port, _BATCH):
+                time.sleep(0.02)
+            number += _BATCH
     return number
 
 
@@ -137,20 +136,21 @@ def _hoard(keys: Keys, port: int, many: int, until: float) -> int:
     """Hold connections of one authorized key that subscribe; return their number."""
     with zmq.Context() as context:
         context.set(zmq.MAX_SOCKETS, 20_000)
-        callers = [_caller(context, keys, "hoarder", port) for _ in range(many)]
-        while time.monotonic() < until:
-            time.sleep(0.1)
-        for caller in callers:
-            caller.close(0)
+        with _callers(context, keys, "hoarder", port, many):
+            while time.monotonic() < until:
+                time.sleep(0.1)
     return many
 
 
-def _caller(context: zmq.Context[Any], keys: Keys, name: str, port: int) -> Any:
-    caller = keys.use(context.socket(zmq.SUB), name, "feed")
-    caller.linger = 0
-    caller.subscribe(b"another topic")
-    caller.connect(f"tcp://127.0.0.1:{port}")
-    return caller
+@contextmanager
+def _callers(context: zmq.Context[Any], keys: Keys, name: str, port: int, many: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        for _ in range(many):
+            caller = context.socket(zmq.SUB)
+            stack.callback(caller.close, 0)
+            keys.use(caller, name, "feed").subscribe(b"another topic")
+            caller.connect(f"tcp://127.0.0.1:{port}")
+        yield
 
 
 def run(crowd: str, *, many: int, seconds: float, folder: Path, descriptors: int = 0) -> Figures:
