@@ -223,9 +223,7 @@ class App(Routes):
         try:
             return make()
         except SetupError as error:
-            if error.where is None:  # the parsers don't know the line
-                error.where = where or self.where
-                error.args = (f"{error.where}: {error}",)
+            error.locate(where or self.where)  # the parsers don't know the line
             raise
 
     # -- hooks ----------------------------------------------------------------------------------------

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from tests.acceptance.test_probes import probed
 from tests.keyed import Caller, Keys
 from tests.running import Mailbox, reactor, running, turns
 from tests.support import free_endpoint, free_port
-from zroute import App, EndpointError, NoServerError, RequestLostError
-from zroute.errors import KeyFileError
+from zroute import App, EndpointError, NoServerError, RequestLostError, RequestRefused, RequestRefusedError
+from zroute.runtime.service import AppService
 from zroute.sockets import access, names, persistent, refusals
 from zroute.sockets.events import SocketEvent
 from zroute.testing import TestApp
@@ -429,6 +428,35 @@ async def test_a_client_without_keys_is_told_what_to_do(
         assert feed.stats.handshakes_failed > 0
 
 
+@pytest_twisted.ensureDeferred
+async def test_the_last_line_tells_refused_requests_and_connections_apart(
+    keys: Keys, logged: pytest.LogCaptureFixture
+) -> None:
+    """Both counters are called ``refused`` in `app.stats`, where the place tells them apart."""
+    context: zmq.Context[Any] = zmq.Context()
+    served = App(rep="tcp://127.0.0.1:*", **keys.of("feed"))
+
+    @served.reply("never")
+    def never() -> int:
+        raise RequestRefused(409, "no")
+
+    async with running(served):
+        desk = App(req=at(served.addresses.rep[0]), **keys.of("desk"))
+        async with running(desk):
+            with pytest.raises(RequestRefusedError):
+                await desk.request("never", None, int)
+        for name, server in (("eve", "feed"), ("desk", "eve")):
+            caller = Caller(keys.use(context.socket(zmq.DEALER), name, server), served.addresses.rep[0])
+            assert await caller.end() == "refused"
+        await turns(lambda: served.stats.handshakes_failed)
+    context.term()
+    (last,) = lines(logged, "feed: requests 1")
+    failed = served.stats.handshakes_failed
+    assert last.endswith(f", requests_refused 1, connections_refused 1, handshakes_failed {failed}")
+    assert served.stats.refused == served.stats.routes["never()"].refused == 1
+    assert not lines(logged, "desk: ", "_refused")
+
+
 # -- pauses, and other endpoints ---------------------------------------------------------------------------
 
 
@@ -516,6 +544,23 @@ async def test_a_replaced_key_file_is_used_at_the_next_connection(
 # -- errors of the start -----------------------------------------------------------------------------------
 
 
+async def assert_refused(app: App, text: str) -> None:
+    """Check that the app does not start, and that the error names the line of the app."""
+    service: AppService | None = None
+
+    def start() -> None:
+        nonlocal service
+        service = app.service(reactor)
+        service.startService()
+
+    with pytest.raises(EndpointError, match=text) as raised:
+        start()
+    assert raised.value.where == app.where
+    assert str(raised.value) == f"{app.where}: {raised.value.text}"
+    if service is not None:
+        await service.stopService()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -539,10 +584,7 @@ async def test_an_endpoint_that_does_not_fit_the_keys_stops_the_start(
 ) -> None:
     """The error says what to write, for each side."""
     given = keys.of("desk") if options.pop("keys", False) else {"name": "desk"}
-    service = registered(App(**options, **given), *options).service(reactor)
-    with pytest.raises(EndpointError, match=text):
-        service.startService()
-    await service.stopService()
+    await assert_refused(registered(App(**options, **given), *options), text)
 
 
 @pytest_twisted.ensureDeferred
@@ -574,10 +616,8 @@ async def test_an_open_address_needs_keys_or_a_word(keys: Keys, side: str) -> No
     def made(**options: Any) -> App:
         return registered(App(**ends, **options), side)
 
-    service = made(name="open").service(reactor)
-    with pytest.raises(EndpointError, match=r"is open to the network, .* insecure=True \(--insecure, ZROUTE_INSECURE"):
-        service.startService()
-    await service.stopService()
+    text = r"is open to the network, .* insecure=True \(--insecure, ZROUTE_INSECURE"
+    await assert_refused(made(name="open"), text)
     for options in (keys.of("feed"), {"insecure": True, "name": "open"}):
         async with running(made(**options)):
             pass
@@ -802,23 +842,68 @@ def test_a_test_app_opens_no_key_file(tmp_path: Path) -> None:
     assert box.items == [7]
 
 
-@asynccontextmanager
-async def stopped(app: App) -> AsyncIterator[None]:
-    """Run an app whose start must fail."""
-    service = app.service(reactor)
-    with pytest.raises(KeyFileError):
-        service.startService()
-    yield
-    await service.stopService()
+@pytest.mark.parametrize(
+    ("name", "mode", "mended", "text"),
+    [
+        ("feed.key_secret", 0o644, 0o600, r"mode 0644\): run chmod 600 .*feed\.key_secret"),
+        ("peers", 0o777, 0o755, "other users can add keys to the directory of peers .*: run chmod go-w .*peers"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_permissions_that_protect_no_key_stop_the_start(
+    keys: Keys, name: str, mode: int, mended: int, text: str
+) -> None:
+    """A secret file that others read, and peers that others write; the start works after chmod."""
+    app = feed_app(keys)
+    path = keys.secret("feed").parent / name
+    path.chmod(mode)
+    await assert_refused(app, text)
+    path.chmod(mended)
+    async with running(app):
+        pass
+
+
+# -- warnings of the start ---------------------------------------------------------------------------------
+
+
+def warnings(logged: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings in the log."""
+    return [record.getMessage() for record in logged.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+@pytest_twisted.ensureDeferred
+async def test_anyone_at_an_open_address_is_a_warning(keys: Keys, logged: pytest.LogCaptureFixture, host: str) -> None:
+    """The connections are encrypted, but every program in the network may read and send; at 127.0.0.1, none can."""
+    app = registered(App(pub=f"tcp://{host}:*", peers="anyone", **keys.of("feed")), "pub")
+    async with running(app):
+        address = app.addresses.pub[0]
+    expected = f"feed: {address} is reachable from the network, and any program may connect (peers='anyone'): "
+    assert [text.startswith(expected) for text in warnings(logged)] == [True] * (host == "0.0.0.0")
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_secret_file_that_others_read_stops_the_start(keys: Keys) -> None:
-    """The start works after chmod 600."""
-    app = feed_app(keys)
-    keys.secret("feed").chmod(0o644)
-    async with stopped(app):
+async def test_an_open_address_with_peers_is_no_warning(keys: Keys, logged: pytest.LogCaptureFixture) -> None:
+    """This is what keys are for."""
+    async with running(feed_app(keys, pub="tcp://0.0.0.0:*")):
         pass
-    keys.secret("feed").chmod(0o600)
+    assert warnings(logged) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_missing_directory_is_a_warning_and_an_empty_one_is_not(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """An empty directory may be meant; a missing one is a mistake, and is looked for while the app runs."""
+    app = feed_app(keys, "lone")
     async with running(app):
-        pass
+        assert lines(logged, "lone: encrypts as lone", "may connect: no program, because no key is there")
+    assert warnings(logged) == []
+    keys.peers("lone").rmdir()
+    async with running(app):
+        assert [text.partition(": run ")[0] for text in warnings(logged)] == [
+            f"lone: the directory of peers {keys.peers('lone')} does not exist, so no program may connect"
+        ]
+        keys.authorize("lone", "desk")
+        await logs(logged, "lone: desk may connect now")
+    assert len(warnings(logged)) == 1

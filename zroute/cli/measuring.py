@@ -24,7 +24,7 @@ from twisted.internet.task import LoopingCall, deferLater
 
 from zroute.app import App
 from zroute.cli.latencies import Latencies
-from zroute.endpoints import Endpoint
+from zroute.endpoints import NO_KEYS, Endpoint
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError
 from zroute.logs import set_up_logging
 from zroute.messages.bodies import body_encoder
@@ -179,7 +179,7 @@ class _End:
             self._say_opened()
             await self.measure()
         except EndpointError as error:
-            self.fail(EXIT_ENDPOINT, str(error))
+            self.fail(EXIT_ENDPOINT, error.text)  # without the line of the app, which is zroute's own
         except CancelledError:  # stopped while waiting for the other end
             pass
         except Exception:
@@ -192,8 +192,8 @@ class _End:
         """Report the opened address, and warn if other hosts can connect to it."""
         transport, endpoint = self.service.transport, Endpoint(self.order.address, self.order.bind)
         (opened,) = transport.pub.endpoints if transport.pub else transport.subscribed
-        if endpoint.resolved(opened).is_open:
-            _tell(say=f"{opened} is reachable from the network, without authentication")
+        if (warning := NO_KEYS.exposure(endpoint.resolved(opened))) is not None:
+            _tell(say=warning)
         _tell(open=opened)
 
     async def measure(self) -> None:

@@ -221,10 +221,7 @@ class ZmqTransport(SocketPair):
         )
 
     def summary(self) -> Iterator[tuple[int, str]]:
-        """Yield log lines: the resolved endpoints, and a warning for each open endpoint.
-
-        An endpoint is open if other hosts can reach it without authentication.
-        """
+        """Yield log lines: the resolved endpoints, and a warning for each endpoint to which anyone can connect."""
         yield from self._lines(self._resolved())
         yield from self._stated.summary()
 
@@ -235,8 +232,9 @@ class ZmqTransport(SocketPair):
             how = "bound to" if endpoint.bind else "connects to"
             form = "" if endpoint.form is None else f", reads {endpoint.form}"
             yield logging.INFO, f"{name}: {side.verb}, {how} {resolved}{form}"
-            if endpoint.resolved(resolved).is_open and self._request.ends.access.keys is None:
-                yield logging.WARNING, f"{name}: {resolved} is reachable from the network, without authentication"
+            warning = self._request.ends.access.exposure(endpoint.resolved(resolved))
+            if warning is not None:
+                yield logging.WARNING, f"{name}: {warning}"
 
     def _resolved(self, before: Ends = _NONE) -> Iterator[tuple[Side, Endpoint, str]]:
         """Yield the side of each open endpoint, the endpoint, and its resolved address.
