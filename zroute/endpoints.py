@@ -178,9 +178,10 @@ class Access:
         return self.peers if isinstance(self.peers, Path) else self.keys.parent / "peers"
 
     def check(self, endpoint: Endpoint) -> None:
-        """Raise EndpointError if an endpoint does not fit the keys. This method opens no key file.
+        """Raise EndpointError if an endpoint does not fit the keys.
 
-        An endpoint that connects must name its peer with keys, and no endpoint may name a peer without keys.
+        With keys, an endpoint that connects must name its peer. Without keys, no endpoint may name a peer. This method
+        opens no key file.
         """
         if self.keys is None and endpoint.peer is not None:
             raise EndpointError(
@@ -199,7 +200,10 @@ class Access:
             )
 
     def check_open(self, endpoint: Endpoint) -> None:
-        """Raise EndpointError for an endpoint that other hosts can reach, unless the app has keys or is insecure."""
+        """Raise EndpointError for an endpoint that other hosts can reach.
+
+        An app with keys, or with ``insecure``, may have such endpoints.
+        """
         if self.keys is None and not self.insecure and endpoint.is_open:
             raise EndpointError(
                 f"{endpoint.address} is open to the network, and without keys any program that reaches it can receive "
@@ -209,7 +213,7 @@ class Access:
             )
 
     def exposure(self, endpoint: Endpoint) -> str | None:
-        """Return a warning if any program in the network can connect to an endpoint, otherwise None."""
+        """Return a warning if any program in the network can connect, or None."""
         if not endpoint.is_open or (self.keys is not None and self.peers != "anyone"):
             return None
         if self.keys is None:

@@ -290,7 +290,10 @@ def printable(text: object, most: int | None = 1000) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``": did you mean 'feed'?"`` with the known word that is most similar, or an empty text."""
+    """Return ``": did you mean 'feed'?"`` with the most similar known word.
+
+    If no known word is similar, the text is empty.
+    """
     near = get_close_matches(word, known, 1)
     return f": did you mean {near[0]!r}?" if near else ""
 

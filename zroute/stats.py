@@ -233,9 +233,10 @@ class Stats:
 
 
 def refusals(stats: Stats) -> dict[str, int]:
-    """Return the counters of refused connections for the last log line of a program, if they are not zero.
+    """Return the counters of refused connections that are not zero, by name.
 
-    ``connections_refused`` is `Stats.refused`; requests can be refused too, so the log line names the connections.
+    They are for the last log line of a program. ``connections_refused`` is `Stats.refused`; requests can be refused
+    too, so the log line names the connections.
     """
     counts = {"connections_refused": stats.refused, "handshakes_failed": stats.handshakes_failed}
     return {name: count for name, count in counts.items() if count}

@@ -269,7 +269,11 @@ def test_a_module_that_fails_shows_my_frames_only(tmp_path: Path) -> None:
         ("app = App(loop=False)", 5, "no endpoints"),
         ("app = App(pub='tcp://127.0.0.1:*')\n@app.subscribe('news')\ndef f(x): ...", 5, "write App(sub="),
         ("app = App(sub='tcp://127.0.0.1:1')\napp.publisher('news')", 5, "write App(pub="),
-        ("app = App(pub='tcp://192.0.2.1:5555')", 5, "does not have this address"),
+        (
+            "app = App(pub='tcp://192.0.2.1:5555', insecure=True)",
+            5,
+            "quotes.py:2: can't bind tcp://192.0.2.1:5555: this",
+        ),
         ("app = App(pub='ipc:///no/such/folder/s')", 5, "the directory does not exist"),
         ("app = App()\n@app.on_startup\ndef f(): raise OSError('no database')", 1, "no database"),
     ],

@@ -378,7 +378,7 @@ def test_a_directory_that_does_not_exist_is_reported_with_a_remedy(
 
 
 def test_the_keys_of_a_directory_that_is_away_are_said_to_remain(peers: Path) -> None:
-    """Nobody should fear that the keys are revoked."""
+    """The line would otherwise look as if all keys were revoked."""
     faults: list[str] = []
     known = PeerKeys(peers, faults.append)
     peers.rename(peers.with_name("away"))

@@ -114,7 +114,9 @@ def _check(
 
 
 def _keys_of(ends: Ends, warnings: list[str]) -> KeyFiles | None:
-    """Return the key files of an app, or None if it has no keys. Faults that do not stop the app become ``warnings``.
+    """Return the key files of an app, or None if it has no keys.
+
+    Faults that do not stop the app are added to ``warnings``.
 
     Raises:
         EndpointError: A key file can't be used, or the key of a peer is missing.

@@ -249,7 +249,7 @@ class Listening:
 
 
 def _say_opened(endpoint: Endpoint, resolved: str, access: Access) -> None:
-    """Print the opened address, and a warning if anyone in the network can connect to it."""
+    """Print the opened address, and a warning if any program can connect to it."""
     say(f"{'bound to' if endpoint.bind else 'connects to'} {resolved}")
     if (warning := access.exposure(endpoint.resolved(resolved))) is not None:
         say(warning)

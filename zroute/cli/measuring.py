@@ -171,9 +171,9 @@ class _End:
 
     async def run(self) -> None:
         """Start the app, measure, and stop the app. Sets ``code``, the exit code."""
-        self.service = AppService(self.app.compile(), self.reactor)
-        self.service.reports = False
         try:
+            self.service = AppService(self.app.compile(), self.reactor)
+            self.service.reports = False
             self.service.startService()
             await self.service.started
             self._say_opened()
@@ -186,7 +186,8 @@ class _End:
             _log.exception("this end of the measurement failed")
             self.code = EXIT_FAILED
         finally:
-            await self.service.stopService()
+            if self.service is not None:
+                await self.service.stopService()
 
     def _say_opened(self) -> None:
         """Report the opened address, and warn if other hosts can connect to it."""

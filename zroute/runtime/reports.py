@@ -99,11 +99,12 @@ def log_counters(service: Reported) -> None:
 
 
 def _counters(service: Reported) -> dict[str, object]:
-    """Return the counters of a run by their names in `app.stats`, except for those named ``refused``.
+    """Return the counters of a run by their names in `app.stats`.
 
-    The result contains the sums over all routes. If the app only publishes, the result omits the counters of received
-    messages. If the app only receives, the result omits the counters of published messages, unless another app could
-    not publish results of this app's handlers.
+    Two counters are called ``refused`` there, so their names here say what was refused. The result contains the sums
+    over all routes. If the app only publishes, the result omits the counters of received messages. If the app only
+    receives, the result omits the counters of published messages, unless another app could not publish results of this
+    app's handlers.
     """
     stats = service.plan.live.stats
     counts: dict[str, object] = {}

@@ -159,9 +159,10 @@ def write_public(path: Path, key: Key) -> None:
 
 
 def writable_by_others(path: Path, state: os.stat_result, writers: Container[int]) -> str | None:
-    """Return why users that are not among the ``writers`` can write to a file or directory, or None if they can't.
+    """Return why users other than the ``writers`` can write to a file or directory.
 
-    ``state`` is the result of stat(2). The text includes the command that mends the permissions.
+    The result is None if they can't. ``state`` is the result of stat(2). The text includes the command that mends the
+    permissions.
     """
     if state.st_uid not in writers:
         return f"it belongs to the user {state.st_uid}: run chown {os.geteuid()} {path}"

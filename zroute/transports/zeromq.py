@@ -221,7 +221,10 @@ class ZmqTransport(SocketPair):
         )
 
     def summary(self) -> Iterator[tuple[int, str]]:
-        """Yield log lines: the resolved endpoints, and a warning for each endpoint to which anyone can connect."""
+        """Yield log lines: the resolved endpoints, and warnings.
+
+        An endpoint to which any program in the network can connect has a warning.
+        """
         yield from self._lines(self._resolved())
         yield from self._stated.summary()
 
