@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -140,6 +141,47 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_app(tmp_path: Path) 
     flag = zroute(*both, "--sub", "tcp://127.0.0.1:4", cwd=tmp_path, ZROUTE_SUB="tcp://127.0.0.1:2")
     assert "tcp://127.0.0.1:4\n" in flag.stderr
     assert "tcp://127.0.0.1:2\n" not in flag.stderr
+
+
+UNKNOWN = "unknown environment variables, which have no effect on zroute: "
+
+
+@pytest.mark.parametrize("words", [(), ("--reload",)], ids=["run", "reload"])
+def test_unknown_variables_are_reported_once(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """One warning names them and suggests similar names, but shows no value; known variables are not named."""
+    module(tmp_path, EMPTY)
+    env = {"ZROUTE_KEY": "a secret", "zroute_sub": "b", "ZROUTE_COLOUR_OF_LOGS": "c", "ZROUTE_LOG_LEVEL": "info"}
+    done = zroute("run", "quotes", *words, cwd=tmp_path, ZROUTE_FOR="10ms", **env)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if UNKNOWN in line]
+    assert " WARNING " in line
+    assert line.endswith(
+        f"{UNKNOWN}ZROUTE_COLOUR_OF_LOGS; ZROUTE_KEY: did you mean 'ZROUTE_KEYS'?; "
+        "zroute_sub: did you mean 'ZROUTE_SUB'?"
+    )
+    assert "a secret" not in done.stderr
+
+
+def test_no_variable_that_zroute_reads_is_unknown() -> None:
+    """The variables of all commands are among those of run, where the warning looks for them."""
+    context = click.Context(main)
+    read = {
+        str(parameter.envvar): name
+        for name in main.list_commands(context)
+        for command in _with_subcommands(main.get_command(context, name))
+        for parameter in command.params
+        if parameter.envvar
+    }
+    run = main.get_command(context, "run")
+    assert run is not None
+    assert {name: by for name, by in read.items() if name not in {parameter.envvar for parameter in run.params}} == {}
+    assert {"ZROUTE_KEYS", "ZROUTE_PEERS", "ZROUTE_SUB"} <= set(read)
+
+
+def _with_subcommands(command: click.Command | None) -> list[click.Command]:
+    """Return a command and its subcommands."""
+    assert command is not None
+    return [command, *getattr(command, "commands", {}).values()]
 
 
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
