@@ -445,7 +445,8 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
     """Return one or several endpoints, in the order given.
 
     Raises:
-        EndpointError: An endpoint is invalid or given twice, or ``given`` is a mapping of endpoints to forms.
+        EndpointError: An endpoint is invalid or given twice, two endpoints differ only in their peers, or ``given`` is
+            a mapping of endpoints to forms.
     """
     if isinstance(given, Mapping):
         raise EndpointError(
@@ -457,10 +458,14 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
     texts = (given,) if isinstance(given, str) else tuple(given)
     endpoints = tuple(parse_endpoint(text, bind=bind) for text in texts)
     for index, endpoint in enumerate(endpoints):
-        if endpoint in endpoints[:index] and "*" not in endpoint.address:  # each * is a different port
-            raise _error(
-                texts[index], "is given twice", "remove one of the two, because each message would arrive twice"
-            )
+        for earlier in endpoints[:index] if "*" not in endpoint.address else ():  # each * is a different port
+            if endpoint == earlier:
+                raise _error(
+                    texts[index], "is given twice", "remove one of the two, because each message would arrive twice"
+                )
+            if endpoint == attrs.evolve(earlier, peer=endpoint.peer):
+                wrong = f"has the address of {texts[endpoints.index(earlier)]!r}, but another peer"
+                raise _error(texts[index], wrong, "remove one of the two, because the program there has one key")
     return endpoints
 
 

@@ -813,6 +813,30 @@ async def test_a_host_name_has_the_key_of_its_peer(keys: Keys, host: str, monkey
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_address_that_moves_to_another_name_gets_the_key_of_that_name(
+    keys: Keys, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two names with different peers have one address: the conflict is logged, and messages have the key of one."""
+    keys.introduce("other", "desk")
+    port, answers = free_port(), {"one": ["127.0.0.1"], "two": []}
+    monkeypatch.setattr(names, "addresses_of", lambda host, prefer_ipv6: answers[host])
+    monkeypatch.setattr(names, "EVERY", 0.05)
+    monkeypatch.setattr(names, "SOON", 0.05)
+    desk = Desk(keys, f"feed@tcp://one:{port}", f"other@tcp://two:{port}")
+    others = Mailbox[int]()
+    desk.app.subscribe("numbers.other")(_into(others))
+    async with running(desk.app):
+        async with running(feed_app(keys, pub=f"tcp://127.0.0.1:{port}")):
+            await desk.box.until(3)
+            answers["two"] = ["127.0.0.1"]
+            await logs(logged, f"desk: can't connect to tcp://127.0.0.1:{port}", "the peer 'feed' instead of 'other'")
+            await desk.more()
+        answers["one"] = ["127.0.0.2"]
+        async with running(feed_app(keys, "other", pub=f"tcp://127.0.0.1:{port}", topic="numbers.other")):
+            await others.until(3)
+
+
+@pytest_twisted.ensureDeferred
 async def test_sockets_of_txzmq_are_peers(keys: Keys) -> None:
     """A socket of `zroute.txzmq` has no options for keys; those of its raw socket, set before, work."""
     box = Mailbox[bytes]()

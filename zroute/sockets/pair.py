@@ -210,8 +210,9 @@ class SocketPair:
         """Open an endpoint of the SUB socket, or follow its host name."""
         assert self.sub is not None
         if not has_addresses(endpoint):
+            self._names.check_peer(endpoint.address, endpoint.peer)
             address = self.sub.open(endpoint)
-            self._names.keep(address)
+            self._names.keep(address, endpoint.peer)
             return address
         self._names.follow(endpoint.address, endpoint.peer)
         return endpoint.address
@@ -241,10 +242,13 @@ class SocketPair:
 
     def _dial(self, address: str) -> None:
         """Connect the SUB socket to an address of a host name."""
+        endpoint = self._names.endpoint_at(address)
         if address in self._vanishing:  # the socket is still connected to this address
+            if self.sub is not None and self.sub.peer_at(address) != endpoint.peer:
+                raise EndpointError("it is still connected, with the key of another peer", endpoint=str(endpoint))
             self._vanishing.discard(address)
         elif self.sub is not None:
-            self.sub.open(self._names.endpoint_at(address))
+            self.sub.open(endpoint)
 
     def _vanish(self, address: str) -> None:
         self._vanishing.add(address)

@@ -213,6 +213,11 @@ class PersistentConnection(Connection):
             elif endpoint not in self._resting:
                 self._rest_soon(endpoint, PAUSE)
 
+    def peer_at(self, endpoint: str) -> str | None:
+        """Return the name of the peer whose key is used at a dialled endpoint."""
+        given = self._as_given.get(endpoint)
+        return None if given is None else given.peer
+
     def peer(self, id: int) -> str:
         """Return the address of a peer for log lines, if it is known."""
         link, identity = self.links.get(id), self._identities.get(id)
