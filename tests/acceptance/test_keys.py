@@ -411,6 +411,55 @@ async def test_a_server_without_keys_is_named(keys: Keys, soon: None, logged: py
             await desk.box.until(1)
 
 
+class Fresh:
+    """Waits for lines that were logged after the last one that it has found."""
+
+    def __init__(self, logged: pytest.LogCaptureFixture, begin: str) -> None:
+        self._logged, self._begin, self._seen = logged, begin, 0
+
+    async def line(self, *words: str) -> None:
+        """Wait for a further line with these words."""
+        await turns(lambda: any(self._has(text, words) for text in self._logged.messages[self._seen :]))
+        at = next(at for at, text in enumerate(self._logged.messages) if at >= self._seen and self._has(text, words))
+        self._seen = at + 1
+
+    def _has(self, text: str, words: tuple[str, ...]) -> bool:
+        return text.startswith(self._begin) and all(word in text for word in words)
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_change_of_a_peer_is_logged(keys: Keys, soon: None, logged: pytest.LogCaptureFixture) -> None:
+    """The peer restarts without keys, with keys that refuse ours, and so on; the last line is always true."""
+    endpoint = free_endpoint()
+    desk, fresh = Desk(keys, at(endpoint)), Fresh(logged, "desk: ")
+    keys.revoke("feed", "desk")
+    async with running(desk.app):
+        async with running(App(pub=endpoint, name="open")):
+            await fresh.line(endpoint, "no keys")
+        async with running(feed_app(keys, pub=endpoint)):
+            await fresh.line(endpoint, "the peer refuses the key of desk")
+        async with running(App(pub=endpoint, name="open")):
+            await fresh.line(endpoint, "no keys")
+        keys.authorize("feed", "desk")
+        async with running(feed_app(keys, pub=endpoint)):
+            await fresh.line(f"connected to {endpoint}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_change_of_a_peer_is_logged_by_an_app_without_keys(
+    keys: Keys, logged: pytest.LogCaptureFixture
+) -> None:
+    """The peer restarts with keys and without; each time, the log has a new line."""
+    endpoint = free_endpoint()
+    desk, fresh = registered(App(sub=endpoint, name="keyless"), "sub"), Fresh(logged, "keyless: ")
+    async with running(desk):
+        for _ in range(2):
+            async with running(feed_app(keys, pub=endpoint)):
+                await fresh.line(endpoint, "requires authentication")
+            async with running(App(pub=endpoint, name="open")):
+                await fresh.line(f"connected to {endpoint}")
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_client_without_keys_is_told_what_to_do(
     keys: Keys, soon: None, logged: pytest.LogCaptureFixture
