@@ -353,7 +353,7 @@ class PersistentConnection(Connection):
         reason = self.guard.fault(self._as_given[endpoint], fault)
         if reason is None:
             return False
-        self.log.refused(endpoint, reason, handshake=True)
+        self.log.refused(endpoint, self._faults.reason(endpoint, fault, reason), handshake=True)
         self._rest_soon(endpoint, self._faults.refuse(endpoint))
         return True
 
@@ -414,7 +414,7 @@ class PersistentConnection(Connection):
             try:
                 self.guard.protect(self._socket, self._as_given[endpoint])  # another endpoint may have another key
             except EndpointError as error:
-                self.log.warn(endpoint, "key", str(error))
+                self.log.refused(endpoint, str(error), handshake=True)
                 self._resting[endpoint] = self._reactor.callLater(PAUSE_MAX, self._rested, endpoint)
                 return
         with self._family(endpoint):
