@@ -24,7 +24,10 @@ _SOON = 5.0
 _WINDOW = 10.0
 """The time in seconds in which two such disconnections are a refusal. A single one may be a restart."""
 _DOUBTS = 3
-"""The number of closed connections in a row that still have the last sure reason. With more, it has probably changed."""
+"""The number of closed connections in a row that still have the last sure reason.
+
+With one more, the reason has probably changed.
+"""
 PAUSE = 1.0
 PAUSE_MAX = 30.0
 """The first and the maximum pause in seconds before reconnecting. The pause doubles each time."""
