@@ -590,6 +590,51 @@ async def test_a_replaced_key_file_is_used_at_the_next_connection(
             await desk.more(1)
 
 
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pauses so long that they do not end in a test, and the looks for keys frequent."""
+    monkeypatch.setattr(persistent, "PAUSE", 0.01)  # before the first look for the key
+    monkeypatch.setattr(refusals, "PAUSE", 1_000.0)
+    monkeypatch.setattr(persistent, "PAUSE_MAX", 1_000.0)
+    monkeypatch.setattr(refusals, "PAUSE_MAX", 1_000.0)
+    monkeypatch.setattr(access, "_LOOK", 0.1)
+
+
+@pytest.mark.parametrize("how", ["missing", "wrong"])
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_comes_ends_the_pause(
+    keys: Keys, never: None, logged: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Subscriber, requester and worker connect as soon as the key of their peer is there, or is replaced."""
+    done, seen = Mailbox[int](), Mailbox[int]()
+    feed = App(**dict.fromkeys(("pub", "rep", "jobs"), "tcp://127.0.0.1:*"), **keys.of("feed"))
+    feed.reply("double")(_double)
+    queue = feed.job_queue("jobs.a", int)
+    feed.every(0.01)(feed.publisher(NUMBERS, int)(lambda: 1))
+    async with running(feed):
+        sides = {"sub": feed.addresses.pub[0], "req": feed.addresses.rep[0], "work": feed.addresses.jobs[0]}
+        desk = App(**{side: at(address) for side, address in sides.items()}, **keys.of("desk"))
+        desk.work("jobs.a")(_job(done))
+        desk.subscribe(NUMBERS)(_into(seen))
+        if how == "wrong":
+            (keys.peers("desk") / "feed.key").write_bytes(keys.public("eve").read_bytes())
+        async with running(desk):
+            if how == "missing":
+                await seen.until(1)
+                assert await desk.request("double", 2, int) == 4
+                keys.revoke("desk", "feed")
+                await turns(lambda: len(lines(logged, "no key of 'feed' in")) == 3)
+            else:
+                await turns(lambda: len(lines(logged, "it does not have the key in")) == 3)
+                keys.revoke("desk", "feed")
+            number = len(seen.items)
+            keys.authorize("desk", "feed")
+            await seen.until(number + 1)
+            assert await desk.request("double", 3, int) == 6
+            await queue.put(1)
+            assert await done.until(1) == [1]
+
+
 # -- errors of the start -----------------------------------------------------------------------------------
 
 

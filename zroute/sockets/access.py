@@ -274,6 +274,8 @@ class CurveGuard:
         for key in changed.came:
             if not self._files.anyone:
                 _log.info("%s: %s may connect now (%s)", self._name, key.name, key.fingerprint)
+            for connection in tuple(self._watched):
+                connection.dial_again(key.name)
         names = {key.name for key in self.peers}
         for key in changed.went:
             _log.info("%s: the key of %s was revoked (%s)", self._name, key.name, key.fingerprint)

@@ -107,6 +107,9 @@ class Guarded(Protocol):
     def end_dialled(self, name: str) -> None:
         """Close the connections to endpoints whose peer has this name."""
 
+    def dial_again(self, name: str) -> None:
+        """Connect without further pauses to endpoints whose peer has this name."""
+
 
 class Guard(Protocol):
     """Decides about the endpoints of an app; see `zroute.sockets.access`."""

@@ -213,6 +213,14 @@ class PersistentConnection(Connection):
             elif endpoint not in self._resting:
                 self._rest_soon(endpoint, PAUSE)
 
+    def dial_again(self, name: str) -> None:
+        """End the pauses of endpoints whose peer has this name, because there is a new key."""
+        for endpoint in [
+            each for each, given in self._as_given.items() if given.peer == name and each in self._resting
+        ]:
+            self._faults.forget(endpoint)
+            self._rest_soon(endpoint, 0.0)
+
     def peer_at(self, endpoint: str) -> str | None:
         """Return the name of the peer whose key is used at a dialled endpoint."""
         given = self._as_given.get(endpoint)
