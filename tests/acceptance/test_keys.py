@@ -378,6 +378,35 @@ async def test_a_revoked_server_and_owner_are_left(keys: Keys, soon: None, logge
             assert await desk.request("double", 3, int) == 6
 
 
+@pytest.mark.parametrize("by", ["subscriber", "publisher", "binding subscriber"])
+@pytest_twisted.ensureDeferred
+async def test_a_loss_after_a_revocation_names_the_reason(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture, by: str
+) -> None:
+    """The connection was closed because of a key, so the publisher is not called silent or disconnected."""
+    binds = by == "binding subscriber"
+    feed, desk = feed_app(keys, pub="tcp://127.0.0.1:*"), Desk(keys, "bind:tcp://127.0.0.1:*")
+    async with running(desk.app if binds else feed):
+        if binds:
+            feed = feed_app(keys, pub=f"connect:{at(desk.app.addresses.sub[0], 'desk')}")
+        else:
+            desk = Desk(keys, at(feed.addresses.pub[0]))
+        async with running(feed if binds else desk.app):
+            await desk.more()
+            await desk.app.ready(1)
+            if by == "publisher":
+                keys.revoke("feed", "desk")
+                reason = "the peer no longer accepts the key of this app"
+                await logs(logged, "desk: ", "the peer refuses the key of desk")
+            else:
+                keys.revoke("desk", "feed")
+                reason = "the key of feed was revoked"
+                await logs(logged, "desk: the key of feed was revoked")
+                await turns(lambda: desk.app.stats.peers == 0)
+    lost = await logs(logged, "desk: publisher feed@", "unknown losses of 'numbers.'")
+    assert f" was disconnected, because {reason}: unknown losses" in lost
+
+
 # -- what the log says -------------------------------------------------------------------------------------
 
 

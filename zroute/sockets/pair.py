@@ -143,6 +143,8 @@ class SocketPair:
         self._vanishing: set[str] = set()
         self.on_vanished: Callable[[str], object] = self.hang_up
         """Called with an address that a host name no longer has. The function calls `hang_up` after reading."""
+        self.on_closed: Callable[[frozenset[int], str], object] = lambda links, why: None
+        """Called with the ids of connections that were closed because of a key, and the reason."""
         self.on_connected: Callable[[], None] = lambda: None
         """Called when a publisher has connected, for the first time or again."""
         self.bound: list[str] = []
@@ -189,6 +191,7 @@ class SocketPair:
                 self.sub.size_option = f"App(limits=Limits(max_message={app.max_message}))"
                 self.sub.receive = receive
                 self.sub.watch(self._seen)
+                self.sub.on_closed = self.on_closed
                 self.sub.subscribed = lambda: self._subscriptions
                 self._links = self.sub.links
                 for endpoint in self._subscribe_to:

@@ -16,6 +16,7 @@ The time at which the connection ends shows the kind of error:
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -74,6 +75,8 @@ class PersistentConnection(Connection):
         """The argument that log lines recommend to check if the peer has an incompatible socket."""
         self.dialled: list[str] = []
         """The items of ``endpoints`` to which the socket connects."""
+        self.on_closed: Callable[[frozenset[int], str], object] = lambda links, why: None
+        """Called with the ids of connections that were closed because of a key, and the reason."""
         self.keys: dict[int, str] = {}
         """The names of the keys of accepted connections, by id, for connections that have sent a frame."""
         self._as_given: dict[str, Endpoint] = {}
@@ -198,8 +201,12 @@ class PersistentConnection(Connection):
         """
         self._read_events()
         links = [link for link in map(self.links.get, self.links.alive) if link is not None and link.endpoint is None]
-        ended = [self.end(link.id, discard=True) for link in links if self.keys.get(link.id, name) == name]
-        return sum(ended)
+        ended = [link for link in links if self.keys.get(link.id, name) == name and self.end(link.id, discard=True)]
+        self._told_revoked(ended, name)
+        return len(ended)
+
+    def _told_revoked(self, links: Iterable[Link], name: str) -> None:
+        self.on_closed(frozenset(link.id for link in links), f"the key of {name} was revoked")
 
     def end_dialled(self, name: str) -> None:
         """Close the connections to endpoints whose peer has this name.
@@ -208,7 +215,9 @@ class PersistentConnection(Connection):
         """
         for endpoint in [each for each, given in self._as_given.items() if given.peer == name]:
             links = [link for link in map(self.links.get, self.links.alive) if link is not None]
-            if any(self.end(link.id, discard=True) for link in links if link.endpoint == endpoint):
+            ended = [link for link in links if link.endpoint == endpoint and self.end(link.id, discard=True)]
+            self._told_revoked(ended, name)
+            if ended:
                 self._revoked.add(endpoint)
             elif endpoint not in self._resting:
                 self._rest_soon(endpoint, PAUSE)
@@ -362,6 +371,9 @@ class PersistentConnection(Connection):
         if reason is None:
             return False
         self.log.refused(endpoint, self._faults.reason(endpoint, fault, reason), handshake=True)
+        ended = self._ends.get(endpoint)
+        if ended is not None and ended.ready and fault.name == "handshake_failed_auth":
+            self.on_closed(frozenset({ended.id}), "the peer no longer accepts the key of this app")
         self._rest_soon(endpoint, self._faults.refuse(endpoint))
         return True
 

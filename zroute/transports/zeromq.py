@@ -73,7 +73,7 @@ class ZmqTransport(SocketPair):
         self._requests = RequestSockets(request.reactor, app, request.stats)
         self.accounts = SubscriberSession(request.reactor, request.stats, _log, app.name, request.found)
         self.accounts.ended = self.expect_end
-        self.on_connected = self.accounts.rejoin
+        self.on_connected, self.on_closed = self.accounts.rejoin, self.accounts.closed
         for pair in (self, *self._stated.pairs):
             pair.on_vanished = partial(self._vanished, pair)
 
