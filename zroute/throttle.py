@@ -73,7 +73,10 @@ class ThrottledLog:
             window.held_back += 1
 
     def end(self, key: Hashable) -> None:
-        """End the window of a kind, and log its count; the next line of this kind is logged in full."""
+        """End the window of a kind, and log its count.
+
+        The next line of this kind is logged in full.
+        """
         window = self._windows.get(key)
         if window is not None:
             window.timer.cancel()

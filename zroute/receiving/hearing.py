@@ -397,14 +397,17 @@ class Signs:
             self._last = before
 
     def close(self, links: frozenset[int], why: str) -> None:
-        """Record why connections were closed, if the publisher was heard over no other connection."""
+        """Record why connections were closed.
+
+        The reason is ignored if the publisher was heard over another connection too.
+        """
         known = self.links or self._last
         if known and known <= links:
             self._closed, self._why_closed = links, why
 
     @property
     def why_gone(self) -> str | None:
-        """The reason why the last connections of the publisher were closed, if it is known."""
+        """The reason why the last connections of the publisher were closed, or None."""
         return self._why_closed if self.linked else None
 
     def is_away(self, now: float) -> bool:

@@ -749,5 +749,8 @@ def _worth(publisher: RemotePublisher) -> tuple[int, float]:
 
 
 def _predicate(why_gone: str | None, otherwise: str) -> str:
-    """Return the predicate of an `UnknownLoss` for a publisher whose connection was closed, or ``otherwise``."""
+    """Return the predicate of an `UnknownLoss`.
+
+    ``why_gone`` is the reason why the connection of the publisher was closed, or None.
+    """
     return otherwise if why_gone is None else f"was disconnected, because {why_gone}"

@@ -223,7 +223,7 @@ class PersistentConnection(Connection):
                 self._rest_soon(endpoint, PAUSE)
 
     def dial_again(self, name: str) -> None:
-        """End the pauses of endpoints whose peer has this name, because there is a new key."""
+        """End the pauses of endpoints whose peer has this name, and a new key."""
         for endpoint in [
             each for each, given in self._as_given.items() if given.peer == name and each in self._resting
         ]:

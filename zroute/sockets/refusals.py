@@ -1,4 +1,4 @@
-"""Detect endpoints that repeatedly close our connections, and the reasons of failed handshakes.
+"""Detect endpoints that repeatedly close our connections, and explain refusals.
 
 A peer without keys refuses a socket with keys, and the other way round. By chance, one of the two closes the connection
 first. libzmq therefore reports such a peer in two ways: as a mismatch of the security mechanisms, or only as a closed
