@@ -831,7 +831,7 @@ class App(Routes):
 
         Raises:
             SetupError: The app can't be compiled; see `compile`.
-            EndpointError: An endpoint is missing; see `endpoints`.
+            EndpointError: An endpoint is missing, see `endpoints`; or does not fit the keys of the app.
             UsageError: The app needs another kind of reactor.
         """
         return AppService(self.compile(), reactor)

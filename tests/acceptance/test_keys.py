@@ -960,6 +960,22 @@ async def test_an_address_that_moves_to_another_name_gets_the_key_of_that_name(
 
 
 @pytest_twisted.ensureDeferred
+async def test_programs_with_one_key_connect_to_each_other(keys: Keys, soon: None) -> None:
+    """An app may have its own key among its peers; the end of that key ends the copies."""
+    keys.authorize("feed", "feed")
+    feed = feed_app(keys)
+    async with running(feed):
+        copy = Desk(keys, at(feed.addresses.pub[0]), name="feed")
+        async with running(copy.app):
+            await copy.more()
+            keys.revoke("feed", "feed")
+            await turns(lambda: copy.app.stats.peers == 0)
+            number = len(copy.box.items)
+            keys.authorize("feed", "feed")
+            await copy.box.until(number + 1)
+
+
+@pytest_twisted.ensureDeferred
 async def test_sockets_of_txzmq_are_peers(keys: Keys) -> None:
     """A socket of `zroute.txzmq` has no options for keys; those of its raw socket, set before, work."""
     box = Mailbox[bytes]()

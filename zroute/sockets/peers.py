@@ -6,8 +6,9 @@ removed. Three rules make changes safe:
 - A file that can't be read, or that is not a public key, authorizes no peer. The directory reports the fault once.
 - A directory that can't be read at all changes nothing: while it is replaced or mounted again, it revokes no key.
 - A directory or file to which other users can write authorizes no peer, as with StrictModes of ssh: such a user could
-  let any key connect. A file in a directory of ours is from us, so the folders above the directory don't matter. While
-  other users can write to the directory, keys can still be removed from it.
+  let any key connect. The folders above the directory are not checked: another user who can write to them could only
+  put another directory of ours in its place. While other users can write to the directory, keys can still be removed
+  from it.
 """
 
 from __future__ import annotations
