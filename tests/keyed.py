@@ -26,7 +26,7 @@ class Keys:
         path = self.folder / name / f"{name}.key_secret"
         if not path.exists():
             create_keys(name, path.parent)
-            self.peers(name).mkdir(exist_ok=True)
+            self.peers(name).mkdir(0o755, exist_ok=True)  # for any umask
         return path
 
     def renew(self, name: str) -> None:

@@ -116,6 +116,36 @@ def test_a_bound_name_is_judged_by_its_address() -> None:
     assert not parse_endpoint("tcp://desk:1", bind=False).resolved("tcp://10.0.0.1:1").is_open
 
 
+def test_one_address_has_one_peer() -> None:
+    """The program there has one key, and libzmq would connect only once."""
+    with pytest.raises(
+        EndpointError, match="has the address of 'a@tcp://h:1', but another peer: remove one of the two"
+    ):
+        parse_endpoints(["a@tcp://h:1", "b@tcp://h:1"], bind=False)
+    with pytest.raises(EndpointError, match="is given twice"):
+        parse_endpoints(["a@tcp://h:1", "a@tcp://h:1"], bind=False)
+    assert len(parse_endpoints(["a@tcp://h:1", "b@tcp://h:2", "a@tcp://i:1"], bind=False)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "surely"),
+    [
+        ("tcp://*:1", True),
+        ("tcp://0.0.0.0:*", True),
+        ("tcp://10.0.0.1:1", True),
+        ("tcp://[::]:1", True),
+        ("tcp://desk:1", False),  # may be a name of 127.0.0.1
+        ("tcp://eth0:1", False),
+        ("tcp://127.0.0.1:1", False),
+        ("connect:tcp://10.0.0.1:1", False),
+        ("ipc://x", False),
+    ],
+)
+def test_an_open_address_is_known_before_the_bind_unless_it_is_a_name(text: str, surely: bool) -> None:
+    """Only an address that can't turn out to be loopback is refused before the start."""
+    assert parse_endpoint(text, bind=True).is_surely_open is surely
+
+
 @pytest.mark.parametrize(
     ("rep", "pub", "clashes"),
     [

@@ -203,6 +203,12 @@ def test_the_commands_and_files_of_the_page_of_keys_work(tmp_path: Path) -> None
     assert (len(create), len(revoke)) == (4, 1)
     for command, shown in create:
         assert _keys_command(command, tmp_path) == shown
+    ((check, shown),) = [
+        (block.text.partition("\n")[0], block.text.partition("\n")[2])
+        for block in blocks(page)
+        if block.text.startswith("$ zroute check")
+    ]
+    assert _keys_command(shlex.split(check)[2:], tmp_path) == shown
     with (
         Child("-m", "zroute", "run", "feed", cwd=tmp_path) as feed,
         Child("-m", "zroute", "run", "desk", cwd=tmp_path) as desk,
@@ -242,7 +248,7 @@ def _transcript(page: Path, *words: str) -> Iterator[tuple[list[str], str]]:
 
 
 def _keys_command(arguments: list[str], folder: Path) -> str:
-    """Run a command of ``zroute keys``; return its output, with the fingerprints as the page shows them."""
+    """Run a command of zroute; return its output, with the fingerprints as the page shows them."""
     done = zroute_command(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     return re.sub(r"SHA256:[\w+/]+", "SHA256:…", done.stdout)

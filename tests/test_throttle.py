@@ -64,6 +64,21 @@ def test_closing_says_what_is_held_back_and_leaves_no_timer(caplog: pytest.LogCa
     assert clock.getDelayedCalls() == []
 
 
+def test_a_window_can_end_early(caplog: pytest.LogCaptureFixture) -> None:
+    """The count of the kind is logged, its next line is too, and other kinds keep their windows."""
+    clock = Clock()
+    reports = ThrottledLog(LOG, clock, burst=1)
+    say(reports, 3, "one")
+    say(reports, 1, "two")
+    reports.end("one")
+    reports.end("unknown")
+    say(reports, 1, "one")
+    say(reports, 1, "two")
+    assert caplog.messages == ["fault 0", "fault 0", "one: 2 more lines like these were not shown", "fault 0"]
+    reports.close()
+    assert clock.getDelayedCalls() == []
+
+
 def test_an_error_comes_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     """An error is logged with its traceback."""
     try:

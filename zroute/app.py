@@ -223,9 +223,7 @@ class App(Routes):
         try:
             return make()
         except SetupError as error:
-            if error.where is None:  # the parsers don't know the line
-                error.where = where or self.where
-                error.args = (f"{error.where}: {error}",)
+            error.locate(where or self.where)  # the parsers don't know the line
             raise
 
     # -- hooks ----------------------------------------------------------------------------------------
@@ -833,7 +831,7 @@ class App(Routes):
 
         Raises:
             SetupError: The app can't be compiled; see `compile`.
-            EndpointError: An endpoint is missing; see `endpoints`.
+            EndpointError: An endpoint is missing, see `endpoints`; or does not fit the keys of the app.
             UsageError: The app needs another kind of reactor.
         """
         return AppService(self.compile(), reactor)

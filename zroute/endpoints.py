@@ -37,6 +37,7 @@ LOOP = "inproc://zroute-"
 _TRANSPORTS = ("tcp", "ipc", "inproc")
 # zmq_tcp(7): a source address and a semicolon may precede the address to connect to.
 _TCP = re.compile(r"(?:[^;]+;)?(?P<host>\[[^\]]+\]|[^:\[\];]+):(?P<port>\d+|\*)")
+_NUMERIC = re.compile(r"\*|[\d.]+|\[[^\]]*\]")
 _LOOPBACK = re.compile(r"127(\.\d+){1,3}|\[::ffff:127(\.\d+){3}\]|\[::1\]|localhost|lo0?")  # lo, lo0: interfaces
 _PEER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `zroute.sockets.keys.check_name`
 _IPC_PATH_MAX = 107  # sun_path of unix(7) holds 108 bytes with the closing NUL
@@ -83,6 +84,14 @@ class Endpoint:
         """
         transport, _, rest = self.address.partition("://")
         return self.bind and transport == "tcp" and not _LOOPBACK.fullmatch(rest.rpartition(":")[0])
+
+    @property
+    def is_surely_open(self) -> bool:
+        """True if other hosts can connect, and the address shows that before the bind.
+
+        The address then has an IP address or ``*`` instead of a host name or an interface.
+        """
+        return self.is_open and bool(_NUMERIC.fullmatch(self.address.removeprefix("tcp://").rpartition(":")[0]))
 
     def resolved(self, address: str) -> Endpoint:
         """Return this endpoint with the address that its socket has bound.
@@ -167,6 +176,52 @@ class Access:
         if self.keys is None:
             return None
         return self.peers if isinstance(self.peers, Path) else self.keys.parent / "peers"
+
+    def check(self, endpoint: Endpoint) -> None:
+        """Raise EndpointError if an endpoint does not fit the keys.
+
+        With keys, an endpoint that connects must name its peer. Without keys, no endpoint may name a peer. This method
+        opens no key file.
+        """
+        if self.keys is None and endpoint.peer is not None:
+            raise EndpointError(
+                f"endpoint {str(endpoint)!r} names the peer {endpoint.peer!r}, but the app has no key: create one with "
+                "zroute keys new NAME, and set keys='keys/NAME.key_secret'",
+                endpoint=str(endpoint),
+            )
+        inside = endpoint.address.startswith("inproc://")
+        if self.directory is not None and endpoint.peer is None and not endpoint.bind and not inside:
+            known = ", ".join(sorted(path.stem for path in self.directory.glob("*.key")))
+            raise EndpointError(
+                f"endpoint {str(endpoint)!r} does not name its peer, but the app has keys: write the name of the "
+                f"peer's key before the address, as in 'connect:NAME@{endpoint.address}' for "
+                f"{self.directory}/NAME.key" + (f" (names there: {known})" if known else ""),
+                endpoint=str(endpoint),
+            )
+
+    def check_open(self, endpoint: Endpoint) -> None:
+        """Raise EndpointError for an endpoint that other hosts can reach.
+
+        An app with keys, or with ``insecure``, may have such endpoints.
+        """
+        if self.keys is None and not self.insecure and endpoint.is_open:
+            raise EndpointError(
+                f"{endpoint.address} is open to the network, and without keys any program that reaches it can receive "
+                "and send everything. Use one of: keys='keys/NAME.key_secret' (see zroute keys new), an address of "
+                "127.0.0.1, or insecure=True (--insecure, ZROUTE_INSECURE=1)",
+                endpoint=str(endpoint),
+            )
+
+    def exposure(self, endpoint: Endpoint) -> str | None:
+        """Return a warning if any program in the network can connect, or None."""
+        if not endpoint.is_open or (self.keys is not None and self.peers != "anyone"):
+            return None
+        if self.keys is None:
+            return f"{endpoint.address} is reachable from the network, without authentication"
+        return (
+            f"{endpoint.address} is reachable from the network, and any program may connect (peers='anyone'): the "
+            "connections are encrypted, but not authenticated"
+        )
 
 
 NO_KEYS = Access()
@@ -396,7 +451,8 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
     """Return one or several endpoints, in the order given.
 
     Raises:
-        EndpointError: An endpoint is invalid or given twice, or ``given`` is a mapping of endpoints to forms.
+        EndpointError: An endpoint is invalid or given twice, two endpoints differ only in their peers, or ``given`` is
+            a mapping of endpoints to forms.
     """
     if isinstance(given, Mapping):
         raise EndpointError(
@@ -408,10 +464,14 @@ def parse_endpoints(given: str | Iterable[str], *, bind: bool) -> tuple[Endpoint
     texts = (given,) if isinstance(given, str) else tuple(given)
     endpoints = tuple(parse_endpoint(text, bind=bind) for text in texts)
     for index, endpoint in enumerate(endpoints):
-        if endpoint in endpoints[:index] and "*" not in endpoint.address:  # each * is a different port
-            raise _error(
-                texts[index], "is given twice", "remove one of the two, because each message would arrive twice"
-            )
+        for earlier in endpoints[:index] if "*" not in endpoint.address else ():  # each * is a different port
+            if endpoint == earlier:
+                raise _error(
+                    texts[index], "is given twice", "remove one of the two, because each message would arrive twice"
+                )
+            if endpoint == attrs.evolve(earlier, peer=endpoint.peer):
+                wrong = f"has the address of {texts[endpoints.index(earlier)]!r}, but another peer"
+                raise _error(texts[index], wrong, "remove one of the two, because the program there has one key")
     return endpoints
 
 

@@ -96,6 +96,17 @@ class SetupError(ZrouteError):
         super().__init__(f"{where}: {message}" if where else message)
         self.where = where
 
+    def locate(self, where: str) -> None:
+        """Add the line ``where`` to the text, unless the error has a line already."""
+        if self.where is None:
+            self.where = where
+            self.args = (f"{where}: {self}",)
+
+    @property
+    def text(self) -> str:
+        """The text of the error, without the line."""
+        return str(self).removeprefix(f"{self.where}: ")
+
 
 class PatternError(SetupError, ValueError):
     """An invalid topic pattern; ``pattern`` is its text."""

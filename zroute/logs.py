@@ -16,14 +16,25 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Any, TextIO
 
 from zroute.errors import SetupError
 
-__all__ = ["FORMATS", "LEVELS", "has_colors", "log_to_twisted", "peer_name", "printable", "set_up_logging", "text_of"]
+__all__ = [
+    "FORMATS",
+    "LEVELS",
+    "did_you_mean",
+    "has_colors",
+    "log_to_twisted",
+    "peer_name",
+    "printable",
+    "set_up_logging",
+    "text_of",
+]
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "text", "json")
@@ -276,6 +287,15 @@ def printable(text: object, most: int | None = 1000) -> str:
         if most is None or len(shown) <= most:
             return shown
     return f"{_beginning(given, most)}… ({len(given)} characters)"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``": did you mean 'feed'?"`` with the most similar known word.
+
+    If no known word is similar, the text is empty.
+    """
+    near = get_close_matches(word, known, 1)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def peer_name(identity: bytes) -> str:

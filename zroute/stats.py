@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["NOT_COUNTED", "JobStats", "RouteStats", "Stats", "losses"]
+__all__ = ["NOT_COUNTED", "JobStats", "RouteStats", "Stats", "losses", "refusals"]
 
 NOT_COUNTED = "not counted"
 """The text that is shown instead of a number of losses if no publisher numbers its messages."""
@@ -40,7 +40,8 @@ class RouteStats:
     - ``timed_out``: attempts that took longer than the route's ``timeout``.
     - ``dead``: messages published to the route's ``dead`` topic. These messages also count as ``handler_error`` or
       ``decode_error``.
-    - ``refused``: requests that the handler refused with `RequestRefused`. They also count as ``handled``.
+    - ``refused``: requests that the handler refused with `RequestRefused`. They also count as ``handled``. The last
+      line of the log calls them ``requests_refused``.
     """
 
     handled: int = 0
@@ -114,8 +115,9 @@ class Stats:
     - ``epochs``: runs of publishers from which messages arrived.
     - ``joins``: answers of publishers to a join. ``join_retries``: joins that were sent again.
     - ``peers``: publishers that are connected now.
-    - ``refused``: connections that were refused because their key is not authorized (with ``keys=``).
-      ``handshakes_failed``: connections that failed for another reason, for example because the peer has no keys.
+    - ``refused``: connections that were refused because their key is not authorized (with ``keys=``). The last line of
+      the log calls them ``connections_refused``.
+    - ``handshakes_failed``: connections that failed for another reason, for example because the peer has no keys.
     - ``negative_ages``: messages from a publisher whose clock is ahead, on routes that skip stale messages.
 
     Published messages:
@@ -228,6 +230,16 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """Return all counters as plain values, for a log line or JSON."""
         return attrs.asdict(self)
+
+
+def refusals(stats: Stats) -> dict[str, int]:
+    """Return the counters of refused connections that are not zero, by name.
+
+    They are for the last log line of a program. ``connections_refused`` is `Stats.refused`; requests can be refused
+    too, so the log line names the connections.
+    """
+    counts = {"connections_refused": stats.refused, "handshakes_failed": stats.handshakes_failed}
+    return {name: count for name, count in counts.items() if count}
 
 
 def losses(stats: Stats) -> dict[str, object]:

@@ -72,12 +72,20 @@ class ThrottledLog:
         else:
             window.held_back += 1
 
-    def close(self) -> None:
-        """Log the remaining counts, and stop all timers."""
-        # A copy: `_close` removes the window.
-        for key, window in tuple(self._windows.items()):
+    def end(self, key: Hashable) -> None:
+        """End the window of a kind, and log its count.
+
+        The next line of this kind is logged in full.
+        """
+        window = self._windows.get(key)
+        if window is not None:
             window.timer.cancel()
             self._close(key)
+
+    def close(self) -> None:
+        """Log the remaining counts, and stop all timers."""
+        for key in tuple(self._windows):
+            self.end(key)
 
     def _close(self, key: Hashable) -> None:
         window = self._windows.pop(key)

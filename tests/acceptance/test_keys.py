@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from tests.acceptance.test_probes import probed
 from tests.keyed import Caller, Keys
 from tests.running import Mailbox, reactor, running, turns
 from tests.support import free_endpoint, free_port
-from zroute import App, EndpointError, NoServerError, RequestLostError
-from zroute.errors import KeyFileError
+from zroute import App, EndpointError, NoServerError, RequestLostError, RequestRefused, RequestRefusedError
+from zroute.runtime.service import AppService
 from zroute.sockets import access, names, persistent, refusals
 from zroute.sockets.events import SocketEvent
 from zroute.testing import TestApp
@@ -385,6 +384,35 @@ async def test_a_revoked_server_and_owner_are_left(keys: Keys, soon: None, logge
             assert await desk.request("double", 3, int) == 6
 
 
+@pytest.mark.parametrize("by", ["subscriber", "publisher", "binding subscriber"])
+@pytest_twisted.ensureDeferred
+async def test_a_loss_after_a_revocation_names_the_reason(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture, by: str
+) -> None:
+    """The connection was closed because of a key, so the publisher is not called silent or disconnected."""
+    binds = by == "binding subscriber"
+    feed, desk = feed_app(keys, pub="tcp://127.0.0.1:*"), Desk(keys, "bind:tcp://127.0.0.1:*")
+    async with running(desk.app if binds else feed):
+        if binds:
+            feed = feed_app(keys, pub=f"connect:{at(desk.app.addresses.sub[0], 'desk')}")
+        else:
+            desk = Desk(keys, at(feed.addresses.pub[0]))
+        async with running(feed if binds else desk.app):
+            await desk.more()
+            await desk.app.ready(1)
+            if by == "publisher":
+                keys.revoke("feed", "desk")
+                reason = "the peer no longer accepts the key of this app"
+                await logs(logged, "desk: ", "the peer refuses the key of desk")
+            else:
+                keys.revoke("desk", "feed")
+                reason = "the key of feed was revoked"
+                await logs(logged, "desk: the key of feed was revoked")
+                await turns(lambda: desk.app.stats.peers == 0)
+    lost = await logs(logged, "desk: publisher feed@", "unknown losses of 'numbers.'")
+    assert f" was disconnected, because {reason}: unknown losses" in lost
+
+
 # -- what the log says -------------------------------------------------------------------------------------
 
 
@@ -418,6 +446,55 @@ async def test_a_server_without_keys_is_named(keys: Keys, soon: None, logged: py
             await desk.box.until(1)
 
 
+class Fresh:
+    """Waits for lines that were logged after the last one that it has found."""
+
+    def __init__(self, logged: pytest.LogCaptureFixture, begin: str) -> None:
+        self._logged, self._begin, self._seen = logged, begin, 0
+
+    async def line(self, *words: str) -> None:
+        """Wait for a further line with these words."""
+        await turns(lambda: any(self._has(text, words) for text in self._logged.messages[self._seen :]))
+        at = next(at for at, text in enumerate(self._logged.messages) if at >= self._seen and self._has(text, words))
+        self._seen = at + 1
+
+    def _has(self, text: str, words: tuple[str, ...]) -> bool:
+        return text.startswith(self._begin) and all(word in text for word in words)
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_change_of_a_peer_is_logged(keys: Keys, soon: None, logged: pytest.LogCaptureFixture) -> None:
+    """The peer restarts without keys, with keys that refuse ours, and so on; the last line is always true."""
+    endpoint = free_endpoint()
+    desk, fresh = Desk(keys, at(endpoint)), Fresh(logged, "desk: ")
+    keys.revoke("feed", "desk")
+    async with running(desk.app):
+        async with running(App(pub=endpoint, name="open")):
+            await fresh.line(endpoint, "no keys")
+        async with running(feed_app(keys, pub=endpoint)):
+            await fresh.line(endpoint, "the peer refuses the key of desk")
+        async with running(App(pub=endpoint, name="open")):
+            await fresh.line(endpoint, "no keys")
+        keys.authorize("feed", "desk")
+        async with running(feed_app(keys, pub=endpoint)):
+            await fresh.line(f"connected to {endpoint}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_change_of_a_peer_is_logged_by_an_app_without_keys(
+    keys: Keys, logged: pytest.LogCaptureFixture
+) -> None:
+    """The peer restarts with keys and without; each time, the log has a new line."""
+    endpoint = free_endpoint()
+    desk, fresh = registered(App(sub=endpoint, name="keyless"), "sub"), Fresh(logged, "keyless: ")
+    async with running(desk):
+        for _ in range(2):
+            async with running(feed_app(keys, pub=endpoint)):
+                await fresh.line(endpoint, "requires authentication")
+            async with running(App(pub=endpoint, name="open")):
+                await fresh.line(f"connected to {endpoint}")
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_client_without_keys_is_told_what_to_do(
     keys: Keys, soon: None, logged: pytest.LogCaptureFixture
@@ -433,6 +510,35 @@ async def test_a_client_without_keys_is_told_what_to_do(
             assert "create a key with zroute keys new NAME, set keys= (--keys)" in line
             await logs(logged, "feed: a connection to", "the peer has no keys")
         assert feed.stats.handshakes_failed > 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_last_line_tells_refused_requests_and_connections_apart(
+    keys: Keys, logged: pytest.LogCaptureFixture
+) -> None:
+    """Both counters are called ``refused`` in `app.stats`, where the place tells them apart."""
+    context: zmq.Context[Any] = zmq.Context()
+    served = App(rep="tcp://127.0.0.1:*", **keys.of("feed"))
+
+    @served.reply("never")
+    def never() -> int:
+        raise RequestRefused(409, "no")
+
+    async with running(served):
+        desk = App(req=at(served.addresses.rep[0]), **keys.of("desk"))
+        async with running(desk):
+            with pytest.raises(RequestRefusedError):
+                await desk.request("never", None, int)
+        for name, server in (("eve", "feed"), ("desk", "eve")):
+            caller = Caller(keys.use(context.socket(zmq.DEALER), name, server), served.addresses.rep[0])
+            assert await caller.end() == "refused"
+        await turns(lambda: served.stats.handshakes_failed)
+    context.term()
+    (last,) = lines(logged, "feed: requests 1")
+    failed = served.stats.handshakes_failed
+    assert last.endswith(f", requests_refused 1, connections_refused 1, handshakes_failed {failed}")
+    assert served.stats.refused == served.stats.routes["never()"].refused == 1
+    assert not lines(logged, "desk: ", "_refused")
 
 
 # -- pauses, and other endpoints ---------------------------------------------------------------------------
@@ -519,7 +625,69 @@ async def test_a_replaced_key_file_is_used_at_the_next_connection(
             await desk.more(1)
 
 
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pauses so long that they do not end in a test, and the looks for keys frequent."""
+    monkeypatch.setattr(persistent, "PAUSE", 0.01)  # before the first look for the key
+    monkeypatch.setattr(refusals, "PAUSE", 1_000.0)
+    monkeypatch.setattr(persistent, "PAUSE_MAX", 1_000.0)
+    monkeypatch.setattr(refusals, "PAUSE_MAX", 1_000.0)
+    monkeypatch.setattr(access, "_LOOK", 0.1)
+
+
+@pytest.mark.parametrize("how", ["missing", "wrong"])
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_comes_ends_the_pause(
+    keys: Keys, never: None, logged: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Subscriber, requester and worker connect as soon as the key of their peer is there, or is replaced."""
+    done, seen = Mailbox[int](), Mailbox[int]()
+    feed = App(**dict.fromkeys(("pub", "rep", "jobs"), "tcp://127.0.0.1:*"), **keys.of("feed"))
+    feed.reply("double")(_double)
+    queue = feed.job_queue("jobs.a", int)
+    feed.every(0.01)(feed.publisher(NUMBERS, int)(lambda: 1))
+    async with running(feed):
+        sides = {"sub": feed.addresses.pub[0], "req": feed.addresses.rep[0], "work": feed.addresses.jobs[0]}
+        desk = App(**{side: at(address) for side, address in sides.items()}, **keys.of("desk"))
+        desk.work("jobs.a")(_job(done))
+        desk.subscribe(NUMBERS)(_into(seen))
+        if how == "wrong":
+            (keys.peers("desk") / "feed.key").write_bytes(keys.public("eve").read_bytes())
+        async with running(desk):
+            if how == "missing":
+                await seen.until(1)
+                assert await desk.request("double", 2, int) == 4
+                keys.revoke("desk", "feed")
+                await turns(lambda: len(lines(logged, "no key of 'feed' in")) == 3)
+            else:
+                await turns(lambda: len(lines(logged, "it does not have the key in")) == 3)
+                keys.revoke("desk", "feed")
+            number = len(seen.items)
+            keys.authorize("desk", "feed")
+            await seen.until(number + 1)
+            assert await desk.request("double", 3, int) == 6
+            await queue.put(1)
+            assert await done.until(1) == [1]
+
+
 # -- errors of the start -----------------------------------------------------------------------------------
+
+
+async def assert_refused(app: App, text: str) -> None:
+    """Check that the app does not start, and that the error names the line of the app."""
+    service: AppService | None = None
+
+    def start() -> None:
+        nonlocal service
+        service = app.service(reactor)
+        service.startService()
+
+    with pytest.raises(EndpointError, match=text) as raised:
+        start()
+    assert raised.value.where == app.where
+    assert str(raised.value) == f"{app.where}: {raised.value.text}"
+    if service is not None:
+        await service.stopService()
 
 
 @pytest.mark.parametrize(
@@ -545,10 +713,7 @@ async def test_an_endpoint_that_does_not_fit_the_keys_stops_the_start(
 ) -> None:
     """The error says what to write, for each side."""
     given = keys.of("desk") if options.pop("keys", False) else {"name": "desk"}
-    service = registered(App(**options, **given), *options).service(reactor)
-    with pytest.raises(EndpointError, match=text):
-        service.startService()
-    await service.stopService()
+    await assert_refused(registered(App(**options, **given), *options), text)
 
 
 @pytest_twisted.ensureDeferred
@@ -580,10 +745,8 @@ async def test_an_open_address_needs_keys_or_a_word(keys: Keys, side: str) -> No
     def made(**options: Any) -> App:
         return registered(App(**ends, **options), side)
 
-    service = made(name="open").service(reactor)
-    with pytest.raises(EndpointError, match=r"is open to the network, .* insecure=True \(--insecure, ZROUTE_INSECURE"):
-        service.startService()
-    await service.stopService()
+    text = r"is open to the network, .* insecure=True \(--insecure, ZROUTE_INSECURE"
+    await assert_refused(made(name="open"), text)
     for options in (keys.of("feed"), {"insecure": True, "name": "open"}):
         async with running(made(**options)):
             pass
@@ -779,6 +942,46 @@ async def test_a_host_name_has_the_key_of_its_peer(keys: Keys, host: str, monkey
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_address_that_moves_to_another_name_gets_the_key_of_that_name(
+    keys: Keys, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two names with different peers have one address: the conflict is logged, and messages have the key of one."""
+    keys.introduce("other", "desk")
+    port, answers = free_port(), {"one": ["127.0.0.1"], "two": []}
+    monkeypatch.setattr(names, "addresses_of", lambda host, prefer_ipv6: answers[host])
+    monkeypatch.setattr(names, "EVERY", 0.05)
+    monkeypatch.setattr(names, "SOON", 0.05)
+    desk = Desk(keys, f"feed@tcp://one:{port}", f"other@tcp://two:{port}")
+    others = Mailbox[int]()
+    desk.app.subscribe("numbers.other")(_into(others))
+    async with running(desk.app):
+        async with running(feed_app(keys, pub=f"tcp://127.0.0.1:{port}")):
+            await desk.box.until(3)
+            answers["two"] = ["127.0.0.1"]
+            await logs(logged, f"desk: can't connect to tcp://127.0.0.1:{port}", "the peer 'feed' instead of 'other'")
+            await desk.more()
+        answers["one"] = ["127.0.0.2"]
+        async with running(feed_app(keys, "other", pub=f"tcp://127.0.0.1:{port}", topic="numbers.other")):
+            await others.until(3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_programs_with_one_key_connect_to_each_other(keys: Keys, soon: None) -> None:
+    """An app may have its own key among its peers; the end of that key ends the copies."""
+    keys.authorize("feed", "feed")
+    feed = feed_app(keys)
+    async with running(feed):
+        copy = Desk(keys, at(feed.addresses.pub[0]), name="feed")
+        async with running(copy.app):
+            await copy.more()
+            keys.revoke("feed", "feed")
+            await turns(lambda: copy.app.stats.peers == 0)
+            number = len(copy.box.items)
+            keys.authorize("feed", "feed")
+            await copy.box.until(number + 1)
+
+
+@pytest_twisted.ensureDeferred
 async def test_sockets_of_txzmq_are_peers(keys: Keys) -> None:
     """A socket of `zroute.txzmq` has no options for keys; those of its raw socket, set before, work."""
     box = Mailbox[bytes]()
@@ -808,23 +1011,68 @@ def test_a_test_app_opens_no_key_file(tmp_path: Path) -> None:
     assert box.items == [7]
 
 
-@asynccontextmanager
-async def stopped(app: App) -> AsyncIterator[None]:
-    """Run an app whose start must fail."""
-    service = app.service(reactor)
-    with pytest.raises(KeyFileError):
-        service.startService()
-    yield
-    await service.stopService()
+@pytest.mark.parametrize(
+    ("name", "mode", "mended", "text"),
+    [
+        ("feed.key_secret", 0o644, 0o600, r"mode 0644\): run chmod 600 .*feed\.key_secret"),
+        ("peers", 0o777, 0o755, "other users can add keys to the directory of peers .*: run chmod go-w .*peers"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_permissions_that_protect_no_key_stop_the_start(
+    keys: Keys, name: str, mode: int, mended: int, text: str
+) -> None:
+    """A secret file that others read, and peers that others write; the start works after chmod."""
+    app = feed_app(keys)
+    path = keys.secret("feed").parent / name
+    path.chmod(mode)
+    await assert_refused(app, text)
+    path.chmod(mended)
+    async with running(app):
+        pass
+
+
+# -- warnings of the start ---------------------------------------------------------------------------------
+
+
+def warnings(logged: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings in the log."""
+    return [record.getMessage() for record in logged.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+@pytest_twisted.ensureDeferred
+async def test_anyone_at_an_open_address_is_a_warning(keys: Keys, logged: pytest.LogCaptureFixture, host: str) -> None:
+    """The connections are encrypted, but every program in the network may read and send; at 127.0.0.1, none can."""
+    app = registered(App(pub=f"tcp://{host}:*", peers="anyone", **keys.of("feed")), "pub")
+    async with running(app):
+        address = app.addresses.pub[0]
+    expected = f"feed: {address} is reachable from the network, and any program may connect (peers='anyone'): "
+    assert [text.startswith(expected) for text in warnings(logged)] == [True] * (host == "0.0.0.0")
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_secret_file_that_others_read_stops_the_start(keys: Keys) -> None:
-    """The start works after chmod 600."""
-    app = feed_app(keys)
-    keys.secret("feed").chmod(0o644)
-    async with stopped(app):
+async def test_an_open_address_with_peers_is_no_warning(keys: Keys, logged: pytest.LogCaptureFixture) -> None:
+    """This is what keys are for."""
+    async with running(feed_app(keys, pub="tcp://0.0.0.0:*")):
         pass
-    keys.secret("feed").chmod(0o600)
+    assert warnings(logged) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_missing_directory_is_a_warning_and_an_empty_one_is_not(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """An empty directory may be meant; a missing one is a mistake, and is looked for while the app runs."""
+    app = feed_app(keys, "lone")
     async with running(app):
-        pass
+        assert lines(logged, "lone: encrypts as lone", "may connect: no program, because no key is there")
+    assert warnings(logged) == []
+    keys.peers("lone").rmdir()
+    async with running(app):
+        assert [text.partition(": run ")[0] for text in warnings(logged)] == [
+            f"lone: the directory of peers {keys.peers('lone')} does not exist, so no program may connect"
+        ]
+        keys.authorize("lone", "desk")
+        await logs(logged, "lone: desk may connect now")
+    assert len(warnings(logged)) == 1

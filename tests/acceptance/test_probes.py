@@ -113,6 +113,9 @@ def probed(address: str, sent: list[bytes], until: bytes = b"") -> bytes:
         for piece in sent:
             probe.sendall(piece)
             received += _read(probe, pause)
+            # The greeting of the peer arrives in two parts, and libzmq refuses more data before the second one.
+            while until and len(received) < _GREETING and time.monotonic() < end:
+                received += _read(probe, pause)
         while (left := end - time.monotonic()) > 0 and not (until and until in received):
             received += _read(probe, left)
     return received
@@ -127,6 +130,9 @@ def _read(probe: socket.socket, seconds: float) -> bytes:
     if not chunk:
         raise ConnectionResetError
     return chunk
+
+
+_GREETING = 64  # the length in bytes of a greeting of ZMTP 3
 
 
 async def answers(address: str, kind: bytes) -> list[bytes]:

@@ -258,7 +258,7 @@ def test_who_opens_a_port_to_the_network_is_told() -> None:
 @pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1"])
 def test_an_endpoint_is_judged_after_its_bind(end: tuple[str, ...], host: str) -> None:
     """A host that this machine does not have is an error of the bind, and no remark precedes it."""
-    done = zroute("bench", *end, f"bind:tcp://{host}:5555")
+    done = zroute("bench", *end, f"bind:tcp://{host}:5555", "--insecure")
     (said,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (5, "")
     assert said.startswith(f"zroute: can't bind tcp://{host}:5555: this machine does not have this address")

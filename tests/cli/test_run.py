@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -142,6 +143,47 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_app(tmp_path: Path) 
     assert "tcp://127.0.0.1:2\n" not in flag.stderr
 
 
+UNKNOWN = "unknown environment variables, which have no effect on zroute: "
+
+
+@pytest.mark.parametrize("words", [(), ("--reload",)], ids=["run", "reload"])
+def test_unknown_variables_are_reported_once(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """One warning names them and suggests similar names, but shows no value; known variables are not named."""
+    module(tmp_path, EMPTY)
+    env = {"ZROUTE_KEY": "a secret", "zroute_sub": "b", "ZROUTE_COLOUR_OF_LOGS": "c", "ZROUTE_LOG_LEVEL": "info"}
+    done = zroute("run", "quotes", *words, cwd=tmp_path, ZROUTE_FOR="10ms", **env)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if UNKNOWN in line]
+    assert " WARNING " in line
+    assert line.endswith(
+        f"{UNKNOWN}ZROUTE_COLOUR_OF_LOGS; ZROUTE_KEY: did you mean 'ZROUTE_KEYS'?; "
+        "zroute_sub: did you mean 'ZROUTE_SUB'?"
+    )
+    assert "a secret" not in done.stderr
+
+
+def test_no_variable_that_zroute_reads_is_unknown() -> None:
+    """The variables of all commands are among those of run, where the warning looks for them."""
+    context = click.Context(main)
+    read = {
+        str(parameter.envvar): name
+        for name in main.list_commands(context)
+        for command in _with_subcommands(main.get_command(context, name))
+        for parameter in command.params
+        if parameter.envvar
+    }
+    run = main.get_command(context, "run")
+    assert run is not None
+    assert {name: by for name, by in read.items() if name not in {parameter.envvar for parameter in run.params}} == {}
+    assert {"ZROUTE_KEYS", "ZROUTE_PEERS", "ZROUTE_SUB"} <= set(read)
+
+
+def _with_subcommands(command: click.Command | None) -> list[click.Command]:
+    """Return a command and its subcommands."""
+    assert command is not None
+    return [command, *getattr(command, "commands", {}).values()]
+
+
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
 def test_a_flag_wins_over_the_variable_of_each_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: Side
@@ -269,7 +311,11 @@ def test_a_module_that_fails_shows_my_frames_only(tmp_path: Path) -> None:
         ("app = App(loop=False)", 5, "no endpoints"),
         ("app = App(pub='tcp://127.0.0.1:*')\n@app.subscribe('news')\ndef f(x): ...", 5, "write App(sub="),
         ("app = App(sub='tcp://127.0.0.1:1')\napp.publisher('news')", 5, "write App(pub="),
-        ("app = App(pub='tcp://192.0.2.1:5555')", 5, "does not have this address"),
+        (
+            "app = App(pub='tcp://192.0.2.1:5555', insecure=True)",
+            5,
+            "quotes.py:2: can't bind tcp://192.0.2.1:5555: this",
+        ),
         ("app = App(pub='ipc:///no/such/folder/s')", 5, "the directory does not exist"),
         ("app = App()\n@app.on_startup\ndef f(): raise OSError('no database')", 1, "no database"),
     ],

@@ -26,7 +26,7 @@ app = App(name="quotes")
 other = App(name="other")
 ending = App(name="ending")
 broken = App(name="broken")
-taken = App(pub="tcp://192.0.2.1:5555", name="taken")
+taken = App(pub="tcp://192.0.2.1:5555", insecure=True, name="taken")
 
 @app.publisher("numbers", every=0.05)
 def number() -> int:
@@ -104,7 +104,7 @@ def test_twistd_runs_several_apps(folder: Path) -> None:
     [
         ("ending", 7, "stopping: stop(7) at "),
         ("broken", 1, "broken did not start: no database"),
-        ("taken", 5, "can't bind tcp://192.0.2.1:5555"),
+        ("taken", 5, "quotes.py:9: can't bind tcp://192.0.2.1:5555"),
     ],
 )
 def test_an_app_that_ends_ends_the_process_with_its_code(

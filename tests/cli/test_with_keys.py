@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -160,3 +161,88 @@ def test_a_command_refuses_an_open_address_too(words: tuple[str, ...]) -> None:
     done = zroute(*words)
     assert (done.returncode, done.stdout) == (5, "")
     assert "--insecure, ZROUTE_INSECURE=1" in done.stderr
+
+
+# -- zroute check ------------------------------------------------------------------------------------------
+
+DESK = """
+from zroute import App
+
+app = App({options}, name="desk")
+app.subscribe("news.tick")(print)
+"""
+OWN = 'keys="desk/desk.key_secret"'
+KNOWN = f'sub="hub@tcp://127.0.0.1:1", {OWN}'
+
+FAULTS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "no name": (f'sub="tcp://127.0.0.1:1", {OWN}', (), "does not name its peer, but the app has keys"),
+    "no keys": ('sub="hub@tcp://127.0.0.1:1"', (), "names the peer 'hub', but the app has no key"),
+    "open": ('sub="bind:tcp://*:5555"', (), "tcp://*:5555 is open to the network"),
+    "peers without keys": ('sub="tcp://127.0.0.1:1"', ("--peers", "desk/peers"), "has no effect without keys"),
+    "unknown peer": (f'sub="hup@tcp://127.0.0.1:1", {OWN}', (), "no key of 'hup' in desk/peers (keys there: hub): did"),
+    "no secret file": (KNOWN, ("--keys", "desk/no.key_secret"), "can't read the key file desk/no.key_secret"),
+    "open peers": (KNOWN, ("--peers", "shared"), "other users can add keys to the directory of peers shared"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_finds_what_would_stop_the_start(keys: Keys, tmp_path: Path, fault: str) -> None:
+    """`zroute check` and `zroute run` give the same error, with the line of the app."""
+    options, words, text = FAULTS[fault]
+    (tmp_path / "app.py").write_text(DESK.format(options=options))
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    checked, run = (zroute(command, "app", *words, cwd=tmp_path) for command in ("check", "run"))
+    assert (checked.returncode, run.returncode) == (5, 5)
+    error = checked.stderr.removeprefix("zroute: ")
+    assert error.startswith("app.py:4: ")
+    assert text in error
+    assert run.stderr.endswith(f"ERROR   {error}")
+    assert "Traceback" not in checked.stderr + run.stderr
+
+
+def test_check_shows_the_key_and_who_may_connect(keys: Keys, tmp_path: Path) -> None:
+    """A second line has the name and the fingerprint of the key, and the names of the peers."""
+    (tmp_path / "app.py").write_text(DESK.format(options=KNOWN))
+    key = keys.key("desk")
+    done = zroute("check", "app", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1:] == [f"app encrypts as desk ({key.fingerprint}); may connect: hub (desk/peers)"]
+    done = zroute("check", "app", "--sub", "bind:tcp://*:5555", "--peers", "anyone", cwd=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[1:]) == (
+        0,
+        [f"app encrypts as desk ({key.fingerprint}); accepts any key (peers='anyone')"],
+    )
+    assert done.stderr.startswith("app: warning: tcp://*:5555 is reachable from the network, and any program may")
+
+
+def test_check_warns_of_faults_that_do_not_stop_the_start(keys: Keys, tmp_path: Path) -> None:
+    """A missing directory of peers, and a file in it that authorizes no key."""
+    (tmp_path / "app.py").write_text(APP.format(pub="tcp://127.0.0.1:1"))
+    done = zroute("check", "app", *own(keys, "feed"), "--peers", "anyon", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.startswith("app: warning: the directory of peers anyon does not exist")
+    assert "did you mean 'anyone'?" in done.stderr
+    (keys.peers("feed") / "old.key").write_text("")
+    done = zroute("check", "app", *own(keys, "feed"), cwd=tmp_path)
+    assert (done.returncode, done.stdout.count("may connect: hub (")) == (0, 1)
+    assert "old.key contains no public-key" in done.stderr
+
+
+# -- the last line -----------------------------------------------------------------------------------------
+
+
+def test_the_last_line_counts_refused_connections_by_name(keys: Keys) -> None:
+    """A refused request is not a refused connection; both commands name what they have refused, if anything."""
+    front, back = free_endpoint(), free_endpoint()
+    with Child("-m", "zroute", "proxy", front, back, *own(keys, "hub")) as proxy:
+        proxy.line_with("for subscribers", stream="err")
+        with (
+            Child("-m", "zroute", "tail", f"hub@{back}", *own(keys, "eve")) as eve,
+            Child("-m", "zroute", "tail", back) as keyless,
+        ):
+            eve.line_with("the peer refuses the key of eve", stream="err")
+            keyless.line_with("the peer requires authentication", stream="err")
+            proxy.line_with("has failed", stream="err")
+        assert proxy.end() == 0
+        assert re.search(r", connections_refused [1-9]\d*, handshakes_failed [1-9]\d*$", proxy.err[-1]), proxy.err[-1]

@@ -14,7 +14,7 @@ from zroute.clock import TICK
 from zroute.messages.control import FAREWELL, GRACE, MARKER, Statement, pack_statements, parse_marker
 from zroute.messages.wire import NUL, Kind, pack_kept, parse_header
 from zroute.options import SUBSCRIPTIONS_SLICE
-from zroute.receiving.events import LostKept
+from zroute.receiving.events import LostKept, UnknownLoss
 from zroute.receiving.hearing import ANSWER_SECONDS, QUIET_SECONDS
 from zroute.receiving.session import SubscriberSession
 from zroute.receiving.tracker import PUBLISHERS_MAX
@@ -182,6 +182,45 @@ def test_a_dead_connection_is_cut_once_and_the_new_one_is_left_alone(talk: Talk)
     assert talk.network.cuts == [1]
     talk.end.close()
     assert talk.stats.unknown_losses == 1
+
+
+REVOKED = "is disconnected, because the key of p was revoked"
+
+
+def test_a_publisher_whose_connection_was_closed_is_not_called_silent(
+    talk: Talk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log gives the reason for the closed connection, and so does the unknown loss at the end."""
+    talk.end.closed(frozenset({1}), "the key of p was revoked")
+    talk.network.links = frozenset()
+    talk.wait(QUIET_SECONDS + 2 * ANSWER_SECONDS + 2)
+    assert [text.partition(") ")[2] for text in caplog.messages] == [REVOKED]
+    talk.end.close()
+    assert [each.why for each in talk.found if isinstance(each, UnknownLoss)] == [
+        "was disconnected, because the key of p was revoked"
+    ]
+
+
+@pytest.mark.parametrize("links", [(1, 2), (2,)])
+def test_a_reason_applies_only_if_it_closed_all_connections(
+    talk: Talk, links: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A publisher that has answered over another connection since then may be silent for another reason."""
+    talk.end.closed(frozenset({1}), "the key of p was revoked")
+    talk.network.links = frozenset(links)
+    talk.end.rejoin()
+    talk.clock.advance(0)
+    for marker in talk.asked():
+        talk.answer(marker, [b"a"], link=2)
+    talk.wait(1)
+    talk.network.links = frozenset()
+    talk.wait(QUIET_SECONDS + 2 * ANSWER_SECONDS + 2)
+    talk.end.close()
+    assert "is silent: the process is frozen or dead" in caplog.text
+    assert REVOKED not in caplog.text
+    assert [each.why for each in talk.found if isinstance(each, UnknownLoss)] == [
+        "disconnected without sending a goodbye"
+    ]
 
 
 def test_a_connection_by_which_another_publisher_answers_is_not_cut(talk: Talk) -> None:

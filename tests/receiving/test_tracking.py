@@ -1184,6 +1184,21 @@ def test_a_silent_publisher_that_is_heard_again_is_told() -> None:
     assert Returned(7, "", 39.0) in watched(tracker, 39, 1)
 
 
+def test_a_former_subscription_of_a_closed_publisher_is_lost_with_the_reason() -> None:
+    """A publisher whose key was revoked no longer holds the account of a subscription that was replaced."""
+    tracker = joined(b"a", link=1)
+    tracker.links.update(frozenset({1}), (), 0)
+    tracker.subscribe([b"a.b"])
+    tracker.closed(frozenset({1, 5}), "the key of p was revoked")
+    tracker.links.update(frozenset(), (), 1)
+    tracker.join(b"N", 1)
+    found = watched(tracker, 1, 5)
+    tracker.join(b"O", 6, again=True)
+    found += watched(tracker, 6, 6)
+    assert UnknownLoss(7, (b"a",), "was disconnected, because the key of p was revoked") in found
+    assert Silent(7, "", frozenset(), "the key of p was revoked") in found
+
+
 # -- lies -------------------------------------------------------------------------------------------------
 
 

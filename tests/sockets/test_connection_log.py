@@ -196,6 +196,42 @@ def test_a_peer_that_is_cut_off_again_and_again_floods_nothing(caplog: pytest.Lo
     ]
 
 
+def test_a_new_reason_is_a_line_even_if_it_was_one_before(caplog: pytest.LogCaptureFixture) -> None:
+    """A peer that restarts with another fault, and then with the first one again, is a line each time."""
+    dialled = Dialled(caplog)
+    for why in ("no keys", "no keys", "unknown key", "no keys", "no keys"):
+        dialled.log.refused(HERE, why, handshake=True)
+        dialled.clock.advance(5)
+    assert dialled.lines() == [
+        f"app: {HERE}: no keys",
+        f"app: {HERE}: unknown key",
+        f"app: {HERE}: 1 more lines like these were not shown",
+        f"app: {HERE}: no keys",
+    ]
+
+
+def test_a_reason_that_returns_after_a_connection_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """The last line must not say that the endpoint is connected when it is refused."""
+    dialled = Dialled(caplog)
+    dialled.log.refused(HERE, "no keys", handshake=True)
+    dialled.log.connected(HERE)
+    dialled.log.refused(HERE, "no keys", handshake=True)
+    assert dialled.lines() == [f"app: {HERE}: no keys", f"app: connected to {HERE}", f"app: {HERE}: no keys"]
+
+
+def test_reasons_that_alternate_flood_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """In a minute, five changes are shown; later changes are shown again."""
+    dialled = Dialled(caplog)
+    for number in range(59):
+        dialled.log.refused(HERE, ("one", "two")[number % 2], handshake=True)
+        dialled.clock.advance(1)
+    assert len([line for line in dialled.lines() if line.endswith((" one", " two"))]) == 5
+    dialled.clock.advance(120)
+    dialled.lines()
+    dialled.log.refused(HERE, "two", handshake=True)
+    assert dialled.lines() == [f"app: {HERE}: two"]
+
+
 @pytest.mark.parametrize("handshake", [True, False])
 def test_an_absence_behind_a_refusal_is_one_line_and_the_return_is_another(
     caplog: pytest.LogCaptureFixture, handshake: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import zmq
 import zmq.auth
 
 from zroute.errors import KeyFileError
+from zroute.sockets import keys
 from zroute.sockets.keys import Key, create_keys, read_public, read_secret, write_public
 from zroute.sockets.peers import Changed, PeerKeys
 
@@ -241,10 +242,10 @@ def test_a_file_that_becomes_readable_authorizes_its_key(peers: Path, monkeypatc
     """After chmod the file is read again, although its content has not changed."""
     readable = False
 
-    def read(path: Path) -> Key:  # root can read all files, so the permissions alone would not fail
+    def read(path: Path, writers: Container[int]) -> Key:  # root can read all files, so the mode alone would not fail
         if path.name == "bob.key" and not readable:
             raise KeyFileError(f"can't read the key file {path}: Permission denied", path=path)
-        return read_public(path)
+        return read_public(path, writers)
 
     monkeypatch.setattr("zroute.sockets.peers.read_public", read)
     (peers / "bob.key").chmod(0o600)
@@ -253,3 +254,136 @@ def test_a_file_that_becomes_readable_authorizes_its_key(peers: Path, monkeypatc
     readable = True
     (peers / "bob.key").chmod(0o644)
     assert names(known.look()) == (["bob"], [])
+
+
+# -- who may write to the directory ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("permissions", [0o775, 0o757, 0o777, 0o1777])
+def test_a_directory_to_which_others_write_is_refused(peers: Path, permissions: int) -> None:
+    """Any user could let a key connect; the error has the command that mends it, and the command mends it."""
+    peers.chmod(permissions)
+    with pytest.raises(KeyFileError, match=rf"peers: its mode is {permissions:04o}: run chmod go-w {peers}$") as raised:
+        PeerKeys(peers)
+    assert raised.value.path == peers
+    peers.chmod(permissions & ~0o022)
+    assert len(PeerKeys(peers)) == 2
+
+
+@pytest.mark.parametrize("permissions", [0o755, 0o700, 0o555, 0o1755, 0o2755])
+def test_a_directory_to_which_only_its_owner_writes_is_accepted(peers: Path, permissions: int) -> None:
+    """Others may read it, because public keys are no secret."""
+    peers.chmod(permissions)
+    assert len(PeerKeys(peers)) == 2
+
+
+@pytest.mark.parametrize("permissions", [0o664, 0o646, 0o666])
+def test_a_key_file_to_which_others_write_authorizes_no_key(peers: Path, permissions: int) -> None:
+    """The other keys stay, and the key is authorized again after chmod."""
+    (peers / "bob.key").chmod(permissions)
+    faults: list[str] = []
+    known = PeerKeys(peers, faults.append)
+    assert [key.name for key in known] == ["alice"]
+    assert f"because its mode is {permissions:04o}: run chmod go-w {peers / 'bob.key'}" in faults[0]
+    with pytest.raises(KeyFileError, match="other users can replace the key in"):
+        known.key_of("bob")
+    (peers / "bob.key").chmod(0o644)
+    assert names(known.look()) == (["bob"], [])
+
+
+def test_a_read_only_file_system_protects_the_directory(peers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes mounts secrets with mode 1777, in a file system to which no program can write."""
+    real = os.statvfs(peers)
+    flags = os.ST_RDONLY
+
+    class Mounted:
+        @property
+        def f_flag(self) -> int:
+            return real.f_flag | flags
+
+    monkeypatch.setattr(keys.os, "statvfs", lambda path: Mounted())
+    peers.chmod(0o1777)
+    (peers / "bob.key").chmod(0o666)
+    assert len(PeerKeys(peers)) == 2
+    flags = 0
+    with pytest.raises(KeyFileError, match="its mode is 1777"):
+        PeerKeys(peers)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_or_file_of_another_user_is_refused(peers: Path) -> None:
+    """That user could change it at any time; an administrator's command accepts the owner of the directory."""
+    (peers / "bob.key").chmod(0o644)
+    os.chown(peers / "bob.key", 12345, 12345)
+    faults: list[str] = []
+    assert [key.name for key in PeerKeys(peers, faults.append)] == ["alice"]
+    assert f"it belongs to the user 12345: run chown 0 {peers / 'bob.key'}" in faults[0]
+    os.chown(peers, 12345, 12345)
+    with pytest.raises(KeyFileError, match=rf"peers: it belongs to the user 12345: run chown 0 {peers}$"):
+        PeerKeys(peers)
+    assert len(PeerKeys(peers, administers=True)) == 2
+    peers.chmod(0o777)
+    with pytest.raises(KeyFileError, match="its mode is 0777"):
+        PeerKeys(peers, administers=True)
+
+
+def test_keys_are_only_removed_while_others_can_write_to_the_directory(peers: Path) -> None:
+    """A running app keeps its peers, revokes keys, and adds none until the permissions are mended."""
+    faults: list[str] = []
+    known = PeerKeys(peers, faults.append)
+    peers.chmod(0o777)
+    create_keys("mallory", peers)
+    (peers / "mallory.key_secret").unlink()
+    assert names(known.look()) == ([], [])
+    assert [text.partition(": its mode")[2] for text in faults] == [
+        f" is 0777: run chmod go-w {peers}; until then, zroute adds no key"
+    ]
+    with pytest.raises(KeyFileError, match="other users can add keys"):
+        known.key_of("mallory")
+    os.replace(peers / "mallory.key", peers / "alice.key")  # the key of another program under a known name
+    (peers / "bob.key").unlink()
+    assert names(known.look()) == ([], ["alice", "bob"])
+    peers.chmod(0o755)
+    assert names(known.look()) == (["alice"], [])
+    assert len(faults) == 1
+
+
+# -- what a mistake in a name suggests ---------------------------------------------------------------------
+
+
+def test_a_similar_name_is_suggested(peers: Path) -> None:
+    """The error still says how to add a key, because the name may be right."""
+    with pytest.raises(KeyFileError, match=r"keys there: alice, bob\): did you mean 'alice'\? Otherwise copy the file"):
+        PeerKeys(peers).key_of("alcie")
+    with pytest.raises(KeyFileError, match=r"keys there: alice, bob\): copy the file"):
+        PeerKeys(peers).key_of("feed")
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("anyon", "connect: did you mean 'anyone'? Otherwise run zroute keys authorize FILE --peers anyon for the key"),
+        ("Anyone", "connect: did you mean 'anyone'? Otherwise run"),
+        ("keys/peers", "connect: run zroute keys authorize FILE --peers keys/peers for the key of each peer"),
+    ],
+)
+def test_a_directory_that_does_not_exist_is_reported_with_a_remedy(
+    name: str, ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The misspelt word "anyone" is taken for a directory, so it is suggested there."""
+    monkeypatch.chdir(tmp_path)
+    faults: list[str] = []
+    PeerKeys(Path(name), faults.append)
+    assert faults[0].startswith(f"the directory of peers {name} does not exist, so no program may {ends}")
+
+
+def test_the_keys_of_a_directory_that_is_away_are_said_to_remain(peers: Path) -> None:
+    """The line would otherwise look as if all keys were revoked."""
+    faults: list[str] = []
+    known = PeerKeys(peers, faults.append)
+    peers.rename(peers.with_name("away"))
+    known.look()
+    assert faults == [
+        f"can't read the directory of peers {peers}: No such file or directory; the 2 keys that were there remain "
+        "authorized"
+    ]

@@ -157,6 +157,83 @@ def test_an_address_that_cannot_be_connected_is_tried_again(
     assert clock.getDelayedCalls() == []
 
 
+class Resolved:
+    """A `Names` whose look-ups a test answers, and the addresses to which it is connected with their peers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers: dict[str, list[str]] = {}
+        self.clock = Immediate()
+        self.connected: dict[str, str | None] = {}
+        monkeypatch.setattr(module, "addresses_of", lambda host, _: list(self.answers[host]))
+        monkeypatch.setattr(module.threading, "Thread", Started)
+        self.names = Names(self.clock, "app", self._connect, self.connected.pop)
+
+    def _connect(self, address: str) -> None:
+        self.connected[address] = self.names.endpoint_at(address).peer
+
+    def answer(self, **answers: list[str]) -> None:
+        """Change the addresses of names, and let all names be looked up again."""
+        self.answers.update(answers)
+        self.clock.advance(module.EVERY)
+        self.clock.advance(module.EVERY)  # in the first round, one name may be looked up before another lets go
+
+
+def test_two_names_with_different_peers_at_one_address_conflict(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first name connects with its key; the second one logs the conflict once, and connects when it is alone."""
+    given = Resolved(monkeypatch)
+    given.answers = {"one": ["10.0.0.1"], "two": ["10.0.0.1", "10.0.0.2"]}
+    given.names.follow("tcp://one:1", "a")
+    given.names.follow("tcp://two:1", "b")
+    assert given.connected == {"tcp://10.0.0.1:1": "a", "tcp://10.0.0.2:1": "b"}
+    given.answer()
+    (warning,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert warning == (
+        "app: can't connect to tcp://10.0.0.1:1, an address of the host name in tcp://two:1: tcp://one:1 has this "
+        "address with the peer 'a' instead of 'b', but the program at an address has one key: correct the name of the "
+        "peer, or remove one of the endpoints; trying again"
+    )
+    given.answer(one=["10.0.0.3"])
+    assert given.connected == {"tcp://10.0.0.1:1": "b", "tcp://10.0.0.2:1": "b", "tcp://10.0.0.3:1": "a"}
+    assert given.names.forget("tcp://two:1") == ("tcp://10.0.0.1:1", "tcp://10.0.0.2:1")
+    given.names.close()
+
+
+@pytest.mark.parametrize("peer", ["a", None])
+def test_two_names_with_one_peer_share_an_address(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, peer: str | None
+) -> None:
+    """The address is connected once, and stays connected until no name has it."""
+    given = Resolved(monkeypatch)
+    given.answers = {"one": ["10.0.0.1"], "two": ["10.0.0.1"]}
+    given.names.follow("tcp://one:1", peer)
+    given.names.follow("tcp://two:1", peer)
+    given.answer(one=["10.0.0.3"])
+    assert given.connected == {"tcp://10.0.0.1:1": peer, "tcp://10.0.0.3:1": peer}
+    assert not [each for each in caplog.records if each.levelname == "WARNING"]
+    given.names.close()
+
+
+def test_a_name_with_the_address_of_an_endpoint_needs_the_same_peer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The key of an endpoint is never replaced by that of a name, in either order."""
+    given = Resolved(monkeypatch)
+    given.answers = {"one": ["10.0.0.1"], "two": ["10.0.0.2"]}
+    given.names.keep("tcp://10.0.0.1:1", "a")
+    given.names.follow("tcp://one:1", "b")
+    given.names.follow("tcp://two:1", "b")
+    assert given.connected == {"tcp://10.0.0.2:1": "b"}
+    assert "tcp://10.0.0.1:1 has this address with the peer 'a' instead of 'b'" in caplog.text
+    with pytest.raises(EndpointError, match="tcp://two:1 has this address with the peer 'b' instead of 'a'"):
+        given.names.check_peer("tcp://10.0.0.2:1", "a")
+    given.names.release("tcp://10.0.0.1:1")
+    given.answer()
+    assert given.connected["tcp://10.0.0.1:1"] == "b"
+    given.names.close()
+
+
 # -- with a name of our own --------------------------------------------------------------------------------
 
 RESOLVER = r"""

@@ -164,8 +164,8 @@ class _Asking:
             return
         if endpoint.bind:
             say(f"bound to {server.address}, waiting for a server")
-            if self._access.keys is None and endpoint.resolved(server.address).is_open:
-                say(f"{server.address} is reachable from the network, without authentication")
+            if (warning := self._access.exposure(endpoint.resolved(server.address))) is not None:
+                say(warning)
         try:
             await self._ask(client)
         except (NoServerError, RequestTimeoutError) as error:

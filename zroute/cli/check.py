@@ -1,7 +1,7 @@
 """``zroute check``: check that apps can start.
 
-The command loads and compiles the apps, but opens no sockets, ports or resources. It therefore can't detect an endpoint
-that is already in use, or a resource that fails to open.
+The command loads and compiles the apps, and reads their key files, but opens no sockets, ports or resources. It
+therefore can't detect an endpoint that is already in use, or a resource that fails to open.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from zroute.runtime.exit_codes import EXIT_INTERRUPTED, EXIT_INVALID
 
 if TYPE_CHECKING:
     from zroute.app import App
+    from zroute.sockets.access import KeyFiles
 
 __all__ = ["command"]
 
@@ -35,11 +36,12 @@ __all__ = ["command"]
 def command(apps: tuple[str, ...], ends: EndpointOptions, app_dir: str, factory: bool) -> None:
     """Load and compile apps without opening sockets or resources.
 
-    Checks signatures, schemas, patterns, resources and endpoints of all apps.
+    Checks signatures, schemas, patterns, resources, endpoints and key files of all apps. For an app with keys, also
+    shows its key, and who may connect.
 
     The first error decides the exit code. 2: the apps can't share a reactor. 3: an app can't be loaded. 4: routes,
     schemas or resources are invalid, a Routes object is not included in any app, or nothing is registered in an app. 5:
-    an endpoint is missing.
+    an endpoint is missing, or does not fit the keys; or a key file can't be used.
     """
     for_one_app(apps, ends)
     found = [_load(target, app_dir, factory) for target in apps]
@@ -76,12 +78,17 @@ def _check(
     ends: EndpointOptions,
 ) -> int:
     """Check one app, print the result or the errors, and return its exit code."""
+    warnings: list[str] = []
     try:
         with redirect_stdout(sys.stderr):
-            compiled = app.compile().parts
+            plan = app.compile()
             given = app.endpoints(**ends)
+            plan.check_access(given)
+        keys = _keys_of(given, warnings)
     except SetupError as error:
+        error.locate(app.where)
         return _code_of(error)
+    compiled = plan.parts
     faults = list(_faults(target, app, given, module, loaded))
     for fault in faults:
         _code_of(fault)
@@ -97,10 +104,31 @@ def _check(
     counts += f", bridges to other apps {bridges}" * bool(bridges)
     counts += f", needs reactor {app.reactor!r}" if app.reactor else ""
     forms = "".join(f", {each} is read as {each.form}" for each in given.sub if each.form is not None)
-    for warning in app.compile().dropped_feeds(given):
+    exposures = filter(None, map(given.access.exposure, given))
+    for warning in (*plan.dropped_feeds(given), *warnings, *exposures):
         click.echo(f"{target}: warning: {warning}", err=True)
     click.echo(f"{target} is fine: {counts}{forms}")
+    if keys is not None:
+        click.echo(f"{target} encrypts as {keys.described}; {keys.admitted}")
     return 0
+
+
+def _keys_of(ends: Ends, warnings: list[str]) -> KeyFiles | None:
+    """Return the key files of an app, or None if it has no keys.
+
+    Faults that do not stop the app are added to ``warnings``.
+
+    Raises:
+        EndpointError: A key file can't be used, or the key of a peer is missing.
+    """
+    from zroute.sockets.access import KeyFiles
+
+    if ends.access.keys is None:
+        return None
+    files = KeyFiles(ends.access, warnings.append)
+    for endpoint in ends:
+        files.check(endpoint)
+    return files
 
 
 def _check_reactor(loaded: list[App]) -> None:

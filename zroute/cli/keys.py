@@ -117,7 +117,7 @@ def authorize(file: Path, name: str | None, peers: Path) -> None:
         key = read_public(file)
         key = attrs.evolve(key, name=check_name(name or key.name))
         path = peers / (key.name + PUBLIC)
-        same = PeerKeys(peers).name_of(key.raw)
+        same = PeerKeys(peers, administers=True).name_of(key.raw)
         if same == key.name:
             click.echo(f"{key.name} is authorized already ({key.fingerprint}): {path}")
             return
@@ -134,7 +134,8 @@ def list_(peers: Path) -> None:
     from zroute.sockets.peers import PeerKeys
 
     faults: list[str] = []
-    keys = list(PeerKeys(peers, faults.append))
+    with _faults():
+        keys = list(PeerKeys(peers, faults.append, administers=True))
     width = max((len(key.name) for key in keys), default=0)
     for key in keys:
         click.echo(f"{key.name:{width}}  {key.public.decode()}  {key.fingerprint}")
@@ -162,8 +163,9 @@ def revoke(name: str, peers: Path) -> None:
         try:
             path.unlink()
         except FileNotFoundError:
-            known = ", ".join(key.name for key in PeerKeys(peers)) or "none"
-            raise KeyFileError(f"no key of {name!r} in {peers} (keys there: {known})", path=path) from None
+            known = PeerKeys(peers, administers=True)
+            text = f"no key of {name!r} in {peers} ({known.names}){known.nearest(name)}"
+            raise KeyFileError(text, path=path) from None
         except OSError as error:
             raise KeyFileError(f"can't remove {path}: {error.strerror}", path=path) from None
     click.echo(f"revoked {name}: removed {path}")

@@ -191,7 +191,7 @@ class Listening:
             service.reports = False
             service.startService()
         except EndpointError as error:
-            say(str(error))
+            say(error.text)  # without the line of the app, which is zroute's own
             self.stop(EXIT_ENDPOINT)
             return
         self.stats = self._app.stats
@@ -249,10 +249,10 @@ class Listening:
 
 
 def _say_opened(endpoint: Endpoint, resolved: str, access: Access) -> None:
-    """Print the opened address, and a warning if other machines can connect to it."""
+    """Print the opened address, and a warning if any program can connect to it."""
     say(f"{'bound to' if endpoint.bind else 'connects to'} {resolved}")
-    if access.keys is None and endpoint.resolved(resolved).is_open:
-        say(f"{resolved} is reachable from the network, without authentication")
+    if (warning := access.exposure(endpoint.resolved(resolved))) is not None:
+        say(warning)
 
 
 def say(text: str) -> None:

@@ -24,7 +24,7 @@ from twisted.internet.task import LoopingCall, deferLater
 
 from zroute.app import App
 from zroute.cli.latencies import Latencies
-from zroute.endpoints import Endpoint
+from zroute.endpoints import NO_KEYS, Endpoint
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError
 from zroute.logs import set_up_logging
 from zroute.messages.bodies import body_encoder
@@ -171,29 +171,30 @@ class _End:
 
     async def run(self) -> None:
         """Start the app, measure, and stop the app. Sets ``code``, the exit code."""
-        self.service = AppService(self.app.compile(), self.reactor)
-        self.service.reports = False
         try:
+            self.service = AppService(self.app.compile(), self.reactor)
+            self.service.reports = False
             self.service.startService()
             await self.service.started
             self._say_opened()
             await self.measure()
         except EndpointError as error:
-            self.fail(EXIT_ENDPOINT, str(error))
+            self.fail(EXIT_ENDPOINT, error.text)  # without the line of the app, which is zroute's own
         except CancelledError:  # stopped while waiting for the other end
             pass
         except Exception:
             _log.exception("this end of the measurement failed")
             self.code = EXIT_FAILED
         finally:
-            await self.service.stopService()
+            if self.service is not None:
+                await self.service.stopService()
 
     def _say_opened(self) -> None:
         """Report the opened address, and warn if other hosts can connect to it."""
         transport, endpoint = self.service.transport, Endpoint(self.order.address, self.order.bind)
         (opened,) = transport.pub.endpoints if transport.pub else transport.subscribed
-        if endpoint.resolved(opened).is_open:
-            _tell(say=f"{opened} is reachable from the network, without authentication")
+        if (warning := NO_KEYS.exposure(endpoint.resolved(opened))) is not None:
+            _tell(say=warning)
         _tell(open=opened)
 
     async def measure(self) -> None:

@@ -134,7 +134,7 @@ class _FramesType(click.ParamType):  # type: ignore[type-arg]  # generic in newe
         try:
             in_form(Endpoint("", bind=False), str(value))
         except SetupError as error:
-            self.fail(str(error).removeprefix(f"{error.where}: "), param, ctx)
+            self.fail(error.text, param, ctx)
         return str(value)
 
 

@@ -15,6 +15,7 @@ from zroute.endpoints import Access, Endpoint
 from zroute.logs import FORMATS, LEVELS, set_up_logging
 from zroute.options import MAX_MESSAGE, SENT_MAX
 from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED
+from zroute.stats import refusals
 
 if TYPE_CHECKING:
     from zroute.sockets.proxy import Proxy
@@ -109,15 +110,15 @@ class _Forwarding:
         for endpoint, resolved, whom in zip(endpoints, addresses, ("publishers", "subscribers"), strict=True):
             how = "bound to" if endpoint.bind else "connects to"
             _log.info("%s: for %s, %s %s", self._name, whom, how, resolved)
-            if access.keys is None and endpoint.resolved(resolved).is_open:
-                _log.warning("%s: %s is reachable from the network, without authentication", self._name, resolved)
+            if (warning := access.exposure(endpoint.resolved(resolved))) is not None:
+                _log.warning("%s: %s", self._name, warning)
         proxy.start()
 
     def stop(self) -> None:
         """Send queued messages, log the counters, and stop the reactor."""
         proxy = self._end(0)
         if proxy is not None:
-            facts = attrs.asdict(proxy.forwarded)
+            facts = attrs.asdict(proxy.forwarded) | refusals(proxy.stats)
             text = ", ".join(f"{name} {number}" for name, number in facts.items())
             _log.info("%s: %s", self._name, text, extra={"app": self._name, **facts})
 

@@ -152,10 +152,8 @@ def _topics(recording: Recording) -> Callable[[Recorded], bytes]:
         form = in_form(Endpoint("", bind=False), recording.frames).form
         parse = None if form is None else form.parser(_BODY_MAX, str(recording.path))
     except SetupError as error:
-        text = str(error).removeprefix(f"{error.where}: ")
-        raise RecordingError(
-            f"the recording contains messages of an unknown form: {text}", path=recording.path
-        ) from error
+        text = f"the recording contains messages of an unknown form: {error.text}"
+        raise RecordingError(text, path=recording.path) from error
     if parse is None:
         return lambda recorded: recorded.topic
     return lambda recorded: bytes(parse(recorded.frames).topic)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -14,7 +16,7 @@ from zroute.cli.loading import fail_of_setup, load
 from zroute.cli.options import DURATION, app_options, complete_target, endpoint_options, for_one_app, option
 from zroute.endpoints import SIDES, EndpointOptions, parse_ends
 from zroute.errors import EndpointError, SetupError, UsageError
-from zroute.logs import FORMATS, LEVELS, set_up_logging
+from zroute.logs import FORMATS, LEVELS, did_you_mean, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_log = logging.getLogger("zroute")
 _REACTORS = ("epoll", "poll", "select", "asyncio")
 
 
@@ -84,6 +87,7 @@ def command(
         if reactor is not None or uvloop:  # otherwise `run` installs the reactor of the apps
             install_reactor(reactor, uvloop=uvloop)  # before a user's module installs another by import
         set_up_logging(log_level, log_format)  # before the modules log
+        _warn_of_variables(click.get_current_context().command)
         loaded = [load(target, app_dir=app_dir, factory=factory) for target in apps]
         code = run(
             loaded,
@@ -101,6 +105,18 @@ def command(
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     raise SystemExit(code)
+
+
+def _warn_of_variables(command: click.Command) -> None:
+    """Log a warning with the names of unknown ``ZROUTE_`` variables.
+
+    The options of ``zroute run`` have all variables that zroute reads; those of other commands are among them.
+    """
+    known = {str(parameter.envvar) for parameter in command.params if parameter.envvar}
+    unknown = sorted(name for name in os.environ if name.upper().startswith("ZROUTE_") and name not in known)
+    if unknown:
+        names = "; ".join(f"{name}{did_you_mean(name.upper(), known)}" for name in unknown)
+        _log.warning("unknown environment variables, which have no effect on zroute: %s", names)
 
 
 def _without_reload(argv: Sequence[str]) -> list[str]:

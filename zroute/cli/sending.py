@@ -270,8 +270,8 @@ class _Sending:
             _say(str(error))
             self.code = EXIT_ENDPOINT
             return
-        if self._access.keys is None and self._endpoint.resolved(resolved).is_open:
-            _say(f"{resolved} is reachable from the network, without authentication")
+        if (warning := self._access.exposure(self._endpoint.resolved(resolved))) is not None:
+            _say(warning)
         if self._wait and not await self._subscriber(resolved):
             self.code = EXIT_TIMED_OUT
             return

@@ -360,9 +360,7 @@ def _at(where: str, make: Callable[[], R]) -> R:
     try:
         return make()
     except SetupError as error:
-        if error.where is None:
-            error.where = where
-            error.args = (f"{where}: {error}",)
+        error.locate(where)
         raise
 
 

@@ -330,10 +330,14 @@ class Plan:
 
         Raises:
             EndpointError: A side has functions but no endpoint, ``inproc://`` leads to an app that does not share the
-                context, or the form of an endpoint is unclear.
+                context, the form of an endpoint is unclear, or ``peers`` is given without ``keys``.
         """
         parts, own = self.parts, self.addresses
-        ends = own.ends.replaced(given)
+        try:
+            ends = own.ends.replaced(given)
+        except EndpointError as error:
+            error.locate(self.where)
+            raise
         if given.get("sub"):
             ends = attrs.evolve(ends, sub=tuple(map(self._in_its_form, ends.sub)))
         if not ends:
@@ -361,6 +365,25 @@ class Plan:
         self.check_dead(parts.handlers, ends)
         self.check_inproc(ends)
         return ends
+
+    def check_access(self, ends: Ends) -> None:
+        """Check that the endpoints fit the keys of the app, without opening a key file.
+
+        The transport checks the key files, and the addresses of host names. A transport in the memory needs no keys,
+        so `endpoints` does not include this check.
+
+        Raises:
+            EndpointError: An endpoint names a peer although the app has no keys, does not name its peer although the
+                app has keys, or is open to the network without keys.
+        """
+        try:
+            for endpoint in ends:
+                ends.access.check(endpoint)
+                if endpoint.is_surely_open:
+                    ends.access.check_open(endpoint)
+        except EndpointError as error:
+            error.locate(self.where)
+            raise
 
     def dropped_feeds(self, ends: Ends) -> Iterator[str]:
         """Yield a warning for each endpoint with a fixed topic that no route matches.

@@ -165,12 +165,14 @@ class Silent:
     """``publisher`` seems dead: it sent nothing after two consecutive questions.
 
     Before this event, the subscriber had read all frames that had arrived. ``links`` contains the connections over
-    which the publisher was heard before, and over which nothing has arrived since the first question.
+    which the publisher was heard before, and over which nothing has arrived since the first question. ``why`` is the
+    reason why its connection was closed, such as "the key of feed was revoked", or None.
     """
 
     publisher: int
     name: str
     links: frozenset[int]
+    why: str | None = None
 
 
 @attrs.frozen

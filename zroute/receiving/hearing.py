@@ -257,6 +257,9 @@ class Signs:
     doubted_at: float | None = attrs.field(init=False, default=None)  # when its numbers seemed wrong and it was asked
     links: set[int] = attrs.field(init=False, factory=set)  # the connections of its answers
     linked: bool = attrs.field(init=False, default=False)  # the connection of the last answer is known
+    _last: set[int] = attrs.field(init=False, factory=set)  # its last connections, after they have ended
+    _closed: frozenset[int] = attrs.field(init=False, default=frozenset())  # connections closed for a known reason
+    _why_closed: str | None = attrs.field(init=False, default=None)  # that reason, until it is heard over another one
     _noted: float | None = attrs.field(init=False, default=None)  # the promise since the last check
 
     # -- the states
@@ -366,6 +369,8 @@ class Signs:
         if link is not None:
             self.links.add(link)
             self.linked = True
+            if link not in self._closed:  # a frame of a closed connection may be read later
+                self._why_closed = None
 
     def note_answer(self, link: int | None) -> None:
         """Record an answer. If its connection is unknown, `has_gone` returns False."""
@@ -384,6 +389,26 @@ class Signs:
     def has_gone(self, links: LinkTimes) -> bool:
         """Return True if every connection over which the publisher was heard has ended."""
         return self.linked and not self.links & links.alive
+
+    def keep_links(self, alive: frozenset[int]) -> None:
+        """Forget the connections that are no longer alive."""
+        self.links, before = self.links & alive, self.links
+        if before and not self.links:
+            self._last = before
+
+    def close(self, links: frozenset[int], why: str) -> None:
+        """Record why connections were closed.
+
+        The reason is ignored if the publisher was heard over another connection too.
+        """
+        known = self.links or self._last
+        if known and known <= links:
+            self._closed, self._why_closed = links, why
+
+    @property
+    def why_gone(self) -> str | None:
+        """The reason why the last connections of the publisher were closed, or None."""
+        return self._why_closed if self.linked else None
 
     def is_away(self, now: float) -> bool:
         """Return True if the publisher has been silent for `AWAY_SECONDS` or longer."""

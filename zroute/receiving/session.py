@@ -553,7 +553,13 @@ class SubscriberSession(Ticking):
         remedy = f"reconnecting to {again}" if again else "waiting for a sign of life"
         text = "%s: %s is silent: the process is frozen or dead, or the connection is dead; %s"
         named = _named(event.publisher, event.name)
+        if event.why is not None:
+            text, remedy = "%s: %s is disconnected, because %s", event.why
         self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, named, remedy)
+
+    def closed(self, links: frozenset[int], why: str) -> None:
+        """Record why connections were closed; log lines about their publishers say it."""
+        self._tracker.closed(links, why)
 
     def _returned(self, event: Returned) -> None:
         text = "%s: %s is no longer silent, after %.0f s"

@@ -522,6 +522,7 @@ class Tracker:
                 events += self._overdue(publisher, self._previous)
                 if publisher.signs.is_away(now):
                     why = f"was silent for {AWAY_SECONDS:g} s, so this app treats it as ended"
+                    why = _predicate(publisher.signs.why_gone, why)
                     events.append(UnknownLoss(publisher.epoch, publisher.subscriptions, why))
                     publisher.end()
                     publisher.forget()
@@ -546,7 +547,7 @@ class Tracker:
         signs = publisher.signs
         # Gone before the last check: a frame of this tick may have arrived over a connection that has just ended.
         had_gone = signs.has_gone(self.links) and not signs.links
-        signs.links &= self.links.alive
+        signs.keep_links(self.links.alive)
         moved = publisher.moved()
         publisher.active |= moved
         if publisher.state is State.ENDED:
@@ -594,10 +595,11 @@ class Tracker:
         """Report a publisher that has just become silent."""
         signs = publisher.signs
         if publisher.leaving:  # a silent publisher must not hold former subscriptions
-            yield UnknownLoss(publisher.epoch, tuple(publisher.leaving), "is silent")
+            yield UnknownLoss(publisher.epoch, tuple(publisher.leaving), _predicate(signs.why_gone, "is silent"))
             publisher.leave()
         since = signs.asked_at if signs.asked_at is not None else 0.0
-        yield Silent(publisher.epoch, publisher.name or "", self.links.unheard(signs.links, since))
+        links = self.links.unheard(signs.links, since)
+        yield Silent(publisher.epoch, publisher.name or "", links, signs.why_gone)
 
     def close(self, *, asked: bool = False, alone: bool = False) -> list[Event]:
         """Return the last events.
@@ -621,8 +623,14 @@ class Tracker:
                 why = "did not answer when this app stopped"
             else:
                 continue
+            why = _predicate(publisher.signs.why_gone, why)
             events.append(UnknownLoss(publisher.epoch, publisher.subscriptions, why))
         return events
+
+    def closed(self, links: frozenset[int], why: str) -> None:
+        """Record why ``links`` were closed, for the publishers that are heard over them."""
+        for publisher in self._publishers.values():
+            publisher.signs.close(links, why)
 
     def depart(self, links: frozenset[int], address: str, *, unread: bool) -> Iterator[Event]:
         """End the accounts of the publishers that are heard only over ``links``.
@@ -738,3 +746,11 @@ def _worth(publisher: RemotePublisher) -> tuple[int, float]:
     else:
         rank = 2 + 2 * publisher.active + (not signs.is_silent)
     return rank, -1.0 if signs.heard_at is None else signs.heard_at
+
+
+def _predicate(why_gone: str | None, otherwise: str) -> str:
+    """Return the predicate of an `UnknownLoss`.
+
+    ``why_gone`` is the reason why the connection of the publisher was closed, or None.
+    """
+    return otherwise if why_gone is None else f"was disconnected, because {why_gone}"

@@ -11,7 +11,7 @@ import attrs
 from zroute.endpoints import LOOP, Ends
 from zroute.planning.plan import Parts, Plan
 from zroute.runtime.run import StopReport
-from zroute.stats import NOT_COUNTED, JobStats, Stats, losses
+from zroute.stats import NOT_COUNTED, JobStats, Stats, losses, refusals
 from zroute.transport import Transport
 
 __all__ = ["log_counters", "log_start", "log_unfinished"]
@@ -101,9 +101,10 @@ def log_counters(service: Reported) -> None:
 def _counters(service: Reported) -> dict[str, object]:
     """Return the counters of a run by their names in `app.stats`.
 
-    The result contains the sums over all routes. If the app only publishes, the result omits the counters of received
-    messages. If the app only receives, the result omits the counters of published messages, unless another app could
-    not publish results of this app's handlers.
+    Two counters are called ``refused`` there, so their names here say what was refused. The result contains the sums
+    over all routes. If the app only publishes, the result omits the counters of received messages. If the app only
+    receives, the result omits the counters of published messages, unless another app could not publish results of this
+    app's handlers.
     """
     stats = service.plan.live.stats
     counts: dict[str, object] = {}
@@ -120,8 +121,9 @@ def _counters(service: Reported) -> dict[str, object]:
         counts.update(losses(stats))
     if handles:
         routes = stats.routes.values()
-        names = ("stale", "skipped", "dropped_at_shutdown", "retried", "timed_out", "dead", "cancelled", "refused")
+        names = ("stale", "skipped", "dropped_at_shutdown", "retried", "timed_out", "dead", "cancelled")
         seldom = {name: sum(getattr(route, name) for route in routes) for name in names}
+        seldom["requests_refused"] = sum(route.refused for route in routes)
         counts.update((name, count) for name, count in seldom.items() if count)
     refused = ("bad_requests", "no_handler", "busy", "replies_undelivered")
     counts.update((name, getattr(stats, name)) for name in refused if getattr(stats, name))
@@ -137,7 +139,7 @@ def _counters(service: Reported) -> dict[str, object]:
         counts["publish_errors"] = stats.publish_errors
     if stats.publish_skipped:
         counts["publish_skipped"] = stats.publish_skipped
-    return counts
+    return counts | refusals(stats)
 
 
 _ALWAYS = ("put", "done", "failed")

@@ -285,7 +285,7 @@ def run(
     wrong: EndpointError | None = None
     try:
         for plan in plans:
-            plan.endpoints(**given)
+            plan.check_access(plan.endpoints(**given))
     except EndpointError as error:
         wrong = error
     set_up_logging(log_level, log_format)  # before the line below, which is logged in the chosen format

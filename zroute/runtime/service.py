@@ -76,6 +76,8 @@ class AppService(Service):
         self.name = None
         self.reactor = reactor
         self.ends = plan.endpoints(**given)
+        if environment is None:  # the transport of tests has no keys
+            plan.check_access(self.ends)
         self.drain_timeout = drain_timeout
         self.limit = limit
         self.environment = environment or Environment(
@@ -240,6 +242,7 @@ class AppService(Service):
         if self._stopping is not None and was_cancelled(error):
             _log.warning("%s was stopped before the app had started, so the start was cancelled", self.plan.name)
         elif isinstance(error, EndpointError):  # one line is enough; `startService` raises it if it still runs
+            error.locate(self.plan.where)
             if self.logs_failed_start and not self._in_start:
                 _log.error("%s", error)
         elif isinstance(error, SystemExit):  # as in a script, its text is a message for the user

@@ -19,6 +19,7 @@ libzmq puts the name of a key into the queue of received messages, where it take
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 from weakref import WeakSet
@@ -26,7 +27,6 @@ from weakref import WeakSet
 import zmq
 
 from zroute.endpoints import Access, Endpoint
-from zroute.errors import EndpointError
 from zroute.sockets.accepted import ACCEPTED
 from zroute.sockets.connection import Guarded
 from zroute.sockets.events import SocketEvent
@@ -36,7 +36,7 @@ from zroute.sockets.zap import FULL, REFUSED, ZapHandler
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 
-__all__ = ["CurveGuard", "OpenGuard", "guard_for"]
+__all__ = ["CurveGuard", "KeyFiles", "OpenGuard", "guard_for"]
 
 _log = logging.getLogger("zroute")
 
@@ -52,27 +52,71 @@ _ENCRYPTED = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 _numbers = count(1)
 
 
+class KeyFiles:
+    """The key files of an app: its own secret file, and the directory of its peers.
+
+    Args:
+        access: The paths.
+        fault: Called with a text for each fault in the directory that does not stop the app.
+
+    Raises:
+        KeyFileError: The secret file can't be used, or other users can write to the directory.
+    """
+
+    def __init__(self, access: Access, fault: Callable[[str], object]) -> None:
+        assert access.keys is not None
+        assert access.directory is not None
+        self._access = access
+        self.own: Key = read_secret(access.keys)
+        self.anyone = access.peers == "anyone"
+        self.peers = PeerKeys(access.directory, fault, optional=self.anyone)
+
+    def check(self, endpoint: Endpoint) -> None:
+        """Raise EndpointError if the endpoint connects to an unknown peer."""
+        if not endpoint.bind and not endpoint.address.startswith("inproc://"):
+            self.key_at(endpoint)
+
+    def key_at(self, endpoint: Endpoint) -> Key:
+        """Return the key of the peer to which an endpoint connects.
+
+        Raises:
+            EndpointError: The endpoint names no peer, or the directory does not contain its key.
+        """
+        self._access.check(endpoint)
+        assert endpoint.peer is not None
+        self.peers.look()  # the file may be new
+        return self.peers.key_of(endpoint.peer)
+
+    @property
+    def described(self) -> str:
+        """The name and the fingerprint of the own key."""
+        return f"{self.own.name} ({self.own.fingerprint})"
+
+    @property
+    def admitted(self) -> str:
+        """The programs that may connect, as text."""
+        if self.anyone:
+            return "accepts any key (peers='anyone')"
+        names = ", ".join(key.name for key in self.peers)
+        return f"may connect: {names or 'no program, because no key is there'} ({self.peers.path})"
+
+
 class OpenGuard:
     """The guard of an app without keys.
 
-    ``insecure`` is True if the app may bind addresses that other hosts can reach. In ``stats``, the counter ``refused``
-    is increased.
+    ``access`` tells whether the app may bind addresses that other hosts can reach. In ``stats``, the counter
+    ``refused`` is increased.
     """
 
     secure = False
 
-    def __init__(self, *, insecure: bool, stats: Stats) -> None:
-        self._insecure = insecure
+    def __init__(self, access: Access, stats: Stats) -> None:
+        self._access = access
         self._stats = stats
 
     def check(self, endpoint: Endpoint) -> None:
         """Raise EndpointError if the endpoint names a peer, which needs keys."""
-        if endpoint.peer is not None:
-            raise EndpointError(
-                f"endpoint {str(endpoint)!r} names the peer {endpoint.peer!r}, but the app has no key: create one with "
-                "zroute keys new NAME, and set keys='keys/NAME.key_secret'",
-                endpoint=str(endpoint),
-            )
+        self._access.check(endpoint)
 
     def protect(self, socket: zmq.Socket[Any], endpoint: Endpoint) -> None:
         """Refuse an endpoint that names a peer; see `check`."""
@@ -80,13 +124,7 @@ class OpenGuard:
 
     def check_bound(self, endpoint: Endpoint, resolved: str) -> None:
         """Raise EndpointError if other hosts can reach the address."""
-        if not self._insecure and endpoint.resolved(resolved).is_open:
-            raise EndpointError(
-                f"{endpoint.address} is open to the network, and without keys any program that reaches it can receive "
-                "and send everything. Use one of: keys='keys/NAME.key_secret' (see zroute keys new), an address of "
-                "127.0.0.1, or insecure=True (--insecure, ZROUTE_INSECURE=1)",
-                endpoint=str(endpoint),
-            )
+        self._access.check_open(endpoint.resolved(resolved))
 
     def watch(self, connection: Guarded) -> None:
         """Without keys, no connection is closed."""
@@ -121,15 +159,12 @@ class CurveGuard:
     secure = True
 
     def __init__(self, reactor: Any, access: Access, name: str, stats: Stats) -> None:
-        assert access.keys is not None
-        assert access.directory is not None
         self._reactor = reactor
         self._name = name
         self._stats = stats
-        self.own: Key = read_secret(access.keys)
-        self.anyone = access.peers == "anyone"
         self._reports = ThrottledLog(_log, reactor)
-        self.peers = PeerKeys(access.directory, self._report_fault, optional=self.anyone)
+        self._files = KeyFiles(access, self._report_fault)
+        self.peers = self._files.peers
         # Two apps of one context share the handler, and the domain tells their sockets apart.
         self._domain = b"zroute-%d" % next(_numbers)
         self._handler: ZapHandler | None = None
@@ -144,12 +179,7 @@ class CurveGuard:
             EndpointError: The context has a ZAP handler of another library.
         """
         self._handler = ZapHandler.join(self._reactor, context, self._domain, self._decide)
-        if self.anyone:
-            _log.info("%s: encrypts as %s, and accepts any key (peers='anyone')", self._name, self._described)
-        else:
-            keys = ", ".join(key.name for key in self.peers) or "no peer, because the directory contains no key"
-            text = "%s: encrypts as %s; may connect: %s (%s)"
-            _log.info(text, self._name, self._described, keys, self.peers.path)
+        _log.info("%s: encrypts as %s; %s", self._name, self._files.described, self._files.admitted)
         self._next_look = self._reactor.callLater(_LOOK, self._look_again)
 
     def end(self) -> None:
@@ -165,19 +195,7 @@ class CurveGuard:
 
     def check(self, endpoint: Endpoint) -> None:
         """Raise EndpointError if the endpoint connects to an unknown peer."""
-        if not endpoint.bind and not endpoint.address.startswith("inproc://"):
-            self._key_at(endpoint)
-
-    def _key_at(self, endpoint: Endpoint) -> Key:
-        if endpoint.peer is None:
-            raise EndpointError(
-                f"endpoint {str(endpoint)!r} does not name its peer, but the app has keys: write the name of the "
-                f"peer's key before the address, as in 'connect:NAME@{endpoint.address}' for "
-                f"{self.peers.path}/NAME{PUBLIC}{self._known}",
-                endpoint=str(endpoint),
-            )
-        self.peers.look()  # the file may be new
-        return self.peers.key_of(endpoint.peer)
+        self._files.check(endpoint)
 
     def protect(self, socket: zmq.Socket[Any], endpoint: Endpoint) -> None:
         """Set the keys of an endpoint.
@@ -197,9 +215,10 @@ class CurveGuard:
         else:
             # The last bind of this socket may have made it a server.
             socket.set(zmq.SocketOption.CURVE_SERVER, 0)
-            socket.set(zmq.SocketOption.CURVE_SERVERKEY, self._key_at(endpoint).public)
-        socket.set(zmq.SocketOption.CURVE_PUBLICKEY, self.own.public)
-        socket.set(zmq.SocketOption.CURVE_SECRETKEY, self.own.secret or b"")
+            socket.set(zmq.SocketOption.CURVE_SERVERKEY, self._files.key_at(endpoint).public)
+        own = self._files.own
+        socket.set(zmq.SocketOption.CURVE_PUBLICKEY, own.public)
+        socket.set(zmq.SocketOption.CURVE_SECRETKEY, own.secret or b"")
 
     def check_bound(self, endpoint: Endpoint, resolved: str) -> None:
         """An address with keys may be open."""
@@ -212,10 +231,11 @@ class CurveGuard:
         """Return the reason and the remedy for a failed handshake, or None."""
         if event.name == "handshake_failed_auth":
             if event.value == 500:
-                return f"the peer could not check the key of {self._described}: see the log of the peer"
+                return f"the peer could not check the key of {self._files.described}: see the log of the peer"
+            public = f"{self._files.own.name}{PUBLIC}"
             return (
-                f"the peer refuses the key of {self._described}: give {self.own.name}{PUBLIC} to the peer, and run "
-                f"there: zroute keys authorize {self.own.name}{PUBLIC} --peers DIR"
+                f"the peer refuses the key of {self._files.described}: give {public} to the peer, and run there: "
+                f"zroute keys authorize {public} --peers DIR"
             )
         if event.name == "handshake_failed_protocol" and event.value == _ENCRYPTED:
             return "the peer has no keys: start it with keys=…, or connect without keys"
@@ -251,18 +271,9 @@ class CurveGuard:
             return f"its key {name} has more than {most} connections", _MORE_KEYS
         return None
 
-    @property
-    def _known(self) -> str:
-        names = ", ".join(key.name for key in self.peers)
-        return f" (names there: {names})" if names else ""
-
-    @property
-    def _described(self) -> str:
-        return f"{self.own.name} ({self.own.fingerprint})"
-
     def _decide(self, public: bytes, host: str) -> str | int:
         name = self.peers.name_of(public)
-        if name is None and self.anyone:
+        if name is None and self._files.anyone:
             return ""
         if name is None and self._reactor.seconds() - self._looked >= _LOOK_AGAIN:
             self._look()
@@ -306,13 +317,15 @@ class CurveGuard:
         self._looked = self._reactor.seconds()
         changed = self.peers.look()
         for key in changed.came:
-            if not self.anyone:
+            if not self._files.anyone:
                 _log.info("%s: %s may connect now (%s)", self._name, key.name, key.fingerprint)
+            for connection in tuple(self._watched):
+                connection.dial_again(key.name)
         names = {key.name for key in self.peers}
         for key in changed.went:
             _log.info("%s: the key of %s was revoked (%s)", self._name, key.name, key.fingerprint)
             for connection in tuple(self._watched):
-                if not self.anyone:
+                if not self._files.anyone:
                     connection.end_accepted(key.name)
                 if key.name not in names:  # otherwise the key was replaced, and the next connection needs the new one
                     connection.end_dialled(key.name)
@@ -328,5 +341,5 @@ def guard_for(reactor: Any, access: Access, name: str, stats: Stats) -> OpenGuar
         KeyFileError: The secret file of the app can't be used.
     """
     if access.keys is None:
-        return OpenGuard(insecure=access.insecure, stats=stats)
+        return OpenGuard(access, stats)
     return CurveGuard(reactor, access, name, stats)

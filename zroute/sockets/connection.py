@@ -116,6 +116,9 @@ class Guarded(Protocol):
     def name(self, id: int, name: str) -> None:
         """Record the key of a connection."""
 
+    def dial_again(self, name: str) -> None:
+        """Connect without further pauses to endpoints whose peer has this name."""
+
 
 class Guard(Protocol):
     """Decides about the endpoints of an app; see `zroute.sockets.access`."""

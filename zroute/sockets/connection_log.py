@@ -4,6 +4,10 @@ This module does not use ZeroMQ. libzmq reports several connection attempts per 
 failure (zmq_socket_monitor(3)). zroute therefore logs one line when a peer has been absent for `NO_ANSWER` seconds, and
 one line when the peer returns. The reason in the line is derived from the order of the events. An absence that another
 line reports is not logged; see `ConnectionLog.told`.
+
+A peer that refuses the connection is logged once a minute for each reason. If the reason has changed since the last
+line, or the endpoint was connected, the new state is logged at once: the last line about an endpoint is then true. An
+endpoint that changes often is an exception, because it would flood the log.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import attrs
 from zroute.clock import Clock
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.names import host_name
-from zroute.throttle import ThrottledLog
+from zroute.throttle import BURST, ThrottledLog
 
 __all__ = ["NO_ANSWER", "ConnectionLog"]
 
@@ -45,7 +49,8 @@ class _Dial:
     """The state of one endpoint.
 
     ``timer`` runs while an absence may become long enough to be logged. ``known`` is True if another line reports the
-    absence and the return. ``attempted`` is True if libzmq has reported the current attempt to connect.
+    absence and the return. ``attempted`` is True if libzmq has reported the current attempt to connect. ``refusal`` is
+    the reason of the last refusal, or None after a connection. ``changes`` contains the times of its last changes.
     """
 
     reason: str
@@ -54,6 +59,8 @@ class _Dial:
     known: bool = False
     attempted: bool = False
     ended_at: float = -inf
+    refusal: str | None = None
+    changes: list[float] = attrs.field(factory=list)
 
 
 class ConnectionLog:
@@ -162,6 +169,7 @@ class ConnectionLog:
             return
         _stop(dial)
         if not dial.known:
+            dial.refusal = None
             again = " again" if dial.connected_before else ""
             self._say(endpoint, "connected", "%s: connected to %s%s", endpoint, again)
         dial.connected_before, dial.known, dial.ended_at = True, False, -inf
@@ -178,11 +186,24 @@ class ConnectionLog:
         ``why`` is the reason and the remedy. ``handshake`` is True if the handshake itself failed. Otherwise the next
         handshake will succeed as well, and its success is not logged.
         """
-        self.warn(endpoint, why, why)
         dial = self._dials.get(endpoint)
         if dial is not None:
+            if self._is_news(dial, why):
+                self._refusals.end((endpoint, why))  # otherwise the same reason, shortly before, would hide this line
             dial.known = not handshake
             _stop(dial)
+        self.warn(endpoint, why, why)
+
+    def _is_news(self, dial: _Dial, why: str) -> bool:
+        """Record the reason of a refusal.
+
+        Return True if it is not the last one, unless the reason has changed too often in the last minute.
+        """
+        if why == dial.refusal:
+            return False
+        now = self._clock.seconds()
+        dial.refusal, dial.changes = why, [*(each for each in dial.changes if now - each < _MINUTE), now][-BURST - 1 :]
+        return len(dial.changes) <= BURST
 
     def warn(self, endpoint: str, kind: str, text: str) -> None:
         """Log a warning about ``endpoint``, at most one per minute of each ``kind``.

@@ -17,6 +17,7 @@ import os
 import re
 import stat
 from base64 import b64encode
+from collections.abc import Container
 from pathlib import Path
 
 import attrs
@@ -25,7 +26,17 @@ from zmq.utils import z85
 
 from zroute.errors import KeyFileError
 
-__all__ = ["PUBLIC", "SECRET", "Key", "check_name", "create_keys", "read_public", "read_secret", "write_public"]
+__all__ = [
+    "PUBLIC",
+    "SECRET",
+    "Key",
+    "check_name",
+    "create_keys",
+    "read_public",
+    "read_secret",
+    "writable_by_others",
+    "write_public",
+]
 
 PUBLIC = ".key"
 """The suffix of a file with a public key."""
@@ -39,6 +50,7 @@ _MAX_FILE = 1 << 16
 """The size in bytes of the largest key file. pyzmq writes less than 1 KiB, but metadata can be added."""
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_WRITERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 @attrs.frozen
@@ -96,13 +108,16 @@ def read_secret(path: Path) -> Key:
     return key
 
 
-def read_public(path: Path) -> Key:
+def read_public(path: Path, writers: Container[int] | None = None) -> Key:
     """Return the public key in a file.
 
+    ``writers`` contains the ids of the users that may be able to write to the file. None allows all users.
+
     Raises:
-        KeyFileError: The file can't be read, contains no public key, or contains a secret key.
+        KeyFileError: The file can't be read, contains no public key, or contains a secret key; or users that are not
+            among the ``writers`` can write to it.
     """
-    fields = _fields(path, secret=False)
+    fields = _fields(path, secret=False, writers=writers)
     if "secret-key" in fields:
         raise KeyFileError(
             f"{path} contains a secret key, which only its owner may have: remove the file, ask the owner for the "
@@ -143,13 +158,29 @@ def write_public(path: Path, key: Key) -> None:
     _write(path, Key(key.name, key.public), 0o644)
 
 
-def _fields(path: Path, *, secret: bool) -> dict[str, bytes]:
+def writable_by_others(path: Path, state: os.stat_result, writers: Container[int]) -> str | None:
+    """Return why users other than the ``writers`` can write to a file or directory.
+
+    The result is None if they can't. ``state`` is the result of stat(2). The text includes the command that mends the
+    permissions.
+    """
+    if state.st_uid not in writers:
+        return f"it belongs to the user {state.st_uid}: run chown {os.geteuid()} {path}"
+    # Kubernetes mounts secrets in a directory with mode 1777, but read-only.
+    if state.st_mode & _WRITERS and not os.statvfs(path).f_flag & os.ST_RDONLY:
+        return f"its mode is {stat.S_IMODE(state.st_mode):04o}: run chmod go-w {path}"
+    return None
+
+
+def _fields(path: Path, *, secret: bool, writers: Container[int] | None = None) -> dict[str, bytes]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would block
         with os.fdopen(fd, "rb") as file:
             state = os.fstat(fd)
             if not stat.S_ISREG(state.st_mode):
                 raise KeyFileError(f"{path} is not a file", path=path)
+            if writers is not None and (why := writable_by_others(path, state, writers)) is not None:
+                raise KeyFileError(f"other users can replace the key in {path}, because {why}", path=path)
             content = file.read(_MAX_FILE + 1)
     except OSError as error:
         raise KeyFileError(f"can't read the key file {path}: {error.strerror}", path=path) from None

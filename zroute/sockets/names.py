@@ -10,6 +10,11 @@ The system's resolver (getaddrinfo(3)) looks names up, in a thread. Like libzmq,
 Python, such as twisted.names, uses neither search domains nor other sources. Such a resolver would not find some names
 to which libzmq can connect: the short name of a service, or a name in the local network.
 
+**Keys.** All addresses of a name have the key of the name's peer. An address has one connection, and the program there
+has one key. If two names with different peers have the same address, the socket connects with the key of the name that
+was resolved first. For the other name, `Names` logs the conflict, and connects when the first name no longer has the
+address.
+
 **IPv6 only.** While ZMQ_IPV6 is 0, libzmq resolves names to IPv4 addresses only, and can't connect to a host without an
 IPv4 address. With ZMQ_IPV6=1, libzmq prefers IPv6 addresses: ``localhost`` would become ``::1``, and a publisher at
 127.0.0.1 would be unreachable. The option must therefore be set only for names without an IPv4 address. `Lookups` finds
@@ -136,18 +141,18 @@ class Names:
         self._disconnect = disconnect
         self._prefer_ipv6 = prefer_ipv6
         self._followed: dict[str, _Followed] = {}
-        self._kept: set[str] = set()
+        self._kept: dict[str, str | None] = {}  # addresses that are also endpoints, and the names of their peers
 
-    def keep(self, address: str) -> None:
+    def keep(self, address: str, peer: str | None = None) -> None:
         """Never connect to or disconnect from an address that is also an endpoint.
 
-        The address stays connected even if a host name no longer has it.
+        The address stays connected even if a host name no longer has it. ``peer`` is the name of the key there.
         """
-        self._kept.add(address)
+        self._kept[address] = peer
 
     def release(self, address: str) -> None:
         """Undo `keep` for an address whose endpoint was closed."""
-        self._kept.discard(address)
+        self._kept.pop(address, None)
         for followed in self._followed.values():
             if address in followed.addresses:
                 followed.addresses.remove(address)  # connected again after the next look-up
@@ -262,6 +267,7 @@ class Names:
         errors: dict[str, Exception] = {}
         for address in addresses:
             try:
+                self.check_peer(address, followed.peer)
                 self._connect(address)
             except (EndpointError, zmq.ZMQError, OSError) as error:
                 errors[address] = error
@@ -273,11 +279,25 @@ class Names:
         followed.refused = bool(errors)
         return [each for each in addresses if each not in errors]
 
+    def check_peer(self, address: str, peer: str | None) -> None:
+        """Raise EndpointError if an address is connected with the key of another peer."""
+        holders = [(each.endpoint, each.peer) for each in self._followed.values() if address in each.addresses]
+        if address in self._kept:
+            holders.append((address, self._kept[address]))
+        for endpoint, other in holders:
+            if other != peer:
+                raise EndpointError(
+                    f"{endpoint} has this address with the peer {other!r} instead of {peer!r}, but the program at an "
+                    "address has one key: correct the name of the peer, or remove one of the endpoints",
+                    endpoint=f"connect:{peer}@{address}",
+                )
+
     def _elsewhere(self, address: str, followed: _Followed) -> bool:
-        """Return True if another name has this address, or if the address is an endpoint."""
-        return address in self._kept or any(
-            address in each.addresses for each in self._followed.values() if each is not followed
-        )
+        """Return True if another name or endpoint with the same peer has this address."""
+        if address in self._kept:
+            return self._kept[address] == followed.peer
+        others = (each for each in self._followed.values() if each is not followed and each.peer == followed.peer)
+        return any(address in each.addresses for each in others)
 
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+")

@@ -143,6 +143,8 @@ class SocketPair:
         self._vanishing: set[str] = set()
         self.on_vanished: Callable[[str], object] = self.hang_up
         """Called with an address that a host name no longer has. The function calls `hang_up` after reading."""
+        self.on_closed: Callable[[frozenset[int], str], object] = lambda links, why: None
+        """Called with the ids of connections that were closed because of a key, and the reason."""
         self.on_connected: Callable[[], None] = lambda: None
         """Called when a publisher has connected, for the first time or again."""
         self.bound: list[str] = []
@@ -189,6 +191,7 @@ class SocketPair:
                 self.sub.size_option = f"App(limits=Limits(max_message={app.max_message}))"
                 self.sub.receive = receive
                 self.sub.watch(self._seen)
+                self.sub.on_closed = self.on_closed
                 self.sub.subscribed = lambda: self._subscriptions
                 self._links = self.sub.links
                 for endpoint in self._subscribe_to:
@@ -210,8 +213,9 @@ class SocketPair:
         """Open an endpoint of the SUB socket, or follow its host name."""
         assert self.sub is not None
         if not has_addresses(endpoint):
+            self._names.check_peer(endpoint.address, endpoint.peer)
             address = self.sub.open(endpoint)
-            self._names.keep(address)
+            self._names.keep(address, endpoint.peer)
             return address
         self._names.follow(endpoint.address, endpoint.peer)
         return endpoint.address
@@ -241,10 +245,13 @@ class SocketPair:
 
     def _dial(self, address: str) -> None:
         """Connect the SUB socket to an address of a host name."""
+        endpoint = self._names.endpoint_at(address)
         if address in self._vanishing:  # the socket is still connected to this address
+            if self.sub is not None and self.sub.peer_at(address) != endpoint.peer:
+                raise EndpointError("it is still connected, with the key of another peer", endpoint=str(endpoint))
             self._vanishing.discard(address)
         elif self.sub is not None:
-            self.sub.open(self._names.endpoint_at(address))
+            self.sub.open(endpoint)
 
     def _vanish(self, address: str) -> None:
         self._vanishing.add(address)

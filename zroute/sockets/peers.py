@@ -1,22 +1,28 @@
 """A directory of public keys: the peers that an app knows.
 
 Each file ``NAME.key`` authorizes one key. The directory is read again while the app runs, so files can be added and
-removed. Two rules make changes safe:
+removed. Three rules make changes safe:
 
 - A file that can't be read, or that is not a public key, authorizes no peer. The directory reports the fault once.
 - A directory that can't be read at all changes nothing: while it is replaced or mounted again, it revokes no key.
+- A directory or file to which other users can write authorizes no peer, as with StrictModes of ssh: such a user could
+  let any key connect. The folders above the directory are not checked: another user who can write to them could only
+  put another directory of ours in its place. While other users can write to the directory, keys can still be removed
+  from it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 
 from zroute.errors import KeyFileError
-from zroute.sockets.keys import PUBLIC, Key, read_public
+from zroute.logs import did_you_mean
+from zroute.sockets.keys import PUBLIC, Key, read_public, writable_by_others
 
 __all__ = ["Changed", "PeerKeys"]
 
@@ -39,17 +45,30 @@ class PeerKeys:
         path: The directory. It may be missing; it then authorizes no peer.
         fault: Called with a text for each file that can't be used, and again when the file has changed.
         optional: True if a missing directory is no fault.
+        administers: True if the owner of the directory may write to it, because an administrator runs this process for
+            that user.
+
+    Raises:
+        KeyFileError: Other users can write to the directory.
     """
 
     def __init__(
-        self, path: Path, fault: Callable[[str], object] = lambda text: None, *, optional: bool = False
+        self,
+        path: Path,
+        fault: Callable[[str], object] = lambda text: None,
+        *,
+        optional: bool = False,
+        administers: bool = False,
     ) -> None:
         self.path = path
         self._fault = fault
         self._optional = optional
+        self._administers = administers
+        self._writers = {os.geteuid(), 0}
         self._keys: dict[bytes, Key] = {}
         self._seen: object = None
         self._faults: set[str] = set()
+        self._refuse_writers()
         self.look()
 
     def __len__(self) -> int:
@@ -61,27 +80,30 @@ class PeerKeys:
     def look(self) -> Changed:
         """Read the directory if it has changed. With ten files, this takes about 50 µs."""
         try:
+            fault = self._fault_of_directory()
             with os.scandir(self.path) as entries:
-                seen = sorted(_state(entry) for entry in entries if entry.name.endswith(PUBLIC))
+                files = sorted(_state(entry) for entry in entries if entry.name.endswith(PUBLIC))
         except OSError as error:
-            if self._optional and isinstance(error, FileNotFoundError):
-                return _NOTHING
-            self._report({f"can't read the directory of peers {self.path}: {error.strerror}"})
+            if not (self._optional and isinstance(error, FileNotFoundError)):
+                self._report({self._unreadable(error)})
             return _NOTHING
-        if seen == self._seen:
+        if (fault, files) == self._seen:
             return _NOTHING
         # The names are sorted, so if two files contain one key, the same file wins at each look.
-        before, self._seen = self._keys, seen
+        before, self._seen = self._keys, (fault, files)
         self._keys, faults = {}, set()
-        for name, *_ in seen:
+        for name, *_ in files:
             try:
-                key = read_public(self.path / name)
+                key = read_public(self.path / name, self._writers)
             except KeyFileError as error:
                 faults.add(str(error))
                 continue
             same = self._keys.setdefault(key.raw, key)
             if same is not key:
                 faults.add(f"{self.path / name} contains the same key as {same.name}{PUBLIC}: remove one of the files")
+        if fault is not None:
+            self._keys = {raw: key for raw, key in self._keys.items() if before.get(raw) == key}
+            faults.add(f"{fault}; until then, zroute adds no key")
         self._report(faults)
         return Changed(
             tuple(key for raw, key in self._keys.items() if before.get(raw) != key),
@@ -102,14 +124,55 @@ class PeerKeys:
         found = next((key for key in self._keys.values() if key.name == name), None)
         if found is not None:
             return found
+        self._refuse_writers()
         path = self.path / (name + PUBLIC)
         if path.exists():
-            return read_public(path)  # raises the error of the file, or is newer than the last look
-        known = ", ".join(sorted(key.name for key in self._keys.values())) or "none"
+            return read_public(path, self._writers)  # raises the error of the file, or is newer than the last look
+        near = self.nearest(name)
         raise KeyFileError(
-            f"no key of {name!r} in {self.path} (keys there: {known}): copy the file {name}{PUBLIC} of that program "
-            f"into this directory, with zroute keys authorize {name}{PUBLIC} --peers {self.path}",
+            f"no key of {name!r} in {self.path} ({self.names}){f'{near} Otherwise' if near else ':'} copy the file "
+            f"{name}{PUBLIC} of that program into this directory, with zroute keys authorize {name}{PUBLIC} --peers "
+            f"{self.path}",
             path=path,
+        )
+
+    @property
+    def names(self) -> str:
+        """The names of the keys, for the text of an error."""
+        return f"keys there: {', '.join(key.name for key in self) or 'none'}"
+
+    def nearest(self, name: str) -> str:
+        """Return the question whether a similar name was meant, or an empty text."""
+        return did_you_mean(name, [key.name for key in self])
+
+    def _refuse_writers(self) -> None:
+        """Raise KeyFileError if other users can write to the directory."""
+        with suppress(OSError):  # `look` reports a directory that can't be read
+            fault = self._fault_of_directory()
+            if fault is not None:
+                raise KeyFileError(fault, path=self.path)
+
+    def _fault_of_directory(self) -> str | None:
+        """Return why other users can write to the directory, or None if they can't."""
+        state = os.stat(self.path)
+        if self._administers:
+            self._writers.add(state.st_uid)
+        why = writable_by_others(self.path, state, self._writers)
+        return None if why is None else f"other users can add keys to the directory of peers {self.path}: {why}"
+
+    def _unreadable(self, error: OSError) -> str:
+        if self._seen is not None:
+            kept = f"; the {len(self)} keys that were there remain authorized" if self._keys else ""
+            return f"can't read the directory of peers {self.path}: {error.strerror}{kept}"
+        if not isinstance(error, FileNotFoundError):
+            return (
+                f"can't read the directory of peers {self.path}: {error.strerror}; until then, no program may connect"
+            )
+        near = did_you_mean(str(self.path).lower(), ["anyone"])
+        return (
+            f"the directory of peers {self.path} does not exist, so no program may "
+            f"connect{f'{near} Otherwise' if near else ':'} run zroute keys authorize FILE --peers {self.path} for the "
+            "key of each peer"
         )
 
     def _report(self, faults: set[str]) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -79,6 +79,8 @@ class PersistentConnection(Connection):
         """The argument that log lines recommend to check if the peer has an incompatible socket."""
         self.dialled: list[str] = []
         """The items of ``endpoints`` to which the socket connects."""
+        self.on_closed: Callable[[frozenset[int], str], object] = lambda links, why: None
+        """Called with the ids of connections that were closed because of a key, and the reason."""
         self.keys: dict[int, str] = {}
         """The names of the keys of accepted connections, as far as they are known, by id."""
         self._number_of: Counter[str] = Counter()  # the connections of each key in `keys`
@@ -258,8 +260,12 @@ class PersistentConnection(Connection):
         """
         self._read_events()
         links = [link for link in map(self.links.get, self.links.alive) if link is not None and link.endpoint is None]
-        ended = [self.end(link.id, discard=True) for link in links if self.keys.get(link.id, name) == name]
-        return sum(ended)
+        ended = [link for link in links if self.keys.get(link.id, name) == name and self.end(link.id, discard=True)]
+        self._told_revoked(ended, name)
+        return len(ended)
+
+    def _told_revoked(self, links: Iterable[Link], name: str) -> None:
+        self.on_closed(frozenset(link.id for link in links), f"the key of {name} was revoked")
 
     def end_dialled(self, name: str) -> None:
         """Close the connections to endpoints whose peer has this name.
@@ -268,13 +274,23 @@ class PersistentConnection(Connection):
         """
         for endpoint in [each for each, given in self._as_given.items() if given.peer == name]:
             links = [link for link in map(self.links.get, self.links.alive) if link is not None]
-            if any(self.end(link.id, discard=True) for link in links if link.endpoint == endpoint):
+            ended = [link for link in links if link.endpoint == endpoint and self.end(link.id, discard=True)]
+            self._told_revoked(ended, name)
+            if ended:
                 self._revoked.add(endpoint)
             elif endpoint not in self._resting:
                 self._rest_soon(endpoint, PAUSE)
 
-    def name_at(self, endpoint: str) -> str | None:
-        """Return the name of the peer whose key an open endpoint requires, or None."""
+    def dial_again(self, name: str) -> None:
+        """End the pauses of endpoints whose peer has this name, and a new key."""
+        for endpoint in [
+            each for each, given in self._as_given.items() if given.peer == name and each in self._resting
+        ]:
+            self._faults.forget(endpoint)
+            self._rest_soon(endpoint, 0.0)
+
+    def peer_at(self, endpoint: str) -> str | None:
+        """Return the name of the peer whose key is used at a dialled endpoint."""
         given = self._as_given.get(endpoint)
         return None if given is None else given.peer
 
@@ -422,7 +438,10 @@ class PersistentConnection(Connection):
         reason = self.guard.fault(self._as_given[endpoint], fault)
         if reason is None:
             return False
-        self.log.refused(endpoint, reason, handshake=True)
+        self.log.refused(endpoint, self._faults.reason(endpoint, fault, reason), handshake=True)
+        ended = self._ends.get(endpoint)
+        if ended is not None and ended.ready and fault.name == "handshake_failed_auth":
+            self.on_closed(frozenset({ended.id}), "the peer no longer accepts the key of this app")
         self._rest_soon(endpoint, self._faults.refuse(endpoint))
         return True
 
@@ -483,7 +502,7 @@ class PersistentConnection(Connection):
             try:
                 self.guard.protect(self._socket, self._as_given[endpoint])  # another endpoint may have another key
             except EndpointError as error:
-                self.log.warn(endpoint, "key", str(error))
+                self.log.refused(endpoint, str(error), handshake=True)
                 self._resting[endpoint] = self._reactor.callLater(PAUSE_MAX, self._rested, endpoint)
                 return
         with self._family(endpoint):

@@ -107,6 +107,8 @@ class Proxy:
         self._steered.connect(_CONTROL)
         self._thread: threading.Thread | None = None
         self._has_failed = False
+        self.stats = Stats()
+        """The counters of refused connections and failed handshakes."""
         self.forwarded = Forwarded()
         """The number of forwarded frames, bytes and subscriptions, up to date after `close`.
 
@@ -121,7 +123,7 @@ class Proxy:
         Raises:
             EndpointError: An endpoint can't be opened, or a key file can't be used.
         """
-        guard = guard_for(self._reactor, self._access, self._name, Stats())
+        guard = guard_for(self._reactor, self._access, self._name, self.stats)
         if isinstance(guard, CurveGuard):
             guard.begin(self.context)
             self._guard = guard

@@ -1,11 +1,21 @@
-"""Detect endpoints that repeatedly close our connections.
+"""Detect endpoints that repeatedly close our connections, and explain refusals.
+
+A peer without keys refuses a socket with keys, and the other way round. By chance, one of the two closes the connection
+first. libzmq therefore reports such a peer in two ways: as a mismatch of the security mechanisms, or only as a closed
+connection, which has other causes too. `Refusals.reason` keeps the sure reason for a while, so that the log does not
+alternate between the two.
 
 This module does no I/O.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import attrs
+
+if TYPE_CHECKING:
+    from zroute.sockets.events import SocketEvent
 
 __all__ = ["PAUSE", "PAUSE_MAX", "Refusals"]
 
@@ -13,6 +23,11 @@ _SOON = 5.0
 """The time in seconds after the handshake in which a disconnection may be a refusal."""
 _WINDOW = 10.0
 """The time in seconds in which two such disconnections are a refusal. A single one may be a restart."""
+_DOUBTS = 3
+"""The number of closed connections in a row that still have the last sure reason.
+
+With one more, the reason has probably changed.
+"""
 PAUSE = 1.0
 PAUSE_MAX = 30.0
 """The first and the maximum pause in seconds before reconnecting. The pause doubles each time."""
@@ -24,6 +39,8 @@ class _Endpoint:
     ended: float | None = None
     attempts: int = 0
     pause: float = 0.0
+    sure: str | None = None
+    doubts: int = 0
 
 
 class Refusals:
@@ -73,8 +90,25 @@ class Refusals:
         one.pause = min(max(2 * one.pause, PAUSE), PAUSE_MAX)
         return one.pause
 
+    def reason(self, endpoint: str, fault: SocketEvent, reason: str) -> str:
+        """Return the reason of a failed handshake for the log.
+
+        Args:
+            endpoint: The endpoint.
+            fault: The event of the failed handshake.
+            reason: The reason according to this event alone.
+        """
+        one = self._of(endpoint)
+        if fault.name == "handshake_failed_protocol":
+            one.sure, one.doubts = reason, 0
+        elif fault.name == "handshake_failed_no_detail" and one.doubts < _DOUBTS:
+            one.doubts += 1
+        else:
+            one.sure = None
+        return one.sure or reason
+
     def forget(self, endpoint: str) -> None:
-        """Begin again with the first pause."""
+        """Begin again with the first pause, because the endpoint is connected or closed."""
         self._endpoints.pop(endpoint, None)
 
     def _of(self, endpoint: str) -> _Endpoint:

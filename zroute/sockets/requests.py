@@ -268,7 +268,7 @@ class RequestSockets:
                         self._addresses.append(endpoint.address)
                     else:
                         address = self._add(endpoint).address
-                        self._names.keep(address)
+                        self._names.keep(address, endpoint.peer)
                         self._addresses.append(address)
         except BaseException:
             self.close(LINGER_ABORT)

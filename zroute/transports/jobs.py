@@ -56,7 +56,7 @@ class JobSockets:
                 self._addresses.append(endpoint.address)
             else:
                 address = self._add(endpoint)
-                self._names.keep(address)
+                self._names.keep(address, endpoint.peer)
                 self._addresses.append(address)
 
     def _add(self, endpoint: Endpoint) -> str:

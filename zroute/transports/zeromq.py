@@ -74,7 +74,7 @@ class ZmqTransport(SocketPair):
         self._requests = RequestSockets(request.reactor, app, request.stats)
         self.accounts = SubscriberSession(request.reactor, request.stats, _log, app.name, request.found)
         self.accounts.ended = self.expect_end
-        self.on_connected = self.accounts.rejoin
+        self.on_connected, self.on_closed = self.accounts.rejoin, self.accounts.closed
         for pair in (self, *self._stated.pairs):
             pair.on_vanished = partial(self._vanished, pair)
 
@@ -229,9 +229,9 @@ class ZmqTransport(SocketPair):
         )
 
     def summary(self) -> Iterator[tuple[int, str]]:
-        """Yield log lines: the resolved endpoints, and a warning for each open endpoint.
+        """Yield log lines: the resolved endpoints, and warnings.
 
-        An endpoint is open if other hosts can reach it without authentication.
+        An endpoint to which any program in the network can connect has a warning.
         """
         yield from self._lines(self._resolved())
         yield from self._stated.summary()
@@ -243,8 +243,9 @@ class ZmqTransport(SocketPair):
             how = "bound to" if endpoint.bind else "connects to"
             form = "" if endpoint.form is None else f", reads {endpoint.form}"
             yield logging.INFO, f"{name}: {side.verb}, {how} {resolved}{form}"
-            if endpoint.resolved(resolved).is_open and self._request.ends.access.keys is None:
-                yield logging.WARNING, f"{name}: {resolved} is reachable from the network, without authentication"
+            warning = self._request.ends.access.exposure(endpoint.resolved(resolved))
+            if warning is not None:
+                yield logging.WARNING, f"{name}: {warning}"
 
     def _resolved(self, before: Ends = _NONE) -> Iterator[tuple[Side, Endpoint, str]]:
         """Yield the side of each open endpoint, the endpoint, and its resolved address.
