@@ -426,7 +426,7 @@ async def test_the_wrong_key_of_the_server_is_named(keys: Keys, soon: None, logg
         desk = Desk(keys, at(address, "other"))
         async with running(desk.app):
             line = await logs(logged, f"desk: {address}: the peer closes the connection during the handshake")
-            assert f"it does not have the key in {keys.peers('desk')}/other.key, it has no keys, or" in line
+            assert f"it does not have the key in {keys.peers('desk')}/other.key, it has no keys, its" in line
             await logs(logged, "feed: a connection to", "has failed", "the key of another program")
         assert (feed.stats.handshakes_failed > 0, feed.stats.refused) == (True, 0)
         assert desk.box.items == []

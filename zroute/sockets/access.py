@@ -242,7 +242,8 @@ class CurveGuard:
         if event.name == "handshake_failed_no_detail" and event.value == _EPIPE:
             return (
                 f"the peer closes the connection during the handshake: it does not have the key in "
-                f"{self.peers.path}/{endpoint.peer}{PUBLIC}, it has no keys, or its socket has an incompatible type"
+                f"{self.peers.path}/{endpoint.peer}{PUBLIC}, it has no keys, its socket has an incompatible "
+                "type, or our key has too many connections there"
             )
         return None
 
