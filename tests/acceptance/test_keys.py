@@ -722,6 +722,13 @@ async def test_an_endpoint_that_does_not_fit_the_keys_is_not_added(keys: Keys, a
         assert desk.addresses.sub == before
 
 
+@pytest.mark.parametrize("sub", ["feed@tcp://127.0.0.1:5555", "bind:tcp://*:5555"])
+def test_an_error_that_needs_no_file_precedes_the_start(sub: str) -> None:
+    """The service is not even created, so no resource is opened and no thread is started."""
+    with pytest.raises(EndpointError, match=r"test_keys\.py:\d+: "):
+        App(sub=sub).service(reactor)
+
+
 def test_peers_without_keys_is_an_error(tmp_path: Path) -> None:
     """The directory alone would protect nothing."""
     with pytest.raises(EndpointError, match=r"peers='.*' has no effect without keys: create a key with zroute keys"):
@@ -996,9 +1003,18 @@ async def test_sockets_of_txzmq_are_peers(keys: Keys) -> None:
             factory.shutdown()
 
 
-def test_a_test_app_opens_no_key_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sub": "feed@tcp://127.0.0.1:5555", "keys": "no.key_secret"},
+        {"sub": "feed@tcp://127.0.0.1:5555"},  # the keys may come from the environment of the deployment
+        {"sub": "bind:tcp://*:5555"},
+        {"sub": "tcp://127.0.0.1:5555", "keys": "no.key_secret"},
+    ],
+)
+def test_a_test_app_needs_no_keys(options: dict[str, Any]) -> None:
     """The tests of an app run where its keys do not exist."""
-    app, box = App(sub="feed@tcp://127.0.0.1:5555", keys=tmp_path / "desk.key_secret"), Mailbox[int]()
+    app, box = App(**options), Mailbox[int]()
     app.subscribe("numbers.a")(_into(box))
     with TestApp(app) as t:
         t.publish("numbers.a", 7)
