@@ -948,8 +948,13 @@ async def test_an_address_that_moves_to_another_name_gets_the_key_of_that_name(
 ) -> None:
     """Two names with different peers have one address: the conflict is logged, and messages have the key of one."""
     keys.introduce("other", "desk")
-    port, answers = free_port(), {"one": ["127.0.0.1"], "two": []}
-    monkeypatch.setattr(names, "addresses_of", lambda host, prefer_ipv6: answers[host])
+    port, answers, asked = free_port(), {"one": ["127.0.0.1"], "two": list[str]()}, list[str]()
+
+    def addresses_of(host: str, prefer_ipv6: bool) -> list[str]:
+        asked.append(host)
+        return list(answers[host])
+
+    monkeypatch.setattr(names, "addresses_of", addresses_of)
     monkeypatch.setattr(names, "EVERY", 0.05)
     monkeypatch.setattr(names, "SOON", 0.05)
     desk = Desk(keys, f"feed@tcp://one:{port}", f"other@tcp://two:{port}")
@@ -961,7 +966,14 @@ async def test_an_address_that_moves_to_another_name_gets_the_key_of_that_name(
             answers["two"] = ["127.0.0.1"]
             await logs(logged, f"desk: can't connect to tcp://127.0.0.1:{port}", "the peer 'feed' instead of 'other'")
             await desk.more()
+        run: Any = desk.app._live.run
+        run.transport.pause()  # the address stays connected until its messages are read
         answers["one"] = ["127.0.0.2"]
+        await turns(lambda: run.transport._vanishing)
+        number = len(asked)
+        await turns(lambda: asked[number:].count("two") > 2)
+        assert run.transport.sub.peer_at(f"tcp://127.0.0.1:{port}") == "feed"
+        run.transport.resume()
         async with running(feed_app(keys, "other", pub=f"tcp://127.0.0.1:{port}", topic="numbers.other")):
             await others.until(3)
 
