@@ -728,6 +728,13 @@ async def test_an_endpoint_that_does_not_fit_the_keys_is_not_added(keys: Keys, a
         assert desk.addresses.sub == before
 
 
+@pytest.mark.parametrize("sub", ["feed@tcp://127.0.0.1:5555", "bind:tcp://*:5555"])
+def test_an_error_that_needs_no_file_precedes_the_start(sub: str) -> None:
+    """The service is not even created, so no resource is opened and no thread is started."""
+    with pytest.raises(EndpointError, match=r"test_keys\.py:\d+: "):
+        App(sub=sub).service(reactor)
+
+
 def test_peers_without_keys_is_an_error(tmp_path: Path) -> None:
     """The directory alone would protect nothing."""
     with pytest.raises(EndpointError, match=r"peers='.*' has no effect without keys: create a key with zroute keys"):
@@ -947,8 +954,13 @@ async def test_an_address_that_moves_to_another_name_gets_the_key_of_that_name(
 ) -> None:
     """Two names with different peers have one address: the conflict is logged, and messages have the key of one."""
     keys.introduce("other", "desk")
-    port, answers = free_port(), {"one": ["127.0.0.1"], "two": []}
-    monkeypatch.setattr(names, "addresses_of", lambda host, prefer_ipv6: answers[host])
+    port, answers, asked = free_port(), {"one": ["127.0.0.1"], "two": list[str]()}, list[str]()
+
+    def addresses_of(host: str, prefer_ipv6: bool) -> list[str]:
+        asked.append(host)
+        return list(answers[host])
+
+    monkeypatch.setattr(names, "addresses_of", addresses_of)
     monkeypatch.setattr(names, "EVERY", 0.05)
     monkeypatch.setattr(names, "SOON", 0.05)
     desk = Desk(keys, f"feed@tcp://one:{port}", f"other@tcp://two:{port}")
@@ -960,7 +972,14 @@ async def test_an_address_that_moves_to_another_name_gets_the_key_of_that_name(
             answers["two"] = ["127.0.0.1"]
             await logs(logged, f"desk: can't connect to tcp://127.0.0.1:{port}", "the peer 'feed' instead of 'other'")
             await desk.more()
+        run: Any = desk.app._live.run
+        run.transport.pause()  # the address stays connected until its messages are read
         answers["one"] = ["127.0.0.2"]
+        await turns(lambda: run.transport._vanishing)
+        number = len(asked)
+        await turns(lambda: asked[number:].count("two") > 2)
+        assert run.transport.sub.peer_at(f"tcp://127.0.0.1:{port}") == "feed"
+        run.transport.resume()
         async with running(feed_app(keys, "other", pub=f"tcp://127.0.0.1:{port}", topic="numbers.other")):
             await others.until(3)
 
@@ -1002,9 +1021,18 @@ async def test_sockets_of_txzmq_are_peers(keys: Keys) -> None:
             factory.shutdown()
 
 
-def test_a_test_app_opens_no_key_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sub": "feed@tcp://127.0.0.1:5555", "keys": "no.key_secret"},
+        {"sub": "feed@tcp://127.0.0.1:5555"},  # the keys may come from the environment of the deployment
+        {"sub": "bind:tcp://*:5555"},
+        {"sub": "tcp://127.0.0.1:5555", "keys": "no.key_secret"},
+    ],
+)
+def test_a_test_app_needs_no_keys(options: dict[str, Any]) -> None:
     """The tests of an app run where its keys do not exist."""
-    app, box = App(sub="feed@tcp://127.0.0.1:5555", keys=tmp_path / "desk.key_secret"), Mailbox[int]()
+    app, box = App(**options), Mailbox[int]()
     app.subscribe("numbers.a")(_into(box))
     with TestApp(app) as t:
         t.publish("numbers.a", 7)

@@ -223,6 +223,23 @@ def test_a_reason_applies_only_if_it_closed_all_connections(
     ]
 
 
+def test_a_reason_for_one_of_two_connections_is_not_that_of_the_other(talk: Talk) -> None:
+    """The publisher was heard over the second connection too, which has ended without a known reason."""
+    talk.network.links = frozenset({1, 2})
+    talk.end.rejoin()
+    talk.clock.advance(0)
+    for marker in talk.asked():
+        talk.answer(marker, [b"a"], link=2)
+    talk.wait(1)
+    talk.end.closed(frozenset({1}), "the key of p was revoked")
+    talk.network.links = frozenset()
+    talk.wait(1)
+    talk.end.close()
+    assert [each.why for each in talk.found if isinstance(each, UnknownLoss)] == [
+        "disconnected without sending a goodbye"
+    ]
+
+
 def test_a_connection_by_which_another_publisher_answers_is_not_cut(talk: Talk) -> None:
     """If one of two publishers behind a proxy dies, the connection to the proxy works and is never cut."""
     talk.end.rejoin()
