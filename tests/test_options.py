@@ -49,8 +49,11 @@ def test_subscriptions_are_never_dropped_by_the_subscriber() -> None:
 
 
 def test_each_keyword_is_an_option_of_libzmq() -> None:
-    """Each keyword in capitals is an option of libzmq."""
-    assert all(hasattr(zmq.SocketOption, name.upper()) for name in SocketOptions.__annotations__)
+    """Each keyword in capitals is an option of libzmq, except ``ipc_mode``, which libzmq does not have."""
+    foreign = [name for name in SocketOptions.__annotations__ if not hasattr(zmq.SocketOption, name.upper())]
+    assert foreign == list(options._NOT_LIBZMQS) == ["ipc_mode"]
+    chosen = with_options(socket_options("PUSH"), {"ipc_mode": 0o666})
+    assert chosen == with_options(socket_options("PUSH"), {})
 
 
 def test_what_i_give_stands_in_place_of_the_default() -> None:
@@ -68,6 +71,10 @@ def test_what_i_give_stands_in_place_of_the_default() -> None:
         ({"sndhwm": "1"}, "socket option sndhwm: expected int, got '1'"),
         ({"identity": "me"}, "socket option identity: expected bytes, got 'me'"),
         ({"linger": -1}, "socket option linger: expected int of at least 0, got -1"),
+        ({"ipc_mode": "600"}, "socket option ipc_mode: expected int, got '600'"),
+        ({"ipc_mode": -1}, "socket option ipc_mode: expected a mode from 0 to 0o777, such as 0o660, got -1"),
+        ({"ipc_mode": 0o1000}, "socket option ipc_mode: expected a mode from 0 to 0o777, such as 0o660, got 512"),
+        ({"ipc_mode": True}, "socket option ipc_mode: expected a mode from 0 to 0o777, such as 0o660, got True"),
     ],
 )
 def test_an_option_that_is_none_says_what_there_is(given: Any, says: str) -> None:

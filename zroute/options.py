@@ -23,6 +23,7 @@ __all__ = [
     "DRAIN_TIMEOUT",
     "ENVELOPE_MAX",
     "HEADERS_MAX",
+    "IPC_MODE",
     "JOBS_WAITING",
     "JOB_LOSSES",
     "JOB_MESSAGES",
@@ -432,6 +433,12 @@ SEND_QUEUE_SECONDS = 30.0
 It is longer than a short pause of a subscriber.
 """
 
+IPC_MODE = 0o600
+"""The default mode of the socket file of a bound ``ipc://`` path: only the same user can connect.
+
+Without a mode, the umask would decide, and often lets every user of the machine connect.
+"""
+
 LINGER_DRAIN = 3000
 """The maximum time in milliseconds for which a closed socket continues to send.
 
@@ -527,8 +534,8 @@ def socket_options(kind: str) -> tuple[Option, ...]:
 class NetworkOptions(TypedDict, total=False):
     """The network options that an app can set for its sockets.
 
-    Names are libzmq's in lower case, and units are libzmq's (zmq_setsockopt(3)). The documentation has a table of the
-    defaults. Values are whole numbers.
+    Except for ``ipc_mode``, names are libzmq's in lower case, and units are libzmq's (zmq_setsockopt(3)). The
+    documentation has a table of the defaults. Values are whole numbers.
     """
 
     tcp_keepalive: int
@@ -563,13 +570,20 @@ class NetworkOptions(TypedDict, total=False):
     """The time in milliseconds until the first attempt to reconnect; -1 never reconnects."""
     reconnect_ivl_max: int
     """The maximum reconnect interval in milliseconds. The interval doubles with each attempt; 0 keeps it constant."""
+    ipc_mode: int
+    """The mode of the socket file of each bound ``ipc://`` path, from 0 to 0o777; the default is 0o600.
+
+    To connect, a user needs the permission to write to the file, and to search its directory. The directory of
+    ``ipc://*`` is always private, and an abstract name (``ipc://@…``) has no file. zroute itself sets the mode, not
+    libzmq.
+    """
 
 
 class SocketOptions(NetworkOptions, total=False):
     """The options of a connection, as keyword arguments.
 
-    Names are libzmq's in lower case, and units are libzmq's (zmq_setsockopt(3)). The documentation has a table of the
-    defaults.
+    Except for ``ipc_mode``, names are libzmq's in lower case, and units are libzmq's (zmq_setsockopt(3)). The
+    documentation has a table of the defaults.
     """
 
     sndhwm: int
@@ -608,8 +622,13 @@ class SocketOptions(NetworkOptions, total=False):
     """
 
 
+_NOT_LIBZMQS = ("ipc_mode",)
+
+
 def with_options(options: tuple[Option, ...], given: SocketOptions) -> tuple[Option, ...]:
     """Return ``options``, with the defaults replaced by the ``given`` options.
+
+    The result contains only options of libzmq, so ``ipc_mode`` is checked, but left out.
 
     Raises:
         TypeError: A name is unknown, or a value has the wrong type.
@@ -624,6 +643,11 @@ def with_options(options: tuple[Option, ...], given: SocketOptions) -> tuple[Opt
                 f"socket option {name}: expected {wanted.__name__}{' of at least 0' * (name == 'linger')}, got "
                 f"{value!r}"
             )
+    mode = given.get("ipc_mode", IPC_MODE)
+    if type(mode) is not int or not 0 <= mode <= 0o777:
+        raise TypeError(f"socket option ipc_mode: expected a mode from 0 to 0o777, such as 0o660, got {mode!r}")
     chosen = {option.name: option for option in options}
-    chosen.update({name.upper(): Option(name.upper(), value, "set by the owner") for name, value in given.items()})  # type: ignore[arg-type]
+    for name, value in given.items():
+        if name not in _NOT_LIBZMQS:
+            chosen[name.upper()] = Option(name.upper(), value, "set by the owner")  # type: ignore[arg-type]
     return tuple(chosen.values())

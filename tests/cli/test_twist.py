@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from twisted.python import usage
 
-from tests.support import ROOT, Child
+from tests.keyed import Keys
+from tests.support import ROOT, Child, free_endpoint, free_port
 from zroute.cli.twist import Options
 from zroute.endpoints import SIDES, Endpoint
 
@@ -27,6 +28,8 @@ other = App(name="other")
 ending = App(name="ending")
 broken = App(name="broken")
 taken = App(pub="tcp://192.0.2.1:5555", insecure=True, name="taken")
+feed = App(name="feed")
+feed.publisher("numbers", every=0.05)(lambda: 1)
 
 @app.publisher("numbers", every=0.05)
 def number() -> int:
@@ -194,6 +197,7 @@ NAMES = [side.name for side in SIDES]
         *((["--" + side, "nonsense", "a"], f"--{side}: endpoint 'nonsense' has no transport") for side in NAMES),
         (["--drain-timeout", "soon", "a"], "'soon' is not a duration"),
         (["quotes", "--factory"], "--factory comes after an app"),
+        (["quotes", "--keys", "k"], "--keys comes after an app"),
     ],
 )
 def test_wrong_options_are_usage_errors(arguments: list[str], text: str) -> None:
@@ -209,9 +213,64 @@ def test_options_are_those_of_zroute_run() -> None:
     options.parseOptions(["--drain-timeout", "500ms", *given, "a"])
     assert options["drain-timeout"] == 0.5
     assert options["ends"] == {
-        side.name: (Endpoint("ipc://x", side.binds), Endpoint("ipc://y", bind=True)) for side in SIDES
+        **{side.name: (Endpoint("ipc://x", side.binds), Endpoint("ipc://y", bind=True)) for side in SIDES},
+        "keys": None,
+        "peers": None,
+        "insecure": None,
     }
     assert options["apps"] == ("a",)
+
+
+def test_keys_replace_those_of_all_apps() -> None:
+    """The options for keys reach the apps as for ``zroute run``, also if there are several apps."""
+    options = Options()
+    options.parseOptions(["--keys", "k/desk.key_secret", "--peers", "anyone", "--insecure", "a", "b"])
+    assert options["ends"] == {"keys": "k/desk.key_secret", "peers": "anyone", "insecure": True}
+
+
+@pytest.mark.parametrize("program", [TWIST, TWISTD], ids=["twist", "twistd"])
+def test_apps_in_programs_of_twisted_use_keys(folder: Path, tmp_path: Path, program: tuple[str, ...]) -> None:
+    """A publisher with --keys serves a reader with a known key, and refuses one with an unknown key."""
+    keys, address = Keys(tmp_path / "made"), free_endpoint()
+    keys.introduce("feed", "desk")
+    keys.authorize("eve", "feed")
+    given = "--keys", str(keys.secret("feed")), "--pub", address
+    tail = "-m", "zroute", "tail", f"feed@{address}", "--keys"
+    with Child(*program, "zroute", *given, "quotes:feed", cwd=folder) as feed:
+        with Child(*tail, str(keys.secret("eve"))) as eve, Child(*tail, str(keys.secret("desk")), "-n", "1") as desk:
+            eve.line_with("the peer refuses the key of eve", stream="err")
+            assert desk.end(None) == 0
+            assert eve.out == []
+        feed.line_with("feed: refused a connection from 127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--pub", "tcp://0.0.0.0:{port}"], 5, "is open to the network"),
+        (["--pub", "tcp://127.0.0.1:{port}", "--keys", "none.key_secret"], 5, "none.key_secret"),
+        (["--peers", "anyone"], 5, "peers='anyone' has no effect without keys"),
+    ],
+)
+def test_keys_that_do_not_fit_end_the_process_with_one_line(
+    folder: Path, arguments: list[str], code: int, line: str
+) -> None:
+    """An open address, a missing key file and peers without keys are one line each."""
+    given = [each.format(port=free_port()) for each in arguments]
+    with Child(*TWIST, "zroute", *given, "quotes:other", cwd=folder) as child:
+        assert child.end(None) == code, (child.out, child.err)
+        assert sum(line in each for each in child.out + child.err) == 1, (child.out, child.err)
+
+
+def test_insecure_lets_an_app_bind_an_open_address(folder: Path) -> None:
+    """With --insecure, an app without keys binds an address that other hosts can reach."""
+    port = free_port()
+    given = "--insecure", "--pub", f"tcp://0.0.0.0:{port}"
+    with (
+        Child(*TWIST, "zroute", *given, "quotes:feed", cwd=folder),
+        Child("-m", "zroute", "tail", f"tcp://127.0.0.1:{port}", "-n", "1") as tail,
+    ):
+        assert tail.end(None) == 0
 
 
 def test_the_packages_have_the_plugin() -> None:

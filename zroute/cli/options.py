@@ -21,7 +21,9 @@ from zroute.messages.frames import parse_form, stated_form
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
 
 __all__ = [
+    "ACCESS",
     "DURATION",
+    "INSECURE",
     "PATTERN",
     "EndpointType",
     "access_options",
@@ -38,6 +40,15 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+ACCESS = (
+    ("--keys", "FILE", "The secret file of a key (see zroute keys); encrypts all connections."),
+    ("--peers", "DIR", "The directory with the keys that may connect, or 'anyone'."),
+)
+"""The options with a value that set the keys of apps: flag, name of the value, help."""
+
+INSECURE = "Bind addresses that other hosts can reach, even without keys."
+"""The help of ``--insecure``."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
@@ -220,16 +231,10 @@ def access_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _access_flags(command: F) -> F:
-    option("--insecure", is_flag=True, help="Bind addresses that other hosts can reach, even without keys.")(command)
-    for flag, metavar, text in reversed(_ACCESS):
+    option("--insecure", is_flag=True, help=INSECURE)(command)
+    for flag, metavar, text in reversed(ACCESS):
         option(flag, metavar=metavar, help=text)(command)
     return command
-
-
-_ACCESS = (
-    ("--keys", "FILE", "The secret file of a key (see zroute keys); encrypts all connections."),
-    ("--peers", "DIR", "The directory with the keys that may connect, or 'anyone'."),
-)
 
 
 def endpoint_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -21,7 +21,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from zroute.cli.loading import fail_of_setup, load
-from zroute.cli.options import DURATION, EndpointType, fault_of_several
+from zroute.cli.options import ACCESS, DURATION, INSECURE, EndpointType, fault_of_several
 from zroute.endpoints import SIDES, EndpointOptions, Side
 from zroute.errors import EndpointError, SetupError, UsageError
 from zroute.options import DRAIN_TIMEOUT
@@ -49,7 +49,10 @@ class Options(usage.Options):
     """The options of the plugin, with the same names as in ``zroute run``."""
 
     synopsis = "[options] MODULE[:APP]..."
-    optFlags = (("factory", None, "APP is the name of a function that returns the App."),)  # noqa: N815  # Twisted's name
+    optFlags = (  # noqa: N815  # Twisted's name
+        ("factory", None, "APP is the name of a function that returns the App."),
+        ("insecure", None, INSECURE),
+    )
     optParameters = (  # noqa: N815  # Twisted's name
         ("app-dir", None, ".", "Look for MODULE in this folder first."),
         (
@@ -59,6 +62,7 @@ class Options(usage.Options):
             "The maximum time that a stop waits for unfinished handlers, such as 10s or 500ms.",
             _seconds,
         ),
+        *((flag.removeprefix("--"), None, None, text) for flag, _, text in ACCESS),
     )
 
     def __init__(self) -> None:
@@ -81,7 +85,9 @@ class Options(usage.Options):
             raise usage.UsageError(
                 f"{twice} is given twice, but a process can run each app only once: give each app once"
             )
-        fault = fault_of_several(apps, self["ends"])
+        ends: EndpointOptions = self["ends"]
+        ends["keys"], ends["peers"], ends["insecure"] = self["keys"], self["peers"], bool(self["insecure"]) or None
+        fault = fault_of_several(apps, ends)
         if fault is not None:
             raise usage.UsageError(fault)
 

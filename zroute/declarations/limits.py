@@ -123,6 +123,7 @@ _VALUES: Final[Mapping[str, tuple[int, int]]] = {
     "handshake_ivl": (1, _NUMBER_MAX),  # 0 would wait forever for a peer that sends nothing
     "reconnect_ivl": (100, _NUMBER_MAX),  # zroute cuts a silent connection, and needs this time to reconnect by itself
     "reconnect_ivl_max": (0, _NUMBER_MAX),
+    "ipc_mode": (0, 0o777),
 }
 
 _ABORTS = "with this option, libzmq 4.3.5 ends the process"
@@ -176,6 +177,9 @@ def check_options(options: Any, where: str) -> NetworkOptions:
             raise _refused(f"the socket option {name!r} {_advice(name)}", where)
         least, most = _VALUES[name]
         if type(value) is not int or not least <= value <= most:
+            if name == "ipc_mode":
+                shown = oct(value) if type(value) is int else repr(value)
+                raise _refused(f"ipc_mode={shown}: expected the mode of a file from 0 to 0o777, such as 0o660", where)
             raise _refused(
                 f"the socket option {name}={value!r}: expected a whole number from {least} to {most:,}", where
             )

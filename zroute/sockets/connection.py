@@ -67,7 +67,7 @@ from zope.interface import implementer
 
 from zroute.endpoints import Endpoint, parse_endpoint
 from zroute.errors import EndpointError, ForkedContextError, NotRunningError, WrongThreadError
-from zroute.options import LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
+from zroute.options import IPC_MODE, LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
 from zroute.sockets.events import OnEvent, SocketEvent, parse_event
 from zroute.sockets.ipc import bind
 from zroute.transport import Receive
@@ -197,6 +197,8 @@ class Connection:
         self.endpoints: list[str] = []
         self.guard: Guard | None = None
         """Sets the keys of each endpoint, and may refuse to open it; None for sockets without a guard."""
+        self.ipc_mode = IPC_MODE
+        """The mode of the socket files of ipc paths that are bound from now on."""
         self._socket = socket
         self._recv = _recv.__get__(self._socket)
         self._send = _send.__get__(self._socket)
@@ -232,7 +234,7 @@ class Connection:
         if self.guard is not None:
             self.guard.protect(self._socket, endpoint)
         if endpoint.bind:
-            self._endpoint("bind", partial(bind, self._socket), endpoint)
+            self._endpoint("bind", partial(bind, self._socket, mode=self.ipc_mode), endpoint)
         else:
             self._endpoint("connect", self._socket.connect, endpoint)
         last: Any = self._socket.get(zmq.SocketOption.LAST_ENDPOINT)

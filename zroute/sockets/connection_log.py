@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from math import inf
 from typing import Any
 
@@ -250,7 +251,7 @@ def _reason(endpoint: str, event: SocketEvent) -> str:
     if event.name == "connect_retried":
         said = "the host name can't be resolved" if host_name(endpoint) else "the network has no route to the host"
     elif event.name == "closed":
-        said = "connection refused, no program listens on this port" if tcp else "no program listens at this path"
+        said = "connection refused, no program listens on this port" if tcp else _at_path(endpoint)
     elif event.name == "connected":
         said = silent
     elif event.name.startswith("handshake_failed"):
@@ -259,3 +260,21 @@ def _reason(endpoint: str, event: SocketEvent) -> str:
     else:
         said = "the host does not reply: it is down, or a firewall blocks the connection"
     return f"{said} (libzmq: {event.name})"
+
+
+def _at_path(endpoint: str) -> str:
+    """Return why an ipc connection has failed, from the permissions of the path."""
+    path = endpoint.removeprefix("ipc://")
+    try:
+        os.stat(path)
+        denied = not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    except PermissionError:
+        denied = True
+    except OSError:
+        denied = False
+    if not denied:
+        return "no program listens at this path"
+    return (
+        "this user may not connect to the socket at this path: set options={'ipc_mode': 0o660} in the app that binds "
+        "it, or change the mode of its directory"
+    )

@@ -1,8 +1,16 @@
-"""Bind ``ipc://`` paths without replacing files or sockets in use.
+"""Bind ``ipc://`` paths with an exact mode, and replace no file in use.
 
 Before libzmq binds a path, it removes any file at this path. This may be a regular file, or the socket of another
 program. That program then waits for peers that never connect, and gets no error. When libzmq closes its own socket, the
 socket file remains. An unused socket file is therefore normal, and may be replaced.
+
+libzmq creates the socket file with the mode 0777 minus the umask. All users with permission to write to the file can
+connect. zroute therefore lets libzmq create the file for its owner only, under a umask of 077, and then sets the exact
+mode. At no time does the file have a wider mode.
+
+The umask belongs to the whole process, so it also affects files that another thread creates during the bind. With 077,
+the owner can still use them. A umask of 177, which would give the file the mode 0600 at once, would also remove the
+permission to search a new directory: that of another thread, and the one that libzmq creates for ``ipc://*``.
 """
 
 from __future__ import annotations
@@ -19,6 +27,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import zmq
+
+from zroute.options import IPC_MODE
 
 __all__ = ["bind"]
 
@@ -37,31 +47,48 @@ libzmq closes a socket in a thread, after the call has returned.
 _PERIOD = 0.01
 """The time in seconds between two attempts to get the lock, or two checks of the path."""
 
+_OWNER_ONLY = 0o077
 
-def bind(zmq_socket: zmq.Socket[Any], address: str) -> None:
+
+def bind(zmq_socket: zmq.Socket[Any], address: str, mode: int = IPC_MODE) -> None:
     """Bind a socket; replace a socket file at an ipc path only if it is unused.
+
+    ``mode`` is the mode of the socket file. It has no effect for other transports and for abstract names (``@…``),
+    which have no file.
 
     Raises:
         zmq.ZMQError: EADDRINUSE if a program serves the ipc path, EEXIST if the file at the path is not a socket,
-            EACCES if permission to check the path is denied, and all errors of libzmq's bind.
+            EACCES if permission to check the path is denied, the error of the system if the file can't get its mode,
+            and all errors of libzmq's bind.
     """
-    path = _path(address)
-    if path is None:
+    transport, _, path = address.partition("://")
+    if transport != "ipc" or path.startswith("@"):  # the system never assigns an abstract name twice
         zmq_socket.bind(address)
-        return
-    with _alone_in(os.path.dirname(path) or os.curdir):
-        _refuse_taken(path)
+    elif path.startswith("*"):
+        _create(zmq_socket, address, mode)
+    else:
+        with _alone_in(os.path.dirname(path) or os.curdir):
+            _refuse_taken(path)
+            _create(zmq_socket, address, mode)
+
+
+def _create(zmq_socket: zmq.Socket[Any], address: str, mode: int) -> None:
+    """Bind an ipc address, and set the mode of the socket file."""
+    before = os.umask(_OWNER_ONLY)
+    try:
         zmq_socket.bind(address)
-
-
-def _path(address: str) -> str | None:
-    """Return the path of a socket in the file system, or None.
-
-    The result is None for other transports, for ``*``, and for abstract names (``@…``), which the system never assigns
-    twice.
-    """
-    transport, _, rest = address.partition("://")
-    return rest if transport == "ipc" and rest[:1] not in ("@", "*") else None
+    finally:
+        os.umask(before)
+    last: Any = zmq_socket.get(zmq.SocketOption.LAST_ENDPOINT)
+    bound: str = last.rstrip(b"\0").decode()
+    failed: int | None = None
+    try:
+        os.chmod(bound.removeprefix("ipc://"), mode)
+    except OSError as error:
+        failed = error.errno
+    if failed is not None:
+        zmq_socket.unbind(bound)
+        raise zmq.ZMQError(failed)
 
 
 @contextmanager

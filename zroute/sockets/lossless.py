@@ -36,6 +36,7 @@ from zroute.endpoints import Access, Endpoint
 from zroute.options import MAX_SUBSCRIPTION_BYTES
 from zroute.sockets.access import CurveGuard, guard_for
 from zroute.sockets.events import SocketEvent, parse_event
+from zroute.sockets.ipc import bind
 from zroute.sockets.pubsub import XPubConnection
 from zroute.stats import Stats
 
@@ -146,7 +147,7 @@ class LosslessPubConnection(XPubConnection):
         def wait() -> None:
             read, resets = _end(self._context, list(self._peers.values()), seconds)
             resets += before
-            returned = _returned(self._opened, resets) if resets and seconds else 0
+            returned = _returned(self._opened, resets, self.ipc_mode) if resets and seconds else 0
             self._reactor.callFromThread(finished, read, returned)
 
         def finished(read: bool, returned: int) -> None:
@@ -220,13 +221,16 @@ def _closed(peer: socket.socket, deadline: float) -> bool:
     return False
 
 
-def _returned(endpoints: list[Endpoint], resets: list[str]) -> int:
+def _returned(endpoints: list[Endpoint], resets: list[str], ipc_mode: int) -> int:
     """Listen again for `_RETURN` seconds; return the number of hosts that reconnect."""
     waiting, deadline = list(resets), time.monotonic() + _RETURN
     with zmq.Context() as context, context.socket(zmq.XPUB) as again, again.get_monitor_socket() as monitor:
         for endpoint in endpoints:
             with suppress(zmq.ZMQError):  # another program uses the address
-                (again.bind if endpoint.bind else again.connect)(endpoint.address)
+                if endpoint.bind:
+                    bind(again, endpoint.address, ipc_mode)
+                else:
+                    again.connect(endpoint.address)
         # One millisecond more, because a remainder of less than a millisecond would be a poll without waiting.
         while waiting and (left := deadline - time.monotonic()) > 0 and monitor.poll(int(left * 1000) + 1):
             event = parse_event(*monitor.recv_multipart())

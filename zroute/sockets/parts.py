@@ -16,7 +16,7 @@ from zroute.awaiting import as_deferred, is_awaitable, was_cancelled
 from zroute.errors import EnvelopeError, HighWaterMarkError
 from zroute.functions import name_of
 from zroute.logs import printable
-from zroute.options import LINGER_DRAIN, MAX_PARTS, SocketOptions, socket_options, with_options
+from zroute.options import IPC_MODE, LINGER_DRAIN, MAX_PARTS, SocketOptions, socket_options, with_options
 from zroute.sockets.connection import make_socket
 from zroute.sockets.origins import user_id
 from zroute.sockets.persistent import PersistentConnection
@@ -71,6 +71,7 @@ class PartsConnection(PersistentConnection):
             )
         chosen = with_options(socket_options(zmq.SocketType(self.kind).name), options)
         super().__init__(reactor, make_socket(context or zmq.Context.instance(), self.kind, chosen), self._drain)
+        self.ipc_mode = options.get("ipc_mode", IPC_MODE)
         self.received = self.malformed = self.failed = 0
         self.sender: str | None = None
         """The name of the key of the peer that sent the current message, if the peer connected to us with a key."""
