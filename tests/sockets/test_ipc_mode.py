@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,7 @@ import zmq
 from tests.running import reactor, running
 from tests.sockets.life import KINDS
 from tests.sockets.opened import Sockets, bound
-from tests.support import Child
+from tests.support import PATIENCE, Child
 from zroute import App
 from zroute.endpoints import Endpoint, parse_endpoint
 from zroute.errors import EndpointError
@@ -121,6 +122,39 @@ def test_a_socket_is_never_open_to_more_users_than_its_mode_says(tmp_path: Path,
     ipc.bind(cast("Any", made), f"ipc://{tmp_path}/s", wanted)
     assert [created & 0o077 for created in made.created] == [0]
     assert mode(tmp_path / "s") == wanted
+
+
+def test_binds_of_two_threads_leave_the_umask_as_it_was(tmp_path: Path, umask: int) -> None:
+    """A bind of another thread waits until the first one has restored the umask."""
+    both, ended = threading.Event(), threading.Event()
+
+    class Second(Creating):
+        """Binds during the first bind, if nothing prevents it, and ends after it."""
+
+        def bind(self, address: str) -> None:
+            super().bind(address)
+            both.set()
+            assert ended.wait(PATIENCE)
+
+    def bind_second() -> None:
+        ipc.bind(cast("Any", Second()), f"ipc://{tmp_path}/second/s")
+
+    other = threading.Thread(target=bind_second)
+
+    class First(Creating):
+        """Gives the second bind time to begin; with the lock, it can't."""
+
+        def bind(self, address: str) -> None:
+            super().bind(address)
+            other.start()
+            both.wait(0.2)
+
+    (tmp_path / "second").mkdir(mode=0o700)
+    (tmp_path / "second").chmod(0o700)
+    ipc.bind(cast("Any", First()), f"ipc://{tmp_path}/s")
+    ended.set()
+    other.join()
+    assert os.umask(umask) == umask
 
 
 @pytest_twisted.ensureDeferred

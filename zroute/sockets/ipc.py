@@ -21,6 +21,7 @@ import os
 import socket
 import stat
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +50,12 @@ _PERIOD = 0.01
 
 _OWNER_ONLY = 0o077
 
+_umask_changes = threading.Lock()
+"""Held while the umask is changed, because `LosslessPubConnection.finish` binds in a thread of its own.
+
+Without the lock, a bind of another thread could take the changed umask for that of the process, and restore it last.
+"""
+
 
 def bind(zmq_socket: zmq.Socket[Any], address: str, mode: int = IPC_MODE) -> None:
     """Bind a socket; replace a socket file at an ipc path only if it is unused.
@@ -74,11 +81,12 @@ def bind(zmq_socket: zmq.Socket[Any], address: str, mode: int = IPC_MODE) -> Non
 
 def _create(zmq_socket: zmq.Socket[Any], address: str, mode: int) -> None:
     """Bind an ipc address, and set the mode of the socket file."""
-    before = os.umask(_OWNER_ONLY)
-    try:
-        zmq_socket.bind(address)
-    finally:
-        os.umask(before)
+    with _umask_changes:
+        before = os.umask(_OWNER_ONLY)
+        try:
+            zmq_socket.bind(address)
+        finally:
+            os.umask(before)
     last: Any = zmq_socket.get(zmq.SocketOption.LAST_ENDPOINT)
     bound: str = last.rstrip(b"\0").decode()
     failed: int | None = None
