@@ -459,7 +459,8 @@ class Bystanders(Play):
             self._watch(self.chance.uniform(0.2, 2))
         if self.chance.random() < 0.5:
             liar.end(signal.SIGKILL)
-        self._watch(RECOVERED)
+        if not self.strange:
+            self._watch(RECOVERED)
         for each in self.subscribers:
             each.recovered = {letter: self.publishers[letter].now.last for letter in each.letters}
         self._watch(self.watched / 2)
