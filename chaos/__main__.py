@@ -1,6 +1,7 @@
 """Play seeds of trouble: ``python -m chaos --seeds 500``.
 
-With ``--kind bystanders``, one publisher is in trouble and the others must not be affected.
+With ``--kind bystanders``, one publisher is in trouble and the others must not be affected. In a third of the seeds,
+or in all with ``--keys``, all connections use keys.
 
 The command prints each seed as it ends, and then the seed with which ``--first`` can continue. The first Ctrl-C starts
 no new seeds and waits for the running ones; the second ends them.
@@ -27,8 +28,9 @@ KINDS: dict[str, type[Play]] = {"trouble": Scenario, "bystanders": Bystanders}
 class Campaign:
     """Plays seeds on several threads, until none is left, time is up, or Ctrl-C."""
 
-    def __init__(self, kind: type[Play], seeds: list[int], jobs: int, minutes: float | None) -> None:
+    def __init__(self, kind: type[Play], seeds: list[int], jobs: int, minutes: float | None, keys: bool | None) -> None:
         self._kind = kind
+        self._keys = keys
         self._seeds = seeds
         self._coming: Iterator[int] = iter(seeds)
         self._deadline = time.monotonic() + 60 * minutes if minutes else None
@@ -75,7 +77,7 @@ class Campaign:
             seed = None if self._stopped or late else next(self._coming, None)
             if seed is None:
                 return None
-            play = self._running[seed] = self._kind(seed)
+            play = self._running[seed] = self._kind(seed, keys=self._keys)
             return play
 
     def _work(self) -> None:
@@ -102,9 +104,11 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="+", help="play these seeds instead")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel seeds (default: number of CPUs)")
     parser.add_argument("--minutes", type=float, help="start no new seeds after this time")
+    keys = argparse.BooleanOptionalAction
+    parser.add_argument("--keys", action=keys, help="let all processes use keys, or none (default: the seed decides)")
     options = parser.parse_args()
     seeds = options.only or list(range(options.first, options.first + options.seeds))
-    campaign = Campaign(KINDS[options.kind], seeds, options.jobs, options.minutes)
+    campaign = Campaign(KINDS[options.kind], seeds, options.jobs, options.minutes, options.keys)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, campaign.interrupt)
     campaign.play()

@@ -3,7 +3,8 @@
 Lying clients send broken requests, credits and cancellations to an app in another process, and a lying server answers
 the requests of a second app there with broken replies. After each lot, a good request must be answered, the counters
 must match, and no handler or caller may have received invalid data. A lot depends on the seed, its number, and the ids
-that the second app chooses.
+that the second app chooses. In a third of the seeds, or with ``--keys``, all connections use keys; the liars then have
+a key that the apps know.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import json
 import logging
 import random
 import sys
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import zmq
 
 from chaos.frames import ORDER, Mutations
+from chaos.keyed import VARIABLE, Ring, attach, drawn, own, release
 from chaos.parent import end_with_parent
 from chaos.victim import Order, is_valid, memory
 from tests.support import PATIENCE, Child, free_endpoint
@@ -65,8 +69,8 @@ class Victim:
     """An app that answers, and one that asks."""
 
     def __init__(self, rep: str, req: str) -> None:
-        self.server = App(rep=rep, name="server")
-        self.asker = App(req=req, name="asker")
+        self.server = App(rep=rep, name="server", **own())
+        self.asker = App(req=req, name="asker", **own())
         self.invalid: list[str] = []
         self.ended: Counter[str] = Counter()
         self._serve(self.server)
@@ -229,16 +233,19 @@ def replies_of(chance: random.Random, parts: list[bytes]) -> Iterator[list[bytes
 class Liars:
     """The lying clients and the lying server."""
 
-    def __init__(self, rep: str, req: str, seed: int) -> None:
+    def __init__(self, rep: str, req: str, seed: int, ring: Ring) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
-        self._rep, self._seed = rep, seed
+        self._rep, self._seed, self._ring = ring.at("victim", f"connect:{rep}"), seed, ring
         self._router = self._socket(zmq.ROUTER)
-        self._router.bind(req)
+        self._attach(self._router, f"bind:{req}")
         self._dealers: list[Any] = []
         self._good = self._socket(zmq.REQ)
         self._good.set(zmq.RCVTIMEO, int(PATIENCE * 1000))
-        self._good.connect(rep)
+        self._attach(self._good, self._rep)
         self.sent: Counter[str] = Counter()
+
+    def _attach(self, socket: Any, endpoint: str) -> None:
+        attach(socket, endpoint, self._ring.of("liar").get(VARIABLE))
 
     def _socket(self, kind: int) -> Any:
         socket = self._context.socket(kind)
@@ -253,7 +260,7 @@ class Liars:
                 each.close(0)
             self._dealers = [self._socket(zmq.DEALER) for _ in range(3)]
             for each in self._dealers:
-                each.connect(self._rep)
+                self._attach(each, self._rep)
         ids: deque[bytes] = deque(maxlen=50)
         made = requests_of(chance, ids)
         for _ in range(LOT):
@@ -282,17 +289,28 @@ class Liars:
 
     def close(self) -> None:
         """Close all sockets."""
+        release(self._context)
         self._context.destroy(0)
 
 
-def play(frames: int, seed: int, minutes: float | None = None) -> dict[str, Any]:
-    """Send this number of frames, and return what was counted. Raises AssertionError for the first fault."""
+def play(frames: int, seed: int, minutes: float | None = None, keys: bool | None = None) -> dict[str, Any]:
+    """Send this number of frames, and return what was counted.
+
+    With ``keys=None``, the seed decides whether the connections use keys. Raises AssertionError for the first fault.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        used = drawn(seed) if keys is None else keys
+        return _play(frames, seed, minutes, Ring(Path(folder) if used else None, ("victim", "liar")))
+
+
+def _play(frames: int, seed: int, minutes: float | None, ring: Ring) -> dict[str, Any]:
     rep, req = free_endpoint(), free_endpoint()
-    liars = Liars(rep, req, seed)
+    liars = Liars(rep, req, seed, ring)
     began, lot, warm = time.monotonic(), 0, 0.0
     report: dict[str, Any] = {}
     try:
-        with Child("-m", "chaos.asking", "--victim", rep, req) as child:
+        ends = rep, ring.at("liar", f"connect:{req}")
+        with Child("-m", "chaos.asking", "--victim", *ends, env=ring.of("victim")) as child:
             child.line_with("ready")
             while liars.sent["requests"] + liars.sent["replies"] < frames:
                 report = liars.play(lot)
@@ -311,7 +329,7 @@ def play(frames: int, seed: int, minutes: float | None = None) -> dict[str, Any]
             raise AssertionError(f"the victim grew from {warm:.0f} to {report['rss']:.0f} MB")
     finally:
         liars.close()
-    return {**report, **liars.sent, "lots": lot, "warm": warm}
+    return {**report, **liars.sent, "lots": lot, "warm": warm, "keys": bool(ring)}
 
 
 def main() -> int:
@@ -320,11 +338,13 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=100_000, help="frames to send (default 100000)")
     parser.add_argument("--seed", type=int, default=1, help="seed (default 1)")
     parser.add_argument("--minutes", type=float, help="end after this time")
+    keys = argparse.BooleanOptionalAction
+    parser.add_argument("--keys", action=keys, help="use keys, or none (default: the seed decides)")
     parser.add_argument("--victim", nargs=2, metavar=("REP", "REQ"), help="run the apps; used by the program itself")
     options = parser.parse_args()
     if options.victim:
         return victim(*options.victim)
-    print(json.dumps(play(options.frames, options.seed, options.minutes)))
+    print(json.dumps(play(options.frames, options.seed, options.minutes, options.keys)))
     return 0
 
 

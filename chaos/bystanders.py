@@ -9,6 +9,7 @@ processes write.
 from __future__ import annotations
 
 import json
+import random
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos.liar import LIES
+from chaos.keyed import STRANGER
+from chaos.liar import FORGED, LIES
 from chaos.play import PATIENCE, Play, whole_lines
 from chaos.proxy import TroubleProxy
 from tests.support import Child, free_port, has_ipv6
@@ -133,11 +135,15 @@ class Subscriber:
 class Bystanders(Play):
     """The trouble of one seed; parameters that are not given are drawn from the seed."""
 
+    names = ("feed-A", "feed-B", "feed-C", "reader", "relay-0", "relay-1", "liar")
+
     topology: str = ""
     trouble: str = ""
     host: str = ""
     watched: float = 0.0
     """Seconds for which the bystanders are watched after each step."""
+    strange: bool = False
+    """True if the liar has a key that no process knows."""
     steady: bool = False
     """True if B and C must have fast streams, which show a loss within little time."""
     publishers: dict[str, Publisher] = field(default_factory=dict)
@@ -180,24 +186,30 @@ class Bystanders(Play):
         """True if forged frames are part of the trouble."""
         return self.trouble in LIES_TOLD
 
+    @property
+    def deceived(self) -> bool:
+        """True if forged frames reach the subscribers."""
+        return self.lying and not self.strange
+
     # -- topologies ---------------------------------------------------------------------------------------
 
     def _bound(self, port: int) -> str:
         host = "127.0.0.1" if self.host == "localhost" else self.host
         return f"bind:tcp://[{host}]:{port}" if ":" in host else f"bind:tcp://{host}:{port}"
 
-    def _dialled(self, port: int) -> str:
-        return f"connect:tcp://[{self.host}]:{port}" if ":" in self.host else f"connect:tcp://{self.host}:{port}"
+    def _dialled(self, port: int, peer: str) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.ring.at(peer, f"connect:tcp://{host}:{port}")
 
-    def _to(self, letter: str, port: int) -> str:
-        """Return the endpoint that connects to ``port``.
+    def _to(self, letter: str, port: int, peer: str) -> str:
+        """Return the endpoint that connects a publisher to ``peer`` at ``port``, or the peer to the publisher.
 
-        A's connection goes through a proxy if the trouble needs one.
+        ``peer`` is the name of the key there. A's connection goes through a proxy if the trouble needs one.
         """
         if letter == "A" and self.trouble in CONNECTION_TROUBLES:
             self.proxies.append(self.proxy(port, "::1" if ":" in self.host else "127.0.0.1"))
             port = self.proxies[-1].port
-        return self._dialled(port)
+        return self._dialled(port, peer)
 
     def _build(self) -> None:
         beside = "L" if self.trouble == "lie_beside" else ""
@@ -210,7 +222,7 @@ class Bystanders(Play):
         for letter in letters:
             port = free_port()
             self.slots[letter] = [self._bound(port)]
-            far.append(self._to(letter, port))
+            far.append(self._to(letter, port, _key_of(letter)))
         return far
 
     def _subscriber(self, letters: Iterable[str], endpoints: list[str]) -> None:
@@ -238,7 +250,7 @@ class Bystanders(Play):
             port = free_port()
             self._subscriber(self.slots, [self._bound(port)])
             for letter in self.slots:
-                self.slots[letter].append(self._to(letter, port))
+                self.slots[letter].append(self._to(letter, port, "reader"))
 
     def _build_proxy(self) -> None:
         """Put all publishers behind one forwarder."""
@@ -262,15 +274,15 @@ class Bystanders(Play):
             return self._forwarder(self._serving(letters))
         port = free_port()
         for letter in letters:
-            self.slots[letter] = [self._to(letter, port)]
+            self.slots[letter] = [self._to(letter, port, f"relay-{len(self.forwarders)}")]
         return self._forwarder([self._bound(port)])
 
     def _forwarder(self, fronts: list[str]) -> str:
-        back = free_port()
-        forwarder = self.child("-m", "chaos.forwarder", self._bound(back), *fronts)
+        back, key = free_port(), f"relay-{len(self.forwarders)}"
+        forwarder = self.child("-m", "chaos.forwarder", self._bound(back), *fronts, key=key)
         forwarder.line_with("forwarding")
         self.forwarders.append(forwarder)
-        return self._dialled(back)
+        return self._dialled(back, key)
 
     # -- the beginning and the end ------------------------------------------------------------------------
 
@@ -301,6 +313,7 @@ class Bystanders(Play):
             name,
             publisher.wire,
             str(publisher.period),
+            key=_key_of(letter),
         )
         epoch = process.line_with("epoch").removeprefix("epoch").strip()
         called = process.line_with("name").removeprefix("name").strip()
@@ -308,7 +321,8 @@ class Bystanders(Play):
         process.write("go\n")
 
     def _subscribe(self, each: Subscriber) -> None:
-        each.process = self.child("-m", "chaos.subscriber", str(each.record), ",".join(each.endpoints), "s.", "none")
+        arguments = str(each.record), ",".join(each.endpoints), "s.", "none"
+        each.process = self.child("-m", "chaos.subscriber", *arguments, key="reader")
 
     def _has_joined(self, each: Subscriber) -> bool:
         publishers = [self.publishers[letter] for letter in each.letters]
@@ -437,7 +451,7 @@ class Bystanders(Play):
         self._lie("A")
 
     def _lie(self, slot: str) -> None:
-        liar = self.child("-m", "chaos.liar", *self.slots[slot])
+        liar = self.child("-m", "chaos.liar", *self.slots[slot], key=self._key_of_liar(slot))
         liar.line_with("epoch")
         self._watch(1)
         for _ in range(self.chance.randint(3, 8)):
@@ -445,10 +459,22 @@ class Bystanders(Play):
             self._watch(self.chance.uniform(0.2, 2))
         if self.chance.random() < 0.5:
             liar.end(signal.SIGKILL)
-        self._watch(RECOVERED)
+        if not self.strange:
+            self._watch(RECOVERED)
         for each in self.subscribers:
             each.recovered = {letter: self.publishers[letter].now.last for letter in each.letters}
         self._watch(self.watched / 2)
+
+    def _key_of_liar(self, slot: str) -> str:
+        """Return the key of a liar: the one of its place, so that its lies are received, or that of a stranger.
+
+        A liar in the place of A that binds has a stolen key, since readers check the key at this address.
+        """
+        if self.ring and random.Random(f"stranger {self.seed}").random() < 1 / 3:
+            self.strange = True
+            self.done.append("the liar's key is unknown")
+            return STRANGER
+        return _key_of(slot)
 
     def _forge(self, liar: Child, kind: str) -> None:
         run = self.publishers["B"].now
@@ -464,6 +490,10 @@ class Bystanders(Play):
         many = len(self.before)
         self.expect(not many, f"the bystanders' connections ended {many} times: {'; '.join(self.before[:3])}")
         self.figures["cuts"] += len(self.before)
+        if self.strange:
+            forged = sum(words[-1] == str(FORGED) for each in self.subscribers for words in each.lines("m"))
+            self.expect(not forged, f"{forged} messages of a liar with an unknown key were handled")
+            self.figures["strange liars"] += 1
         for number, each in enumerate(self.subscribers):
             for letter in each.letters:
                 if letter != "A":
@@ -476,7 +506,7 @@ class Bystanders(Play):
         run, letter = publisher.now, publisher.letter
         seen = each.seen(letter, _epoch(publisher))
         self.expect(seen == sorted(set(seen)), f"{who}: messages out of order or handled twice")
-        disturbed = self.lying and letter == "B"  # all forged frames are in the name of B
+        disturbed = self.deceived and letter == "B"  # all forged frames are in the name of B
         base = each.recovered[letter] if disturbed else each.base[letter]
         sent = [number for number in run.sent() if number > base]
         missing = sorted(set(sent) - set(seen))
@@ -487,7 +517,7 @@ class Bystanders(Play):
             return
         told = each.lost(run.epoch)
         self.expect(told == 0, f"{who}: a gap of {told} messages names this publisher")
-        if self.lying:  # invented publishers may have displaced it from the accounts
+        if self.deceived:  # invented publishers may have displaced it from the accounts
             return
         assert each.process is not None
         named = [line for line in each.process.err if run.epoch in line and ("WARNING" in line or "ERROR" in line)]
@@ -503,7 +533,7 @@ class Bystanders(Play):
             untold += self._judge_run(f"{who} {run.epoch}", each, run)
         killed = any(run.ending == "killed" for run in runs)
         self.expect(tails >= 1 or not (killed or untold), f"{who}: {untold} lost at the end, unknown loss not reported")
-        if not self.lying:
+        if not self.deceived:
             bound = len(runs) if killed or self.trouble in ("freeze", "stall") else 0
             self.expect(tails <= bound, f"{who}: {tails} unknown losses, expected at most {bound}")
 
@@ -531,7 +561,7 @@ class Bystanders(Play):
         parts = sum(stats[part] for part in ("routed", "unrouted", "malformed", "duplicate", "control"))
         self.expect(stats["received"] == parts, f"{who}: received {stats['received']}, but the parts are {parts}")
         self.expect(stats["malformed"] == 0, f"{who}: {stats['malformed']} malformed")
-        if self.lying:
+        if self.deceived:
             self._judge_sum(who, each, stats["lost"])
 
     def _judge_sum(self, who: str, each: Subscriber, lost: int) -> None:
@@ -547,6 +577,11 @@ class Bystanders(Play):
             missing += len(after - set(each.seen(publisher.letter)))
         told = lost - others
         self.expect(told == missing, f"{who}: {missing} of the bystanders not handled, but {told} counted as lost")
+
+
+def _key_of(letter: str) -> str:
+    """Return the name of the key of a publisher, or of the liar."""
+    return "liar" if letter == "L" else f"feed-{letter}"
 
 
 def _epoch(publisher: Publisher) -> str | None:

@@ -1,7 +1,7 @@
 """A stock XSUB/XPUB proxy: ``python -m chaos.forwarder BACK FRONT ...``.
 
-Endpoints begin with ``bind:`` or ``connect:``. The proxy prints its connections, one line each: ``event front|back name
-address``, with the event names of libzmq's monitor.
+Endpoints begin with ``bind:`` or ``connect:``; see also `chaos.keyed.attach`. The proxy prints its connections, one
+line each: ``event front|back name address``, with the event names of libzmq's monitor.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from chaos.keyed import attach
 from chaos.parent import end_with_parent
 
 
@@ -29,14 +30,6 @@ def main() -> None:
     attach(back, back_endpoint)
     print("forwarding", flush=True)
     zmq.proxy(front, back)
-
-
-def attach(socket: zmq.Socket[Any], endpoint: str) -> None:
-    """Bind or connect ``socket``, as the prefix of the endpoint says."""
-    verb, _, address = endpoint.partition(":")
-    if "[" in address:
-        socket.set(zmq.IPV6, 1)
-    socket.bind(address) if verb == "bind" else socket.connect(address)
 
 
 def tell(name: str, monitor: Any) -> None:

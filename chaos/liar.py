@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from chaos.forwarder import attach
+from chaos.keyed import attach
 
 PREFIX = b"s."
 TOPIC = b"s.B"

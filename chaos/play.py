@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
+from chaos.keyed import Ring, drawn
 from chaos.proxy import TroubleProxy
 from tests.support import Child
 
@@ -23,10 +25,16 @@ PATIENCE = 120.0
 class Play:
     """One seed. A subclass acts in `perform` and judges the record files in `judge`.
 
-    ``done`` lists the actions and ``wrong`` the failed checks; ``figures`` are numbers to add up over seeds.
+    ``done`` lists the actions and ``wrong`` the failed checks; ``figures`` are numbers to add up over seeds. ``keys``
+    is True if the processes use keys; with None, the seed decides (see `chaos.keyed`).
     """
 
+    names: ClassVar[tuple[str, ...]] = ()
+    """The keys of the processes, if they use keys."""
+
     seed: int
+    keys: bool | None = None
+    ring: Ring = field(init=False)
     folder: Path = field(init=False)
     chance: random.Random = field(init=False)
     stack: ExitStack = field(init=False)
@@ -42,6 +50,10 @@ class Play:
         """
         self.chance = random.Random(self.seed)
         self.folder = Path(tempfile.mkdtemp(prefix=f"chaos-{self.seed}-"))
+        keyed = drawn(self.seed) if self.keys is None else self.keys
+        self.ring = Ring(self.folder / "keys" if keyed else None, self.names)
+        if keyed:
+            self.done.append("with keys")
         try:
             with ExitStack() as self.stack:
                 self.perform()
@@ -67,12 +79,13 @@ class Play:
         if not holds:
             self.wrong.append(otherwise)
 
-    def child(self, *arguments: str) -> Child:
+    def child(self, *arguments: str, key: str) -> Child:
         """Start a process that is killed at the end of this seed, if it still runs.
 
-        It has a session of its own, so Ctrl-C in a terminal reaches only the command that plays the seeds.
+        It has a session of its own, so Ctrl-C in a terminal reaches only the command that plays the seeds. ``key`` is
+        the name of its key, if the processes use keys.
         """
-        child = self.stack.enter_context(Child(*arguments, start_new_session=True))
+        child = self.stack.enter_context(Child(*arguments, env=self.ring.of(key), start_new_session=True))
         self.children.append(child)
         return child
 

@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from typing import Any
 
+from chaos.keyed import own
 from zroute import App
 
 TOPICS = ("a.x", "a.b.x", "a.b.y", "a.bc", "c.x", "c.y.z", "d")
@@ -27,7 +28,7 @@ def main() -> None:
     """Publish on command until the command ``stop``."""
     endpoint, record, seed, overflow, travel = sys.argv[1:]
     chance, together = random.Random(seed), travel == "together"
-    app = App(pub=endpoint, codec="json", name="feed", overflow=overflow, coalesce=together)  # type: ignore[arg-type]
+    app = App(pub=endpoint, codec="json", name="feed", overflow=overflow, coalesce=together, **own())  # type: ignore[arg-type]
     written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     orders: deque[int] = deque()
     number = [0]

@@ -24,6 +24,10 @@ PREFIXES = ("a", "a.", "a.b", "a.b.", "a.b.x", "c.", "c.x", "d", "b")
 RECONNECTED = 1.0
 """Seconds after which a cut connection is made again: ten times the interval between attempts."""
 
+RECONNECTED_WITH_KEYS = 5.0
+"""The same with keys, where a connection that ends in its handshake may be a refusal: pauses of 1 and 2 seconds follow.
+"""
+
 _INDEX = (1 << 40) - 1  # the counting part of a number: see docs/reference/wire.md
 
 
@@ -61,6 +65,11 @@ class Publisher:
     def now(self) -> Run:
         return self.runs[-1]
 
+    @property
+    def endpoint(self) -> str:
+        """The endpoint to connect to, through the proxy."""
+        return self.scenario.ring.at(f"feed-{self.name}", self.proxy.endpoint)
+
     def start(self) -> None:
         record = self.scenario.folder / f"sent-{self.name}-{len(self.runs)}"
         process = self.scenario.child(
@@ -71,6 +80,7 @@ class Publisher:
             str(self.scenario.chance.random()),
             self.overflow,
             self.travel,
+            key=f"feed-{self.name}",
         )
         run = Run(process, record)
         run.epoch = process.line_with("epoch").split()[1]
@@ -108,7 +118,7 @@ class Subscriber:
         """The number of messages sent before it was stopped; None while it runs."""
         self._before = [*scenario.departed, *scenario.subscribers]
         self.process = scenario.child(
-            "-m", "chaos.subscriber", str(self.record), ",".join(endpoints), ",".join(prefixes), trouble
+            "-m", "chaos.subscriber", str(self.record), ",".join(endpoints), ",".join(prefixes), trouble, key="reader"
         )
 
     def _sent_until_now(self) -> dict[str, dict[str, int]]:
@@ -152,6 +162,8 @@ class Subscriber:
 class Scenario(Play):
     """The trouble of one seed; `play` runs it."""
 
+    names = ("feed-0", "feed-1", "feed-2", "reader", "relay-0", "relay-1")
+
     publishers: list[Publisher] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
     departed: list[Subscriber] = field(default_factory=list)
@@ -184,14 +196,14 @@ class Scenario(Play):
         self.publishers += [Publisher(self, name) for name in range(self.chance.choice((1, 2, 2, 3)))]
         self.done += [f"publisher {each.name}: {each.overflow}, {each.travel}" for each in self.publishers]
         self.forwarded = self.chance.random() < 0.4
-        endpoints = [publisher.proxy.endpoint for publisher in self.publishers]
+        endpoints = [publisher.endpoint for publisher in self.publishers]
         if self.forwarded:
             self.forwarder_port = free_port()
             self._forward()
             self.outlet = self.proxy(self.forwarder_port)
-            endpoints = [self.outlet.endpoint]
+            endpoints = [self.ring.at("relay-0", self.outlet.endpoint)]
             if self.chance.random() < 0.3:
-                endpoints = [self._second_forwarder(self.outlet.endpoint)]
+                endpoints = [self._second_forwarder(endpoints[0])]
         if self.chance.random() < 0.5:  # by name: libzmq then reports an address that differs from the endpoint
             endpoints = [endpoint.replace("127.0.0.1", "localhost") for endpoint in endpoints]
             self.done.append("by name")
@@ -200,19 +212,19 @@ class Scenario(Play):
         self.wait("the first joins", lambda: all(each.has_joined() for each in self.subscribers))
 
     def _forward(self) -> None:
-        fronts = [publisher.proxy.endpoint for publisher in self.publishers]
-        self.forwarder = self._forwarder(f"tcp://127.0.0.1:{self.forwarder_port}", fronts)
+        fronts = [publisher.endpoint for publisher in self.publishers]
+        self.forwarder = self._forwarder(f"tcp://127.0.0.1:{self.forwarder_port}", fronts, "relay-0")
 
     def _second_forwarder(self, front: str) -> str:
         """Start a forwarder behind the forwarder, and return its publishing endpoint."""
         back = f"tcp://127.0.0.1:{free_port()}"
-        self._forwarder(back, [front])
+        self._forwarder(back, [front], "relay-1")
         self.done.append("two proxies")
-        return back
+        return self.ring.at("relay-1", back)
 
-    def _forwarder(self, back: str, fronts: list[str]) -> Child:
+    def _forwarder(self, back: str, fronts: list[str], key: str) -> Child:
         dialled = [f"connect:{front}" for front in fronts]
-        forwarder = self.child("-m", "chaos.forwarder", f"bind:{back}", *dialled)
+        forwarder = self.child("-m", "chaos.forwarder", f"bind:{back}", *dialled, key=key)
         forwarder.line_with("forwarding")
         return forwarder
 
@@ -374,7 +386,9 @@ class Scenario(Play):
         """Wait until all subscribers are connected and have accounted for all messages."""
         self._finish()
         if self.shaken:
-            time.sleep(RECONNECTED)  # a peer that is away and received nothing seems to have accounted for everything
+            time.sleep(
+                RECONNECTED_WITH_KEYS if self.ring else RECONNECTED
+            )  # a peer that is away and received nothing seems to have accounted for everything
             self.shaken = False
         self.wait("all that was sent", lambda: all(each.has_all() for each in self.subscribers))
 

@@ -14,13 +14,14 @@ import sys
 import threading
 from typing import Any
 
+from chaos.keyed import own
 from zroute import App
 
 
 def main() -> None:
     """Publish on command until the command ``stop``."""
     endpoints, record, letter, name, wire, period = sys.argv[1:]
-    app = App(pub=endpoints.split(","), codec="json", name=name, wire=wire)  # type: ignore[arg-type]
+    app = App(pub=endpoints.split(","), codec="json", name=name, wire=wire, **own())  # type: ignore[arg-type]
     written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     topic, number, flowing = f"s.{letter}", 0, False
 

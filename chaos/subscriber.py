@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from chaos.keyed import own
 from chaos.parent import end_with_parent
 from zroute import App, Envelope, Gap, startswith
 
@@ -30,7 +31,7 @@ def main() -> None:
     """Handle and record messages until the process is stopped."""
     record, endpoints, prefixes, trouble = sys.argv[1:]
     end_with_parent()
-    app = App(sub=endpoints.split(","), codec="json", name="reader")
+    app = App(sub=endpoints.split(","), codec="json", name="reader", **own())
     written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     totals: Counter[str] = Counter()
 

@@ -75,6 +75,19 @@ def test_files_have_what_the_terminal_shows(found: dict[str, Any]) -> None:
     assert not found["goals"]
 
 
+@pytest.mark.slow
+def test_the_cost_of_keys_is_measured_with_small_and_large_bodies() -> None:
+    """The benchmark of keys prints two clocks for apps and for bare sockets, with both sizes."""
+    command = [sys.executable, "benchmarks/bench_keys.py", "--count", "256", "--rounds", "2"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    titles = [line for line in ran.stdout.splitlines() if not line.startswith(" ")]
+    assert titles == [
+        f"{what}, bodies of {size} bytes" for size in ("46", "1,024") for what in ("apps", "bare sockets")
+    ]
+    assert ran.stdout.count("  Python thread: without keys ") == ran.stdout.count("  whole process: without keys ") == 4
+
+
 @pytest.mark.parametrize("wrong", [("--rounds", "0"), ("--count", "-1"), ("--json", "no/such/folder/x")])
 def test_what_can_not_work_is_refused_before_anything_is_measured(
     wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]

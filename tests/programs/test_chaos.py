@@ -10,6 +10,7 @@ import pytest_twisted
 
 from chaos import asking, jobs, joins, lives, nonsense, wakeups
 from chaos.bystanders import Bystanders
+from chaos.keyed import drawn
 from chaos.scenario import Scenario
 from tests.running import reactor
 from tests.support import sized
@@ -17,10 +18,32 @@ from tests.support import sized
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("seed", [4, 7, 19, 132][: sized(4, 1)])
-def test_what_is_lost_in_trouble_is_counted_exactly(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "keys"), [(4, False), (8, True), (7, True), (19, False), (132, True)][: sized(5, 2)])
+def test_what_is_lost_in_trouble_is_counted_exactly(seed: int, keys: bool) -> None:
     """When peers and connections break, every message is handled or counted, and no process hangs."""
-    Scenario(seed).play()
+    Scenario(seed, keys=keys).play()
+
+
+def test_the_seed_decides_about_keys_and_nothing_else_changes() -> None:
+    """A third of the seeds use keys, and the choice takes no number from the generator of the seed."""
+    assert 300 < sum(map(drawn, range(1_000))) < 370
+    chosen = []
+    for keys in (False, True):
+        scenario = Nothing(5, keys=keys)
+        scenario.play()
+        assert bool(scenario.ring) == keys
+        chosen.append(scenario.chance.random())
+    assert chosen[0] == chosen[1]
+
+
+class Nothing(Scenario):
+    """A scenario without processes."""
+
+    def perform(self) -> None:
+        pass
+
+    def judge(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize("kind", wakeups.REACTORS)
@@ -49,14 +72,27 @@ def test_nonsense_is_counted_once_and_reaches_no_handler() -> None:
     assert found["frames to the publisher"] > 0.05 * frames
 
 
-def test_broken_requests_and_replies_are_answered_and_reach_no_handler() -> None:
+@pytest.mark.parametrize("keys", [False, True])
+def test_broken_requests_and_replies_are_answered_and_reach_no_handler(keys: bool) -> None:
     """Broken frames of clients and servers call no handler with invalid data, and every request has one end."""
     frames = sized(40_000, 10_000)
-    found = asking.play(frames, seed=3)
+    found = asking.play(frames, seed=3, keys=keys)
+    assert found["keys"] == keys
     assert found["bad"] > 0.3 * found["requests"]
     assert found["answers"] > 0.5 * found["requests"]
     assert sum(found["ended"].values()) > 50
     assert found["faults"] == []
+
+
+@pytest.mark.parametrize(
+    ("seed", "topology", "trouble"),
+    [(1, "bound", "lie_beside"), (20, "several", "lie_in_place")][: sized(2, 1)],
+)
+def test_a_liar_with_an_unknown_key_is_not_heard(seed: int, topology: str, trouble: str) -> None:
+    """A liar whose key no process knows disturbs no publisher, whether it connects or takes A's place."""
+    play = Bystanders(seed, keys=True, topology=topology, trouble=trouble, watched=5.0, steady=True)
+    play.play()
+    assert play.strange
 
 
 @pytest.mark.parametrize(
