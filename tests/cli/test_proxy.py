@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 import zmq
@@ -76,6 +77,8 @@ def test_an_endpoint_that_cannot_be_opened_is_5() -> None:
         (("tcp://127.0.0.1:5559", "nonsense"), "has no transport"),
         (("tcp://127.0.0.1:5559", "tcp://127.0.0.1:5559"), "FRONT and BACK are both tcp://127.0.0.1:5559"),
         (("tcp://127.0.0.1:5559", "tcp://127.0.0.1:5560", "--send-queue", "0"), "--send-queue"),
+        (("tcp://127.0.0.1:5559", "tcp://127.0.0.1:5560", "--ipc-mode", "888"), "expected three octal digits"),
+        (("tcp://127.0.0.1:5559", "tcp://127.0.0.1:5560", "--ipc-mode", "7777"), "expected three octal digits"),
     ],
 )
 def test_a_usage_error_says_what_is_wrong(arguments: tuple[str, ...], reason: str) -> None:
@@ -83,6 +86,14 @@ def test_a_usage_error_says_what_is_wrong(arguments: tuple[str, ...], reason: st
     done = zroute("proxy", *arguments)
     assert done.returncode == 2
     assert reason in done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "mode"), [((), 0o600), (("--ipc-mode", "660"), 0o660)])
+def test_ipc_paths_have_the_mode_of_the_option(tmp_path: Path, arguments: tuple[str, ...], mode: int) -> None:
+    """Both ends have the mode from the command line, or 0600."""
+    paths = tmp_path / "front", tmp_path / "back"
+    with forwarding(*(f"ipc://{path}" for path in paths), *arguments):
+        assert [path.stat().st_mode & 0o777 for path in paths] == [mode, mode]
 
 
 def test_an_address_open_to_the_network_is_a_warning_and_json_has_the_counters() -> None:

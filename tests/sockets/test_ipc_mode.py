@@ -200,7 +200,8 @@ async def test_all_sockets_of_an_app_have_its_mode(tmp_path: Path, umask: int, w
 
 @pytest_twisted.ensureDeferred
 async def test_the_sockets_of_tools_are_for_their_owner(tmp_path: Path) -> None:
-    """A proxy, a lossless publisher and a connection of txZMQ's kind bind with the mode 0600."""
+    """A proxy and a lossless publisher bind with the mode 0600, and txZMQ's connections with that of the umask."""
+    umask = os.umask(0o027)
     proxy = Proxy(reactor, "proxy", print, max_message=MAX_MESSAGE, send_queue=SENT_MAX)
     front, back = Endpoint(f"ipc://{tmp_path}/front", bind=True), Endpoint(f"ipc://{tmp_path}/back", bind=True)
     proxy.open(front, back)
@@ -208,13 +209,14 @@ async def test_the_sockets_of_tools_are_for_their_owner(tmp_path: Path) -> None:
     lossless.open(f"bind:ipc://{tmp_path}/lossless")
     factory = ZmqFactory()
     ZmqPubConnection(factory, ZmqEndpoint("bind", f"ipc://{tmp_path}/txzmq"))
+    os.umask(umask)
     try:
         found = {path.name: mode(path) for path in tmp_path.iterdir()}
     finally:
         factory.shutdown()
         await proxy.close()
         await lossless.finish(0)
-    assert found == dict.fromkeys(("front", "back", "lossless", "txzmq"), 0o600)
+    assert found == {**dict.fromkeys(("front", "back", "lossless"), 0o600), "txzmq": 0o750}
 
 
 def test_a_lossless_publisher_that_listens_again_keeps_the_mode(tmp_path: Path, umask: int) -> None:

@@ -13,7 +13,7 @@ import click
 from zroute.cli.options import EndpointType, access_options
 from zroute.endpoints import Access, Endpoint
 from zroute.logs import FORMATS, LEVELS, set_up_logging
-from zroute.options import MAX_MESSAGE, SENT_MAX
+from zroute.options import IPC_MODE, MAX_MESSAGE, SENT_MAX
 from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED
 from zroute.stats import refusals
 
@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _log = logging.getLogger("zroute")
+
+
+class FileMode(click.ParamType):
+    """The mode of a file in octal digits, such as 660."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the mode as a number."""
+        try:
+            mode = int(value, 8)
+        except ValueError:
+            mode = -1
+        if not 0 <= mode <= 0o777:
+            self.fail(f"{value!r} is not the mode of a file: expected three octal digits, such as 660", param, ctx)
+        return mode
 
 
 @click.command("proxy")
@@ -44,6 +60,14 @@ _log = logging.getLogger("zroute")
     metavar="N",
     help="Maximum number of waiting messages per subscriber. The proxy drops further messages.",
 )
+@click.option(
+    "--ipc-mode",
+    type=FileMode(),
+    default=f"{IPC_MODE:o}",
+    show_default=True,
+    metavar="MODE",
+    help="Mode of bound ipc paths, such as 660, which decides who may connect.",
+)
 @access_options
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @click.option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
@@ -52,6 +76,7 @@ def command(
     back: Endpoint,
     max_message: int,
     send_queue: int,
+    ipc_mode: int,
     access: Access,
     log_level: str,
     log_format: str,
@@ -71,16 +96,20 @@ def command(
 
     set_up_logging(log_level, log_format)
     reactor = install_reactor(None)
-    forwarding = _Forwarding(reactor, click.get_current_context().command_path)
+    forwarding = _Forwarding(reactor, click.get_current_context().command_path, ipc_mode)
     signals = StopSignals(lambda: reactor.callFromThread(forwarding.stop), lambda number: os._exit(128 + number))
     run_reactor(reactor, signals, forwarding.start, (front, back), max_message, send_queue, access)
     raise SystemExit(forwarding.code)
 
 
 class _Forwarding:
-    """The run of a proxy. ``name`` is the first word of the log lines."""
+    """The run of a proxy.
 
-    def __init__(self, reactor: Any, name: str) -> None:
+    ``name`` is the first word of the log lines, and ``ipc_mode`` the mode of bound ipc paths.
+    """
+
+    def __init__(self, reactor: Any, name: str, ipc_mode: int) -> None:
+        self._ipc_mode = ipc_mode
         self.code = 0
         self._reactor = reactor
         self._name = name
@@ -95,7 +124,7 @@ class _Forwarding:
             self._reactor, self._name, self._failed, max_message=max_message, send_queue=send_queue, access=access
         )
         for end, side in ((proxy.front, "FRONT"), (proxy.back, "BACK")):
-            end.endpoint_option = side
+            end.endpoint_option, end.ipc_mode = side, self._ipc_mode
             if _log.isEnabledFor(logging.DEBUG):
                 end.watch(partial(_log.debug, "%s: %s %s", self._name, side))
         proxy.front.size_option, proxy.back.size_option = f"--max-message {max_message}", None

@@ -57,10 +57,10 @@ Without the lock, a bind of another thread could take the changed umask for that
 """
 
 
-def bind(zmq_socket: zmq.Socket[Any], address: str, mode: int = IPC_MODE) -> None:
+def bind(zmq_socket: zmq.Socket[Any], address: str, mode: int | None = IPC_MODE) -> None:
     """Bind a socket; replace a socket file at an ipc path only if it is unused.
 
-    ``mode`` is the mode of the socket file. It has no effect for other transports and for abstract names (``@…``),
+    ``mode`` is the mode of the socket file; None for that of the umask. It has no effect for other transports and for abstract names (``@…``),
     which have no file.
 
     Raises:
@@ -79,8 +79,11 @@ def bind(zmq_socket: zmq.Socket[Any], address: str, mode: int = IPC_MODE) -> Non
             _create(zmq_socket, address, mode)
 
 
-def _create(zmq_socket: zmq.Socket[Any], address: str, mode: int) -> None:
+def _create(zmq_socket: zmq.Socket[Any], address: str, mode: int | None) -> None:
     """Bind an ipc address, and set the mode of the socket file."""
+    if mode is None:
+        zmq_socket.bind(address)
+        return
     with _umask_changes:
         before = os.umask(_OWNER_ONLY)
         try:

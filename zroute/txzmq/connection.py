@@ -202,6 +202,7 @@ class ZmqConnection:
         self.endpoints: list[ZmqEndpoint] = []
         self.socket: zmq.Socket[Any] | None = socket
         self._connection = _Socket(factory.reactor, socket, self._deliver)
+        self._connection.ipc_mode = None  # as in txZMQ, whose programs may serve other users
         self._connection.owner = self
         self.fd = self.fileno()
         self.malformed = self.failed = 0
