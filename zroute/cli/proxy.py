@@ -25,7 +25,7 @@ __all__ = ["command"]
 _log = logging.getLogger("zroute")
 
 
-class FileMode(click.ParamType):
+class FileMode(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """The mode of a file in octal digits, such as 660."""
 
     name = "mode"

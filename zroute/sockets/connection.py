@@ -197,7 +197,7 @@ class Connection:
         self.endpoints: list[str] = []
         self.guard: Guard | None = None
         """Sets the keys of each endpoint, and may refuse to open it; None for sockets without a guard."""
-        self.ipc_mode: int | None = IPC_MODE
+        self.ipc_mode = IPC_MODE
         """The mode of the socket files of ipc paths that are bound from now on."""
         self._socket = socket
         self._recv = _recv.__get__(self._socket)

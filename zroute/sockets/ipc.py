@@ -60,8 +60,8 @@ Without the lock, a bind of another thread could take the changed umask for that
 def bind(zmq_socket: zmq.Socket[Any], address: str, mode: int | None = IPC_MODE) -> None:
     """Bind a socket; replace a socket file at an ipc path only if it is unused.
 
-    ``mode`` is the mode of the socket file; None for that of the umask. It has no effect for other transports and for abstract names (``@…``),
-    which have no file.
+    ``mode`` is the mode of the socket file; None for that of the umask. It has no effect for other transports and for
+    abstract names (``@…``), which have no file.
 
     Raises:
         zmq.ZMQError: EADDRINUSE if a program serves the ipc path, EEXIST if the file at the path is not a socket,

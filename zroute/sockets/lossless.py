@@ -221,7 +221,7 @@ def _closed(peer: socket.socket, deadline: float) -> bool:
     return False
 
 
-def _returned(endpoints: list[Endpoint], resets: list[str], ipc_mode: int | None) -> int:
+def _returned(endpoints: list[Endpoint], resets: list[str], ipc_mode: int) -> int:
     """Listen again for `_RETURN` seconds; return the number of hosts that reconnect."""
     waiting, deadline = list(resets), time.monotonic() + _RETURN
     with zmq.Context() as context, context.socket(zmq.XPUB) as again, again.get_monitor_socket() as monitor:

@@ -202,7 +202,6 @@ class ZmqConnection:
         self.endpoints: list[ZmqEndpoint] = []
         self.socket: zmq.Socket[Any] | None = socket
         self._connection = _Socket(factory.reactor, socket, self._deliver)
-        self._connection.ipc_mode = None  # as in txZMQ, whose programs may serve other users
         self._connection.owner = self
         self.fd = self.fileno()
         self.malformed = self.failed = 0
@@ -251,7 +250,7 @@ class ZmqConnection:
             self._connection.check()
             assert self.socket is not None
             if endpoint.type == ZmqEndpointType.bind:
-                bind(self.socket, endpoint.address)
+                bind(self.socket, endpoint.address, None)  # the umask decides who may connect, as in txZMQ
             else:
                 self.socket.connect(endpoint.address)
             self.endpoints.append(endpoint)
