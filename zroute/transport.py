@@ -433,6 +433,14 @@ class Transport(Protocol):
     def listen(self, patterns: Sequence[Pattern]) -> None:
         """Receive messages of these patterns instead of those of the last call."""
 
+    @property
+    def publisher(self) -> str | None:
+        """The name of the key of all publishers; None if there is none.
+
+        The default is for a transport without keys.
+        """
+        return None
+
     def name_peers(self, wanted: bool) -> None:
         """State the name of the peer's key in each frame if ``wanted`` is True.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_twisted
@@ -13,12 +14,13 @@ import zmq
 from tests.acceptance.test_keys import at
 from tests.keyed import Keys
 from tests.running import Mailbox, running, turns
+from tests.sockets.opened import Sockets
 from tests.support import free_endpoint
 from zroute import App, Envelope
-from zroute.endpoints import parse_ends
+from zroute.endpoints import Endpoint, parse_ends
 from zroute.messages.wire import NamedFrame
-from zroute.sockets.links import Links
-from zroute.sockets.origins import PeerNames
+from zroute.sockets.events import SocketEvent
+from zroute.sockets.pubsub import SubConnection
 from zroute.testing import TestApp
 
 LARGE = 20_000
@@ -70,7 +72,7 @@ async def test_one_endpoint_has_the_name_of_its_key(keys: Keys) -> None:
         async with running(app):
             assert await names(box, *TOPICS[:2]) == {topic: NAMES[topic] for topic in TOPICS[:2]}
             live: Any = app._live
-            assert not isinstance(live.run.transport.sub._recv, type(PeerNames.recv))
+            assert live.run.transport.sub._named is None
 
 
 @pytest_twisted.ensureDeferred
@@ -250,60 +252,150 @@ async def test_an_error_hook_and_a_middleware_see_the_name(keys: Keys) -> None:
 # -- parts that have to be certain -------------------------------------------------------------------------
 
 
-class _Frame(bytes):
-    """A frame of libzmq that arrived by a descriptor."""
+class _Frame:
+    """A frame of libzmq that arrived by a descriptor. Its sender may have chosen a name."""
 
-    fd = 7
-
-    @property
-    def bytes(self) -> bytes:
-        return bytes(self)
+    def __init__(self, chosen: str | None = None) -> None:
+        self._chosen = chosen
 
     def get(self, name: Any) -> Any:
-        if name == zmq.SRCFD:
-            return self.fd
+        """Return a property."""
+        if name == zmq.SRCFD.value:
+            return 7
+        if name == "User-Id" and self._chosen is not None:
+            return self._chosen
         raise zmq.ZMQError(zmq.EINVAL)
 
 
-def _link(links: Links, name: str, value: int, address: str) -> None:
-    from zroute.sockets.events import SocketEvent
+class Heard:
+    """A SUB socket with three endpoints, of which two have the same peer; the test invents their connections."""
 
-    links.seen(SocketEvent(name, address, value))
+    def __init__(self, sockets: Sockets) -> None:
+        self._sub = sockets.make(SubConnection, lambda parts: None)
+        ends = {"tcp://a:1": "north", "tcp://b:2": "south", "tcp://c:3": "north"}
+        for address, peer in ends.items():
+            self._sub._as_given[address] = Endpoint(address, bind=False, peer=peer)
+            self._sub.links.dial(address)
+
+    def event(self, name: str, address: str) -> None:
+        """Let a connection with the descriptor begin or end."""
+        self._sub.links.seen(SocketEvent(name, address, 7))
+
+    def read_all(self) -> None:
+        """Read to the last message."""
+        self._sub.links.read_all()
+
+    def sender(self, chosen: str | None = None) -> str | None:
+        """Return the name of the sender of a message."""
+        frame: Any = _Frame(chosen)
+        return cast("str | None", self._sub.sender_of(frame))
 
 
-def test_a_descriptor_that_was_used_again_gives_no_wrong_name() -> None:
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    """A `Heard`, which is closed after the test."""
+    sockets = Sockets()
+    yield Heard(sockets)
+    sockets.close()
+
+
+def test_a_descriptor_that_was_used_again_gives_no_wrong_name(heard: Heard) -> None:
     """While messages of an ended connection may be unread, a message has a name only if both have the same."""
-    links, names_of = Links(), {"tcp://a:1": "north", "tcp://b:2": "south", "tcp://c:3": "north"}
-    frames: list[Any] = [_Frame(b"x")]
+    heard.event("connected", "tcp://a:1")
+    assert heard.sender() == "north"
+    heard.event("disconnected", "tcp://a:1")
+    assert heard.sender() == "north", "the last messages of an ended connection"
+    heard.event("connected", "tcp://b:2")
+    assert heard.sender() is None
+    heard.read_all()
+    assert heard.sender() == "south"
+    heard.event("disconnected", "tcp://b:2")
+    heard.read_all()
+    heard.event("connected", "tcp://a:1")
+    heard.event("disconnected", "tcp://a:1")
+    heard.event("connected", "tcp://c:3")
+    assert heard.sender() == "north", "both connections have the same peer"
 
-    def recv(flags: int, copy: bool) -> Any:
-        if not frames:
-            raise zmq.Again
-        return frames.pop()
 
-    peers = PeerNames(recv, links, lambda: None, names_of.get, NamedFrame.of)
-    for address in names_of:
-        links.dial(address)
-    _link(links, "connected", 7, "tcp://a:1")
-    assert peers.recv(1).peer == "north"
-    _link(links, "disconnected", 7, "tcp://a:1")
-    frames.append(_Frame(b"x"))
-    assert peers.recv(1).peer == "north", "the last messages of an ended connection"
-    _link(links, "connected", 7, "tcp://b:2")
-    frames.append(_Frame(b"x"))
-    assert peers.recv(1).peer is None
-    with pytest.raises(zmq.Again):
-        peers.recv(1)
-    frames.append(_Frame(b"x"))
-    assert peers.recv(1).peer == "south"
-    _link(links, "disconnected", 7, "tcp://b:2")
-    with pytest.raises(zmq.Again):
-        peers.recv(1)
-    _link(links, "connected", 7, "tcp://a:1")
-    _link(links, "disconnected", 7, "tcp://a:1")
-    _link(links, "connected", 7, "tcp://c:3")
-    frames.append(_Frame(b"x"))
-    assert peers.recv(1).peer == "north", "both connections have the same peer"
+def test_a_publisher_can_not_choose_its_name(heard: Heard) -> None:
+    """On a connection that this side has opened, the peer can state a User-Id of its own."""
+    heard.event("connected", "tcp://a:1")
+    assert heard.sender("south") == "north"
+    heard.event("disconnected", "tcp://a:1")
+    heard.event("accepted", "tcp://me:9")
+    assert heard.sender("south") is None, "the message may be of the ended connection"
+    heard.read_all()
+    assert heard.sender("south") == "south", "here, only the handler of keys states the name"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replaced_endpoint_leaves_no_name_behind(keys: Keys) -> None:
+    """The messages of the new publisher never have the name of the old one."""
+    north, south = publishing(keys, "north"), publishing(keys, "south")
+    async with running(north), running(south):
+        app, box = naming(keys, at(north.addresses.pub[0], "north"))
+        async with running(app):
+            await names(box, *TOPICS[:2])
+            await app.remove_endpoints(sub=app.addresses.sub[0])
+            app.add_endpoints(sub=at(south.addresses.pub[0], "south"))
+            assert await names(box, *TOPICS[2:]) == {topic: NAMES[topic] for topic in TOPICS[2:]}
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_that_a_slow_handler_adds_gets_no_wrong_name(keys: Keys) -> None:
+    """The socket may deliver its messages in the same read; they then have no name."""
+    north, south = publishing(keys, "north"), publishing(keys, "south")
+    async with running(north), running(south):
+        app, box = App(sub=at(north.addresses.pub[0], "north"), **keys.of("hub")), Mailbox[tuple[str, str | None]]()
+
+        @app.subscribe(">")
+        def note(envelope: Envelope) -> None:
+            box.put((str(envelope.topic), envelope.peer))
+            if len(box.items) == 20:
+                app.add_endpoints(sub=at(south.addresses.pub[0], "south"))
+                time.sleep(0.5)
+
+        async with running(app):
+            found = await names(box, *TOPICS)
+            assert all(found[topic] <= NAMES[topic] | {None} for topic in TOPICS)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_hook_for_messages_without_a_route_sees_the_name(keys: Keys) -> None:
+    """Although no route takes an envelope."""
+    north, south = publishing(keys, "north"), publishing(keys, "south")
+    async with running(north), running(south):
+        ends = [at(north.addresses.pub[0], "north"), at(south.addresses.pub[0], "south")]
+        app, box = App(sub=ends, **keys.of("hub")), Mailbox[tuple[str, str | None]]()
+
+        @app.subscribe("*.nobody")
+        def never(body: str) -> None:
+            raise AssertionError
+
+        @app.on_unrouted
+        def note(envelope: Envelope) -> None:
+            box.put((str(envelope.topic), envelope.peer))
+
+        async with running(app):
+            assert await names(box, "small.north", "small.south") == {
+                "small.north": {"north"},
+                "small.south": {"south"},
+            }
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_connects_knows_the_name_of_the_requester(keys: Keys) -> None:
+    """The requester binds, and the endpoint of the server names its key."""
+    asking = App(req="bind:tcp://127.0.0.1:*", **keys.of("north"))
+    async with running(asking):
+        server = App(rep=f"connect:{at(asking.addresses.req[0], 'north')}", **keys.of("hub"))
+
+        @server.reply("who")
+        def who(envelope: Envelope) -> str | None:
+            return envelope.peer
+
+        async with running(server):
+            assert await asking.request("who", None, str) == "north"
 
 
 @pytest.mark.parametrize(
@@ -355,6 +447,19 @@ def test_a_test_states_the_peer() -> None:
         t.receive(b"news.a\0", peer="raw")
         t.receive(b"news.a", b'"x"', peer="raw")
         assert seen[5:] == ["raw", "raw"]
+
+
+def test_a_test_without_a_peer_has_no_name() -> None:
+    """Although all endpoints of the app have the same peer: the handler must refuse such a message."""
+    app, seen = App(sub="north@tcp://127.0.0.1:5555", keys="no.key_secret"), []
+
+    @app.subscribe("news.*")
+    def news(body: str, envelope: Envelope) -> None:
+        seen.append(envelope.peer)
+
+    with TestApp(app) as t:
+        t.publish("news.a", "x")
+        assert seen == [None]
 
 
 def test_a_frame_with_a_name_is_bytes() -> None:

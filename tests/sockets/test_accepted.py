@@ -16,7 +16,7 @@ from chaos.crowd import run
 from tests.support import Child
 from zroute.sockets import accepted
 from zroute.sockets.accepted import AcceptedConnections
-from zroute.sockets.descriptors import Identity
+from zroute.sockets.descriptors import Identity, Passed
 
 DESCRIPTORS = 80
 MOST = 60
@@ -28,6 +28,9 @@ class Listener:
 
     encrypts = False
     late = False
+    cost = 1
+    greeting = 1_000_000
+    alive: frozenset[int] = frozenset(range(1_000))
 
     def __init__(self, connections: AcceptedConnections) -> None:
         self._connections = connections
@@ -47,6 +50,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.received: dict[int, int] = {}
+        self.acknowledged: dict[int, int] = {}
         self.gone: set[int] = set()
 
 
@@ -60,7 +64,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """The system, which has `DESCRIPTORS` descriptors."""
     made = Kernel()
     monkeypatch.setattr(accepted, "_descriptors", lambda: DESCRIPTORS)
-    monkeypatch.setattr(accepted, "bytes_received", lambda fd, _: made.received.get(fd, 0))
+    monkeypatch.setattr(
+        accepted, "bytes_passed", lambda fd, _: Passed(made.acknowledged.get(fd, 0), made.received.get(fd, 0))
+    )
     monkeypatch.setattr(accepted, "is_open", lambda fd, _: fd not in made.gone)
     return made
 
@@ -78,7 +84,7 @@ def connections() -> Iterator[AcceptedConnections]:
 def fill(connections: AcceptedConnections, listener: Listener, ids: range, now: float = 0.0) -> None:
     """Accept connections whose descriptors are their ids."""
     for id in ids:
-        connections.admit(listener, id, id, identity(id), now)
+        connections.admit(listener, id, id, identity(id), now, 6.0)
 
 
 # -- which connection is closed ----------------------------------------------------------------------------
@@ -103,13 +109,45 @@ def test_a_connection_that_talks_is_never_closed_for_a_newer_one(
     assert len(listener.refused) == 200 - 10 - HALF_OPEN
 
 
-def test_with_keys_a_first_command_is_still_a_handshake(connections: AcceptedConnections, kernel: Kernel) -> None:
-    """A client that has sent its greeting and HELLO has shown no key yet."""
+def test_with_keys_a_handshake_ends_with_our_last_command(connections: AcceptedConnections, kernel: Kernel) -> None:
+    """What a client sends shows nothing: it may be the beginning of a long command."""
     listener = Listener(connections)
     listener.encrypts = True
-    kernel.received = {0: 266, 1: 267}
+    kernel.received = dict.fromkeys(range(100), 500)
+    kernel.acknowledged = {0: 234, 1: 235}
     fill(connections, listener, range(HALF_OPEN + 3))
     assert listener.refused == [0, 2]
+
+
+def test_without_bytes_the_handshakes_that_libzmq_reports_decide(
+    connections: AcceptedConnections, kernel: Kernel
+) -> None:
+    """Over ipc, the system does not tell the bytes; honest peers that come at the same time stay."""
+    listener = Listener(connections)
+    listener.greeting = 3
+    fill(connections, listener, range(MOST - 1))
+    assert not listener.refused
+
+
+def test_a_connection_that_has_sent_a_message_is_not_half_open(
+    connections: AcceptedConnections, kernel: Kernel
+) -> None:
+    """The socket tells it, whatever the system says."""
+    listener = Listener(connections)
+    fill(connections, listener, range(5))
+    for id in range(5):
+        connections.proved(listener, id)
+    fill(connections, listener, range(5, 5 + HALF_OPEN + 1))
+    assert listener.refused == [5]
+
+
+def test_a_connection_with_a_duplicate_counts_twice(connections: AcceptedConnections, kernel: Kernel) -> None:
+    """A lossless publisher holds two descriptors for each connection."""
+    listener = Listener(connections)
+    listener.cost = 2
+    kernel.received = dict.fromkeys(range(1000), 1000)
+    fill(connections, listener, range(MOST // 2 + 1))
+    assert listener.refused == [MOST // 2]
 
 
 def test_beyond_the_limit_the_newest_connection_is_closed(connections: AcceptedConnections, kernel: Kernel) -> None:
@@ -118,7 +156,7 @@ def test_beyond_the_limit_the_newest_connection_is_closed(connections: AcceptedC
     kernel.received = dict.fromkeys(range(1000), 1000)
     fill(connections, listener, range(MOST + 2))
     assert listener.refused == [MOST, MOST + 1]
-    assert f"{MOST} connections are open" in listener.reasons[0]
+    assert f"connections use {MOST} descriptors" in listener.reasons[0]
     connections.ended(listener, (3, 4))
     fill(connections, listener, range(500, 503))
     assert listener.refused == [MOST, MOST + 1, 502]
@@ -153,17 +191,37 @@ def test_connections_that_libzmq_has_cut_silently_do_not_count(
         fill(connections, listener, fds, now=round * 1.0)
         kernel.gone |= set(fds)
     assert not listener.refused
-    assert connections._number < 100
+    assert connections._used < 100
 
 
 def test_connections_in_their_handshake_are_found_by_host(connections: AcceptedConnections, kernel: Kernel) -> None:
-    """A connection of which nothing is known may be from any host."""
+    """A connection that has sent enough is included, because it may still wait for our decision."""
     listener = Listener(connections)
-    connections.admit(listener, 1, 1, identity(1, "10.0.0.1"), 0.0)
-    connections.admit(listener, 2, 2, identity(2, "10.0.0.2"), 0.0)
-    connections.admit(listener, 3, 3, None, 0.0)
-    kernel.received = {1: 1000}  # it may still wait for our decision
-    assert [each.id for each in connections.in_handshake(listener, "10.0.0.1")] == [1, 3]
+    connections.admit(listener, 1, 1, identity(1, "10.0.0.1"), 0.0, 6.0)
+    connections.admit(listener, 2, 2, identity(2, "10.0.0.2"), 0.0, 6.0)
+    kernel.received = {1: 1000}
+    assert list(connections.in_handshake(listener, "10.0.0.1")) == [1]
+
+
+def test_a_key_is_not_assigned_while_a_request_of_an_ended_connection_may_wait(
+    connections: AcceptedConnections, kernel: Kernel
+) -> None:
+    """For the time of a handshake after its end, the host is unclear; other hosts are not."""
+    listener = Listener(connections)
+    connections.note_unknown(listener, "10.0.0.1", 1.0, 6.0)
+    assert not connections.is_clear(listener, "10.0.0.1", 6.9)
+    assert connections.is_clear(listener, "10.0.0.2", 1.0)
+    assert connections.is_clear(listener, "10.0.0.1", 7.1)
+
+
+def test_too_many_hosts_make_all_hosts_unclear(connections: AcceptedConnections, kernel: Kernel) -> None:
+    """The number of noted hosts is bounded, and no key is assigned wrongly because of it."""
+    listener = Listener(connections)
+    for number in range(accepted._HOSTS + 1):
+        connections.note_unknown(listener, str(number), 1.0, 6.0)
+    assert len(connections._unclear) == 1
+    assert not connections.is_clear(listener, "10.0.0.1", 6.9)
+    assert connections.is_clear(listener, "10.0.0.1", 7.1)
 
 
 def test_a_fork_begins_without_connections(connections: AcceptedConnections, kernel: Kernel) -> None:
@@ -191,38 +249,43 @@ def test_one_lack_of_descriptors_closes_one_connection(connections: AcceptedConn
     assert listener.refused == [0, 1]
 
 
-def test_a_spare_descriptor_is_given_up_to_refuse_a_connection(
-    connections: AcceptedConnections, kernel: Kernel
+def test_a_descriptor_of_the_reserve_is_given_up_to_refuse_a_connection(
+    connections: AcceptedConnections, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If all others talk, the new connection is accepted and closed, and the descriptor is taken back."""
     listener = Listener(connections)
     kernel.received = dict.fromkeys(range(100), 1000)
     fill(connections, listener, range(5))
-    listener.late, spare = True, len(connections._spare)
+    reserve = len(connections._spare)
     connections.exhausted(0.0)
-    assert len(connections._spare) == spare - 1
+    assert len(connections._spare) == reserve - 1
     assert not listener.refused
+    monkeypatch.setattr(os, "open", _full)
     fill(connections, listener, range(5, 6))
     assert listener.refused == [5]
-    connections.ended(listener, (5,))
-    assert len(connections._spare) == spare
+    monkeypatch.undo()
+    connections.ended(listener, ())
+    assert len(connections._spare) == reserve
 
 
-def test_a_connection_without_a_free_descriptor_behind_it_is_closed(
+def _full(*_: object) -> int:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_while_the_reserve_is_not_complete_new_connections_are_closed(
     connections: AcceptedConnections, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last descriptor is not used up, so that libzmq does not have to refuse the next connection."""
+    """Connections that talk are never closed for newer ones, however long the lack of descriptors lasts."""
     listener = Listener(connections)
     kernel.received = dict.fromkeys(range(100), 1000)
     fill(connections, listener, range(5))
-
-    def full(fd: int) -> int:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr(os, "dup", full)
-    fill(connections, listener, range(5, 6))
-    assert listener.refused == [5]
-    assert listener.reasons == ["the process has no free descriptor"]
+    monkeypatch.setattr(os, "open", _full)
+    for round in range(20):
+        connections.exhausted(float(round))
+        fill(connections, listener, range(10 + round, 11 + round), now=float(round))
+    monkeypatch.undo()
+    assert listener.refused == list(range(10, 30))
+    assert set(listener.reasons) == {"the process has no free descriptor"}
 
 
 # -- real processes ----------------------------------------------------------------------------------------

@@ -196,6 +196,25 @@ async def test_a_half_open_connection_is_never_taken_for_that_of_a_key(hub: Hub)
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_request_of_an_ended_connection_names_no_other(hub: Hub) -> None:
+    """The connection ends while its request waits; the next one from the host must not get its name."""
+    handler: Any = hub.guard._handler
+    handler.pause()
+    alice = hub.call("alice", b"")
+    await turns(lambda: hub.names == ["?"])
+    await turns(lambda: handler.readable())
+    hub.clients.remove(alice)
+    alice.close()
+    await turns(lambda: hub.names == [])
+    bob = hub.call("bob", b"")
+    await turns(lambda: hub.names == ["?"])
+    handler.resume()
+    await turns(lambda: bob.outcome == "open")
+    assert hub.names == ["?"]
+    assert hub.router.end_accepted("bob") == 1
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_key_has_a_limited_number_of_connections(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

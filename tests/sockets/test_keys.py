@@ -181,6 +181,17 @@ def test_each_file_authorizes_one_key(peers: Path) -> None:
         known.key_of("eve")
 
 
+@pytest.mark.parametrize("name", ["", ".hidden", "a b", "a\nb", "a\udcff", "x" * 65])
+def test_a_file_whose_name_is_no_name_of_a_key_authorizes_no_key(peers: Path, name: str) -> None:
+    """The name would be that of the peer, which handlers may compare."""
+    copied = peers / f"{name}.key"
+    (peers / "alice.key").rename(copied)
+    faults: list[str] = []
+    known = PeerKeys(peers, faults.append)
+    assert [key.name for key in known] == ["bob"]
+    assert "is not a name of a key" in faults[0]
+
+
 def test_changes_are_seen_at_the_next_look(peers: Path) -> None:
     """Files that were added, removed, renamed and replaced."""
     known = PeerKeys(peers)

@@ -296,17 +296,19 @@ _FIELDS = {field.name: Envelope.__dict__[field.name].__set__ for field in attrs.
 _keep_source = _Undecoded.__dict__["_source"].__set__  # a frozen class refuses setattr()
 
 
-def lazy_envelopes(clock: Callable[[], float], peer: str | None = None) -> Callable[[Any], Envelope]:
+def lazy_envelopes(
+    clock: Callable[[], float], peer: Callable[[], str | None] | None = None
+) -> Callable[[Any], Envelope]:
     """Return a function that creates the `Envelope` of a valid message.
 
     The function takes a tuple of all parts, or a single frame. The envelope is decoded when a field is first read.
-    ``clock`` returns the time in Unix seconds. ``peer`` is the name of the peer for frames that do not state one.
+    ``clock`` returns the time in Unix seconds. ``peer`` returns the name of the peer for frames that do not state one.
     """
     new = Envelope.__new__
 
     def envelope(raw: Any) -> Envelope:
         made = new(Envelope)
-        _keep_source(made, (raw, clock(), peer))
+        _keep_source(made, (raw, clock(), peer and peer()))
         return made
 
     return envelope

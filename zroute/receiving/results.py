@@ -67,13 +67,14 @@ class _Failed:
     stats: RouteStats | JobStats
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Arrivals:
     """The facts about arriving messages that their frames do not contain.
 
     Attributes:
         wall: Returns the time in Unix seconds.
-        peer: The name of the key of all publishers. None if it is unknown, or if the frames state it.
+        peer: The name of the key of all publishers. None if it is unknown, or if the frames state it. The run sets it
+            to None before it adds an endpoint with another peer.
     """
 
     wall: Callable[[], float]
@@ -111,7 +112,7 @@ class Results:
         self._stats = stats
         self._arrivals, self._wall = arrivals, arrivals.wall
         self.context, self.resources = executor.context, executor.resources
-        self.envelope = lazy_envelopes(arrivals.wall, arrivals.peer)
+        self.envelope = lazy_envelopes(arrivals.wall, lambda: arrivals.peer)
         self._start = executor.start
         self._supply, self._emit, self._leave = executor.supply, executor.emit, executor.leave
         self._default = choices.codec

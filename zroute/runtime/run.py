@@ -212,13 +212,15 @@ class Run:
             observe=environment.observe,
         )
         wall = environment.wall
-        self._outcomes = results(Results, reading=self, arrivals=Arrivals(wall, ends.publisher))
+        self._arrivals = Arrivals(wall)
+        self._outcomes = results(Results, reading=self, arrivals=self._arrivals)
         replies = partial(results, ReplyResults, arrivals=Arrivals(wall))
         self._requests = RequestRun(plan, reactor, self._stats, replies)
         self._in_flight = (self._outcomes.unfinished, self._requests.unfinished)
         self.transport = environment.transport(
             TransportRequest(_options(plan), reactor, ends, self._stats, self._found, self._receive_stated)
         )
+        self._arrivals.peer = self.transport.publisher
         self._accounts = self.transport.accounts
         self._accounts.moved = lambda: self._table.forget_accounts()
         self._reports = ThrottledLog(_log, self.reactor)
@@ -452,7 +454,10 @@ class Run:
         changed = self.ends + ends
         self.plan.check_inproc(changed)
         self.plan.check_dead(self._table.routes, changed)
-        self.transport.add(ends)
+        try:
+            self.transport.add(ends)
+        finally:
+            self._arrivals.peer = self.transport.publisher  # before a message of these endpoints is read
         self.ends = changed
 
     def remove_endpoints(self, ends: Ends) -> Deferred[None]:
@@ -516,7 +521,8 @@ class Run:
             self._listen()
 
     def _listen(self) -> None:
-        self.transport.name_peers(any(route.sees_envelopes for route in self._table.routes))
+        sees = any(route.sees_envelopes for route in self._table.routes) or bool(self.plan.hooks.unrouted)
+        self.transport.name_peers(sees)
         self.transport.listen(self._table.patterns)
 
     def ready(self, publishers: int | None, timeout: float, *, state: bool) -> Deferred[None]:

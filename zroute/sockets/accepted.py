@@ -9,23 +9,26 @@ either. Peers could cause that with connections that send nothing. Therefore:
 - At most three quarters of the descriptors are used for accepted connections (`_SHARE`).
 - At most `_HALF_OPEN` connections, and at most a quarter of the limit, may be in their handshake. libzmq closes a
   connection whose handshake takes longer than HANDSHAKE_IVL.
-- If other parts of the process have used the remaining descriptors, a connection is closed for each new one. If there
-  is none to close, this module gives up a spare descriptor, so that libzmq can accept the new connection, and closes
-  that connection. This ends the busy loop.
+- Some descriptors are held in reserve. If they can't all be held, other parts of the process have used the rest, and a
+  connection is closed for each new one. If libzmq lacks a descriptor to accept a connection, one of the reserve is
+  given up, so that libzmq accepts the connection, which is then closed. This ends the busy loop.
 
 **Which connection is closed.** Beyond a limit, the oldest connection in its handshake is closed. The handshake of an
 honest peer takes milliseconds, so a flood of half-open connections hits itself. If no connection is in its handshake,
-the newest connection is closed. Connections that exchange messages are never closed for a newer one.
+the new connection is closed. A connection that has finished its handshake is never closed for a newer one.
 
 **What is known about a handshake.** libzmq reports the end of a handshake without a descriptor, and does not report
-some failed handshakes at all. So this module asks the system how many bytes a connection has received, but only when it
-looks for a connection to close. Over ipc, and on systems that do not tell, a connection counts as half-open for
-`_HANDSHAKE` seconds.
+some failed handshakes at all. Its events tell the number of unfinished handshakes, but not which ones. So this module
+asks the system for the bytes of a connection, but only when it looks for a connection to close: with keys, whether the
+peer has acknowledged more than our part of the handshake, which ends with the acceptance of its key; without keys,
+whether it has sent more than a greeting. Over ipc, and on systems that do not tell, a connection may be half-open until
+its time is over, or until it has sent a message.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 from collections.abc import Iterable, Iterator, Set
@@ -35,7 +38,7 @@ from typing import Any, Protocol
 import attrs
 from twisted.internet.selectreactor import SelectReactor
 
-from zroute.sockets.descriptors import Identity, bytes_received, is_open
+from zroute.sockets.descriptors import Identity, bytes_passed, is_open
 
 __all__ = ["ACCEPTED", "LACK", "Accepted", "AcceptedConnections", "Listening"]
 
@@ -51,11 +54,11 @@ _HALF_OPEN = 1_000
 PER_KEY = 1_000
 """The maximum number of connections of one key at one app. A larger group of programs can use several keys."""
 
-_HANDSHAKE = 6.0
-"""The time in seconds after which a connection is no longer in its handshake: HANDSHAKE_IVL and a second more."""
-
 _SPARE = 4
-"""The number of spare descriptors. One is enough, unless other threads take a freed descriptor first."""
+"""The number of descriptors in reserve. One is enough, unless other threads take a freed descriptor first."""
+
+_HOSTS = 10_000
+"""The maximum number of hosts for which the end of an unknown connection is noted."""
 
 _AGAIN = 0.1
 """The time in seconds for which further reports of the same lack of descriptors are ignored.
@@ -66,8 +69,8 @@ libzmq sends thousands of them until the connection is closed that was chosen.
 _GREETING = 64
 """The bytes that a ZMTP peer can send before the handshake (RFC 23)."""
 
-_HELLO = 202
-"""The size of the first command of a CURVE client (RFC 26). Only an answer to our reply follows it."""
+_WELCOME = 170
+"""The size of the first command of a CURVE server (RFC 26). Its next one accepts or refuses the key of the client."""
 
 LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """The errors of ``accept`` that leave the connection in the queue of the system (accept(2))."""
@@ -76,12 +79,23 @@ LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Listening(Protocol):
     """A socket that accepts connections."""
 
+    cost: int
+    """The number of descriptors of each connection."""
+
     def refuse(self, id: int, reason: str, remedy: str) -> None:
         """Close the connection with this id, and log the reason."""
 
     @property
     def encrypts(self) -> bool:
         """True if a handshake needs a key."""
+
+    @property
+    def greeting(self) -> int:
+        """The number of handshakes that have not ended, according to libzmq's events."""
+
+    @property
+    def alive(self) -> Set[int]:
+        """The ids of the connections, according to libzmq's events."""
 
 
 @attrs.frozen(eq=False)
@@ -92,31 +106,30 @@ class Accepted:
         socket: The socket that accepted the connection.
         id: The id of the connection in this socket.
         fd: The descriptor.
-        identity: The identity of the descriptor; None if it is unknown.
-        since: The time at which the connection began.
+        identity: The identity of the descriptor.
+        until: The time at which libzmq has ended an unfinished handshake.
     """
 
     socket: Listening
     id: int
     fd: int
-    identity: Identity | None
-    since: float
-
-    @property
-    def host(self) -> str | None:
-        """The host of the peer, as ZAP reports it; None over ipc."""
-        return None if self.identity is None else self.identity.host
+    identity: Identity
+    until: float
 
     @property
     def shook_hands(self) -> bool:
-        """True if the peer has sent more than an unfinished handshake."""
-        received = None if self.identity is None else bytes_received(self.fd, self.identity)
-        return received is not None and received > _GREETING + _HELLO * self.socket.encrypts
+        """True if the connection has surely finished its handshake, or, without keys, has sent a part of it."""
+        passed = bytes_passed(self.fd, self.identity)
+        if passed is None:
+            return False
+        if self.socket.encrypts:
+            return passed.acknowledged > _GREETING + _WELCOME
+        return passed.received > _GREETING
 
     @property
     def is_open(self) -> bool:
         """False if the connection has ended, even without an event of libzmq."""
-        return self.identity is None or is_open(self.fd, self.identity)
+        return is_open(self.fd, self.identity)
 
 
 class AcceptedConnections:
@@ -127,20 +140,22 @@ class AcceptedConnections:
 
     def __init__(self) -> None:
         self._all: dict[Listening, dict[int, Accepted]] = {}
-        self._number = 0
-        # Both are in the order of their beginning: connections of the last `_HANDSHAKE` seconds, and those of them that
-        # have not shown yet that they have finished their handshake.
+        self._used = 0
+        # Both are in the order of their beginning: connections whose time for a handshake is not over, and those of
+        # them that have not shown yet that they have finished their handshake.
         self._young: dict[Accepted, None] = {}
         self._half_open: dict[Accepted, None] = {}
+        # Until when a key can't be assigned at its handshake, by socket and host.
+        self._unclear: dict[tuple[Listening, str], float] = {}
+        self._all_unclear = -math.inf
         self._spare: list[int] = []
         self._began = False
-        self._reject = 0
-        self._acted = -_AGAIN
+        self._acted = self._compared = -_AGAIN
         self._freed = True
 
     @property
     def most(self) -> int:
-        """The maximum number of accepted connections."""
+        """The maximum number of descriptors for accepted connections."""
         return int(_descriptors() * _SHARE)
 
     @property
@@ -155,37 +170,37 @@ class AcceptedConnections:
         self._began = True
         self._refill()
 
-    def admit(self, socket: Listening, id: int, fd: int, identity: Identity | None, now: float) -> None:
-        """Record a new connection. If a limit is exceeded, close one."""
-        new = Accepted(socket, id, fd, identity, now)
+    def admit(self, socket: Listening, id: int, fd: int, identity: Identity, now: float, handshake: float) -> None:
+        """Record a new connection. If a limit is exceeded, close one.
+
+        ``handshake`` is the longest time of a handshake.
+        """
+        new = Accepted(socket, id, fd, identity, now + handshake)
         self._all.setdefault(socket, {})[id] = new
-        self._number += 1
+        self._used += socket.cost
         self._young[new] = self._half_open[new] = None
         self._expire(now)
-        if self._reject:
-            self._reject -= 1
-            self._close(new, *_NO_DESCRIPTOR)
         most = self.most
         half_open = min(_HALF_OPEN, most // 4)
         # `_oldest` forgets connections that have ended, so the second comparison may have another result.
-        if len(self._half_open) > half_open and (oldest := self._oldest()) and len(self._half_open) > half_open:
+        if self._greeting > half_open and (oldest := self._oldest(now)) and self._greeting > half_open:
             reason = f"more than {half_open} connections are in their handshake"
             self._close(oldest, reason, "find the peer that connects and sends nothing")
-        if not self._has_free():
-            self._close(self._oldest() or new, *_NO_DESCRIPTOR)
-        elif self._number > most:
-            victim = self._oldest() or new
-            if self._number > most:
-                reason = f"{most} connections are open, which is three quarters of the limit of descriptors"
+        if not self._refill():
+            self._close(self._oldest(now) or new, *_NO_DESCRIPTOR)
+        elif self._used > most:
+            self._compare(now)
+            victim = self._oldest(now) or new
+            if self._used > most:
+                reason = f"connections use {most} descriptors, which is three quarters of the limit"
                 self._close(victim, reason, "increase ulimit -n")
 
     def ended(self, socket: Listening, ids: Iterable[int]) -> None:
         """Forget connections that have ended."""
-        of = self._all.get(socket, {})
         for id in ids:
-            one = of.pop(id, None)
+            one = self._all.get(socket, {}).get(id)
             if one is not None:
-                self._drop(one)
+                self._forget(one)
         self._freed = True
         self._refill()
 
@@ -197,43 +212,67 @@ class AcceptedConnections:
         """Forget all connections of a socket that was closed."""
         self.keep(socket, frozenset())
         self._all.pop(socket, None)
+        for key in [key for key in self._unclear if key[0] is socket]:
+            del self._unclear[key]
 
     def forked(self) -> None:
         """Forget all connections, because they belong to the parent process."""
         self._all.clear()
         self._young.clear()
         self._half_open.clear()
-        self._number = 0
+        self._used = 0
+
+    def proved(self, socket: Listening, id: int) -> None:
+        """Record that a connection has sent a message."""
+        one = self._all.get(socket, {}).get(id)
+        if one is not None:
+            self._half_open.pop(one, None)
 
     def exhausted(self, now: float) -> None:
         """Close a connection, because libzmq lacks a descriptor for another one."""
         if not self._freed and now - self._acted < _AGAIN:
             return
         self._acted, self._freed = now, False
-        victim = self._oldest()
+        victim = self._oldest(now)
         if victim is not None:
             self._close(victim, *_NO_DESCRIPTOR)
         elif self._spare:
             os.close(self._spare.pop())
-            self._reject += 1
-        elif self._number:
-            newest = max((one for of in self._all.values() for one in of.values()), key=lambda one: one.since)
-            self._close(newest, *_NO_DESCRIPTOR)
 
-    def in_handshake(self, socket: Listening, host: str) -> Iterator[Accepted]:
-        """Yield the connections of ``socket`` that may be in their handshake.
-
-        The result contains the connections from ``host``, and those whose host is unknown.
-        """
+    def in_handshake(self, socket: Listening, host: str) -> Iterator[int]:
+        """Yield the connections of ``socket`` from ``host`` that may be in their handshake, by id."""
         for one in tuple(self._young):
-            if one.socket is socket and (one.identity is None or one.host == host):
-                yield one
+            if one.socket is socket and one.identity.host == host:
+                yield one.id
 
-    def _oldest(self) -> Accepted | None:
+    def note_unknown(self, socket: Listening, host: str, now: float, handshake: float) -> None:
+        """Record that a connection from a host has ended whose key was unknown.
+
+        A request about its key may still wait for an answer, so a key from this host can't be assigned to another
+        connection before the time for a handshake is over.
+        """
+        if len(self._unclear) >= _HOSTS:
+            self._unclear.clear()
+            self._all_unclear = now + handshake
+        self._unclear[socket, host] = now + handshake
+
+    def is_clear(self, socket: Listening, host: str, now: float) -> bool:
+        """Return True if no request about a key can wait for an answer from an ended connection."""
+        if self._unclear.get((socket, host), -math.inf) <= now:
+            self._unclear.pop((socket, host), None)
+            return now >= self._all_unclear
+        return False
+
+    @property
+    def _greeting(self) -> int:
+        """The number of unfinished handshakes, which is at most the number of connections that may have one."""
+        return min(len(self._half_open), sum(socket.greeting for socket in self._all))
+
+    def _oldest(self, now: float) -> Accepted | None:
         """Return the oldest connection in its handshake."""
         for one in tuple(self._half_open):
             if not one.is_open:
-                self._forget(one)
+                self._forget(one, now)
             elif one.shook_hands:
                 del self._half_open[one]
             else:
@@ -241,18 +280,25 @@ class AcceptedConnections:
         return None
 
     def _expire(self, now: float) -> None:
-        while self._young and now - (oldest := next(iter(self._young))).since > _HANDSHAKE:
+        while self._young and (oldest := next(iter(self._young))).until < now:
             del self._young[oldest]
             self._half_open.pop(oldest, None)
             if not oldest.is_open:
-                self._forget(oldest)
+                self._forget(oldest, now)
 
-    def _forget(self, one: Accepted) -> None:
+    def _compare(self, now: float) -> None:
+        """Forget connections that have ended without an event; at most once a second."""
+        if now - self._compared >= 1.0:
+            self._compared = now
+            for socket in tuple(self._all):
+                self.keep(socket, socket.alive)
+
+    def _forget(self, one: Accepted, now: float | None = None) -> None:
+        """Forget a connection. With ``now``, it has ended without an event, so its key is unknown."""
         if self._all.get(one.socket, {}).pop(one.id, None) is not None:
-            self._drop(one)
-
-    def _drop(self, one: Accepted) -> None:
-        self._number -= 1
+            self._used -= one.socket.cost
+            if now is not None and one.identity.host is not None:
+                self.note_unknown(one.socket, one.identity.host, now, max(one.until - now, 0.0))
         self._young.pop(one, None)
         self._half_open.pop(one, None)
 
@@ -260,19 +306,12 @@ class AcceptedConnections:
         self._half_open.pop(one, None)
         one.socket.refuse(one.id, reason, remedy)
 
-    def _has_free(self) -> bool:
-        """Return True if the process has a free descriptor."""
-        try:
-            os.close(os.dup(self._spare[0] if self._spare else 0))
-        except OSError as error:
-            return error.errno not in LACK
-        return True
-
-    def _refill(self) -> None:
-        """Open the spare descriptors, as many as possible."""
+    def _refill(self) -> bool:
+        """Hold all descriptors of the reserve; return False if the process has too few."""
         with suppress(OSError):
-            while len(self._spare) + self._reject < _SPARE:
+            while len(self._spare) < _SPARE:
                 self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        return len(self._spare) >= _SPARE
 
 
 _NO_DESCRIPTOR = ("the process has no free descriptor", "increase ulimit -n, or find what keeps files open")

@@ -305,7 +305,7 @@ class CurveGuard:
             self._reports("full", f"{self._name}: refused connections", logging.WARNING, text, *facts)
             return FULL
         found = [(socket, id) for socket in sockets for id in socket.unnamed(host)]
-        if len(found) == 1:
+        if len(found) == 1 and all(socket.is_clear(host) for socket in sockets):
             socket, id = found[0]
             socket.name(id, name)
         return name

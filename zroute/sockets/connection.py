@@ -113,6 +113,9 @@ class Guarded(Protocol):
     def unnamed(self, host: str) -> list[int]:
         """Return up to two new connections from ``host`` whose key is unknown, by id."""
 
+    def is_clear(self, host: str) -> bool:
+        """Return True if no request about a key can wait for an ended connection from ``host``."""
+
     def name(self, id: int, name: str) -> None:
         """Record the key of a connection."""
 

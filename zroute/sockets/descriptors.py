@@ -24,16 +24,16 @@ from typing import Any
 
 import attrs
 
-__all__ = ["Identity", "bytes_received", "identify", "is_open", "shut_down"]
+__all__ = ["Identity", "Passed", "bytes_passed", "identify", "is_open", "shut_down"]
 
 
 _CHUNK = 1 << 16
 """The number of bytes per read while received data is discarded."""
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None)
-_BYTES_RECEIVED = Struct("=Q")
-_BYTES_RECEIVED_AT = 128
-"""The place of ``tcpi_bytes_received`` in ``struct tcp_info`` of Linux 4.1 and later (linux/tcp.h)."""
+_BYTES = Struct("=QQ")
+_BYTES_AT = 120
+"""The place of ``tcpi_bytes_acked`` and ``tcpi_bytes_received`` in ``struct tcp_info`` (linux/tcp.h, Linux 4.1)."""
 
 
 @attrs.frozen
@@ -111,18 +111,30 @@ def is_open(fd: int, identity: Identity) -> bool:
     return False
 
 
-def bytes_received(fd: int, identity: Identity) -> int | None:
-    """Return how many bytes a connection has received since it began.
+@attrs.frozen
+class Passed:
+    """The bytes of a connection since it began.
+
+    Attributes:
+        acknowledged: The number of bytes that this side has sent and the peer has acknowledged.
+        received: The number of bytes that this side has received.
+    """
+
+    acknowledged: int
+    received: int
+
+
+def bytes_passed(fd: int, identity: Identity) -> Passed | None:
+    """Return how many bytes have passed over a connection.
 
     The result is None over ipc, if the connection has ended, and on systems other than Linux.
     """
     with suppress(OSError), _copy(fd) as copy:
         if _TCP_INFO is not None and _identity(copy) == identity and identity.host is not None:
-            size = _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size
+            size = _BYTES_AT + _BYTES.size
             info = copy.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, size)
             if len(info) == size:
-                received: int = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)[0]
-                return received
+                return Passed(*_BYTES.unpack_from(info, _BYTES_AT))
     return None
 
 

@@ -163,6 +163,7 @@ class WorkConnection:
         """
         dealer = DealerConnection(self._reactor, self._received, context=self._context, **self._options)
         dealer.log.name, dealer.endpoint_option, dealer.guard = self._name, "work=", self.guard
+        dealer.names_sender = self._endpoint.bind  # otherwise, the endpoint states the name
         dealer.size_option = "App(limits=Limits(max_message=…))"
         try:
             dealer.watch(lambda event: self._seen(dealer, event))

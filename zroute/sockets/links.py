@@ -246,6 +246,11 @@ class Links:
         return len(self.ready)
 
     @property
+    def greeting(self) -> int:
+        """The number of connections in their handshake."""
+        return sum(map(len, self._greeting.values()))
+
+    @property
     def alive(self) -> frozenset[int]:
         """The ids of all connections, including those in their handshake."""
         return frozenset(self._links)

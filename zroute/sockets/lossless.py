@@ -93,6 +93,8 @@ class LosslessPubConnection(XPubConnection):
     ZeroMQ context.
     """
 
+    cost = 2  # libzmq's descriptor, and the duplicate
+
     def __init__(self, reactor: Any, on_change: Callable[[bytes, bool], None] | None = None) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
         super().__init__(reactor, on_change, context=self._context)

@@ -89,7 +89,8 @@ class Origins:
 def user_id(frame: zmq.Frame) -> str | None:
     """Return the name of the key of a peer that connected to us, or None.
 
-    The ZAP handler gives the name to libzmq, which adds it to each frame of the connection.
+    The ZAP handler gives the name to libzmq, which adds it to each frame of the connection. On a connection that this
+    side has opened, the peer itself could choose the name, so ask only for accepted connections.
     """
     try:
         return str(frame.get("User-Id")) or None
@@ -100,16 +101,10 @@ def user_id(frame: zmq.Frame) -> str | None:
 class PeerNames:
     """Reads parts, and states the name of the peer's key in each of them.
 
-    libzmq states the name only for peers that connected to us. For an endpoint to which this side connects, the name is
-    that of the endpoint. After each part, the events of connections are read. The event that announces a descriptor
-    comes before the first part of the connection, so the endpoint is never that of an older connection. If connections
-    to several endpoints had the same descriptor, the name is None.
-
     Args:
         recv: Reads a part.
         links: The connections.
-        look: Processes the events that have arrived.
-        name_of: Returns the name of the peer at an endpoint.
+        sender_of: Returns the name of the key of the peer that sent a frame; see `PersistentConnection.sender_of`.
         named: Returns a part with the name of its peer.
     """
 
@@ -117,14 +112,12 @@ class PeerNames:
         self,
         recv: Callable[[int, bool], Any],
         links: Links,
-        look: Callable[[], None],
-        name_of: Callable[[str], str | None],
+        sender_of: Callable[[zmq.Frame], str | None],
         named: Callable[[bytes, str | None], bytes],
     ) -> None:
         self._recv = recv
         self._links = links
-        self._look = look
-        self._name_of = name_of
+        self._sender_of = sender_of
         self._named = named
 
     def recv(self, flags: int, copy: bool = True) -> bytes:
@@ -137,16 +130,4 @@ class PeerNames:
         except zmq.Again:
             self._links.read_all()
             raise
-        return self._named(frame.bytes, self._name(frame))
-
-    def _name(self, frame: zmq.Frame) -> str | None:
-        name = user_id(frame)
-        if name is not None:
-            return name
-        try:
-            fd = frame.get(_SRCFD)
-        except zmq.ZMQError:  # a part over inproc has no descriptor
-            return None
-        self._look()
-        names = {None if each is None else self._name_of(each) for each in self._links.endpoints_at(fd)}
-        return names.pop() if len(names) == 1 else None
+        return self._named(frame.bytes, self._sender_of(frame))

@@ -18,7 +18,6 @@ from zroute.functions import name_of
 from zroute.logs import printable
 from zroute.options import IPC_MODE, LINGER_DRAIN, MAX_PARTS, SocketOptions, socket_options, with_options
 from zroute.sockets.connection import make_socket
-from zroute.sockets.origins import user_id
 from zroute.sockets.persistent import PersistentConnection
 from zroute.throttle import ThrottledLog
 
@@ -54,6 +53,8 @@ class PartsConnection(PersistentConnection):
     """
 
     kind: ClassVar[int]
+    names_sender: bool = False
+    """True to find out which key has sent each message, if the socket has keys."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class PartsConnection(PersistentConnection):
         self.ipc_mode = options.get("ipc_mode", IPC_MODE)
         self.received = self.malformed = self.failed = 0
         self.sender: str | None = None
-        """The name of the key of the peer that sent the current message, if the peer connected to us with a key."""
+        """The name of the key of the peer that sent the current message, if ``names_sender`` is True."""
         self._linger = options.get("linger", LINGER_DRAIN)
         self._on_message = on_message
         self._reports = ThrottledLog(_log, reactor)
@@ -89,8 +90,9 @@ class PartsConnection(PersistentConnection):
             self._reports.close()
 
     def _drain(self, recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
-        on_message, dontwait = self._on_message, zmq.DONTWAIT.value
+        on_message, dontwait, self.sender = self._on_message, zmq.DONTWAIT.value, None
         accepts = self.guard is not None and self.guard.secure and len(self.endpoints) > len(self.dialled)
+        names = self.names_sender and self.encrypts
         if accepts:
             self._read_events()  # a descriptor may belong to another connection by now
             if self.closed:
@@ -99,12 +101,13 @@ class PartsConnection(PersistentConnection):
             try:
                 frame = recv(dontwait, False)  # asking the frame for ``more`` costs a third less than asking the socket
             except zmq.Again:
-                if accepts:
+                if accepts or names:
                     self.links.read_all()
                 raise
             if accepts:
                 self.learn(frame)
-                self.sender = user_id(frame)
+            if names:
+                self.sender = self.sender_of(frame)
             parts = all_parts(frame, recv, dontwait) if frame.more else [frame.bytes]
             self.received += 1
             try:

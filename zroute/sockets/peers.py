@@ -22,7 +22,7 @@ import attrs
 
 from zroute.errors import KeyFileError
 from zroute.logs import did_you_mean
-from zroute.sockets.keys import PUBLIC, Key, read_public, writable_by_others
+from zroute.sockets.keys import PUBLIC, Key, check_name, read_public, writable_by_others
 
 __all__ = ["Changed", "PeerKeys"]
 
@@ -94,6 +94,7 @@ class PeerKeys:
         self._keys, faults = {}, set()
         for name, *_ in files:
             try:
+                check_name(name.removesuffix(PUBLIC))
                 key = read_public(self.path / name, self._writers)
             except KeyFileError as error:
                 faults.add(str(error))

@@ -16,6 +16,7 @@ The time at which the connection ends shows the kind of error:
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -59,6 +60,7 @@ _FITTING = {
 
 _SRCFD = zmq.MessageOption.SRCFD.value
 _REST_AFTER = 0.03  # seconds; less than the 0.1 s after which libzmq reconnects (RECONNECT_IVL)
+_MARGIN = 1.0  # seconds between the end of a handshake by libzmq and the time when it is over for sure
 _GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq reports each attempt as soon as it is planned
 
 
@@ -68,6 +70,9 @@ class PersistentConnection(Connection):
     The endpoints stay connected until `disconnect` or `close`. ``links`` contains the connections while the socket is
     watched or has connected to an endpoint. ``log`` logs the connections that this side opens.
     """
+
+    cost: int = 1
+    """The number of descriptors of each accepted connection."""
 
     def __init__(self, reactor: Any, socket: zmq.Socket[Any], receive: Receive) -> None:
         super().__init__(reactor, socket, receive)
@@ -84,6 +89,7 @@ class PersistentConnection(Connection):
         self.keys: dict[int, str] = {}
         """The names of the keys of accepted connections, as far as they are known, by id."""
         self._number_of: Counter[str] = Counter()  # the connections of each key in `keys`
+        self._handshake = math.inf  # the time in seconds after which libzmq has ended an unfinished handshake
         self._sure: set[int] = set()  # connections whose frames have told their key
         self._as_given: dict[str, Endpoint] = {}
         self._revoked: set[str] = set()  # endpoints whose connection is being closed, because the key was revoked
@@ -108,6 +114,8 @@ class PersistentConnection(Connection):
             if not endpoint.address.startswith("inproc://"):
                 self._follow()
                 ACCEPTED.begin(self._reactor)
+                limit = int(self._socket.get(zmq.SocketOption.HANDSHAKE_IVL)) / 1000
+                self._handshake = limit + _MARGIN if limit else math.inf
             return super().open(endpoint)
         self._follow()
         address = super().open(endpoint)
@@ -193,6 +201,16 @@ class PersistentConnection(Connection):
         return not self.closed and identity is not None and shut_down(link.fd, identity, discard=discard)
 
     @property
+    def greeting(self) -> int:
+        """The number of unfinished handshakes, according to libzmq's events."""
+        return self.links.greeting
+
+    @property
+    def alive(self) -> frozenset[int]:
+        """The ids of all connections."""
+        return self.links.alive
+
+    @property
     def encrypts(self) -> bool:
         """True if a peer that connects needs a key."""
         return self.guard is not None and self.guard.secure
@@ -220,11 +238,32 @@ class PersistentConnection(Connection):
                 link = self.links.at(fd)
             if link is not None and link.endpoint is None and link.id not in self._sure and not link.doubtful:
                 self._sure.add(link.id)
+                ACCEPTED.proved(self, link.id)
                 name = user_id(frame) or ""
                 if self.keys.get(link.id) != name:
                     self.name(link.id, name)
         except zmq.ZMQError:  # over inproc, a frame has neither
             return
+
+    def sender_of(self, frame: zmq.Frame) -> str | None:
+        """Return the name of the key of the peer that sent a frame, or None.
+
+        libzmq tells the descriptor of a frame, and for an accepted connection also the name. For an endpoint to which
+        this side connects, the name is that of the endpoint. The events of connections are read first: the event that
+        announces a descriptor comes before the first frame, so the endpoint is never that of an older connection. The
+        name is None over inproc, and if connections with different peers have had the descriptor.
+        """
+        try:
+            fd = frame.get(_SRCFD)
+        except zmq.ZMQError:
+            return None
+        self._read_events()
+        endpoints = self.links.endpoints_at(fd)
+        if endpoints == {None}:
+            self.learn(frame)
+            return user_id(frame)
+        names = {None if each is None else self.peer_at(each) for each in endpoints}
+        return names.pop() if len(names) == 1 else None
 
     def connections_of(self, name: str) -> int:
         """Return the number of accepted connections that are known to have a key."""
@@ -234,7 +273,11 @@ class PersistentConnection(Connection):
         """Return up to two new connections from ``host`` whose key is unknown, by id."""
         self._read_events()
         found = ACCEPTED.in_handshake(self, host)
-        return [each.id for each in islice((each for each in found if each.id not in self.keys and each.is_open), 2)]
+        return list(islice((id for id in found if id not in self.keys), 2))
+
+    def is_clear(self, host: str) -> bool:
+        """Return True if no request about a key can wait for an ended connection from ``host``."""
+        return ACCEPTED.is_clear(self, host, self._reactor.seconds())
 
     def name(self, id: int, name: str) -> None:
         """Record the key of a connection."""
@@ -380,10 +423,11 @@ class PersistentConnection(Connection):
 
     def _accepted(self, link: Link) -> None:
         identity = identify(link.fd, link.address, accepted=True)
-        if identity is not None:
-            self._identities[link.id] = identity
-        if not self.closed:
-            ACCEPTED.admit(self, link.id, link.fd, identity, self._reactor.seconds())
+        if identity is None or self.closed:  # the connection has ended
+            return
+        self._identities[link.id] = identity
+        if not link.address.startswith("inproc://"):
+            ACCEPTED.admit(self, link.id, link.fd, identity, self._reactor.seconds(), self._handshake)
 
     def _note(self, event: SocketEvent, endpoint: str, link: Link | None) -> None:
         """Log an event of a dialled endpoint."""
@@ -409,7 +453,9 @@ class PersistentConnection(Connection):
             self.links.learn(link, identity.text or link.address)
 
     def _disconnected(self, link: Link) -> None:
-        self._identities.pop(link.id, None)
+        identity = self._identities.pop(link.id, None)
+        if link.endpoint is None and identity is not None and identity.host is not None and link.id not in self.keys:
+            ACCEPTED.note_unknown(self, identity.host, self._reactor.seconds(), self._handshake)
         self._unname((link.id,))
         self._sure.discard(link.id)
         ACCEPTED.ended(self, (link.id,))

@@ -138,7 +138,7 @@ class SubConnection(PartsConnection):
     def _choose_recv(self) -> None:
         recv = _recv.__get__(self._socket) if self.origins is None else self.origins.recv
         if self._named is not None:
-            recv = PeerNames(recv, self.links, self._read_events, self.peer_at, self._named).recv
+            recv = PeerNames(recv, self.links, self.sender_of, self._named).recv
         self._recv = recv
 
     def _connected(self, link: Link) -> None:

@@ -64,6 +64,7 @@ class _ReplySocket(SendingConnection):
 
     kind: ClassVar[int] = zmq.ROUTER
     binds: ClassVar[bool] = True
+    names_sender = True
 
     def __init__(
         self, reactor: Any, stats: Stats, on_request: Callable[[Asked], object], context: Any, options: SocketOptions

@@ -265,6 +265,8 @@ class MemoryTransport:
         prefix, whole = pattern.subscription, not pattern.captures
         return any(prefix.startswith(each) or (not whole and each.startswith(prefix)) for each in self._subscriptions)
 
+    publisher = None
+
     def name_peers(self, wanted: bool) -> None:
         """Do nothing, because the messages of a test state their peers."""
 

@@ -67,6 +67,7 @@ class ZmqTransport(SocketPair):
         self._stated = StatedSockets(request)
         self._jobs = JobSockets(request)
         self.hand_out, self.take_jobs = self._jobs.hand_out, self._jobs.take_jobs
+        self._publisher = request.ends.publisher
         self._listening = self._names_peers = False
         self._ends = request.ends
         self._is_open = False
@@ -170,10 +171,15 @@ class ZmqTransport(SocketPair):
         if self._recognised:
             self.accounts.listen(self, minimal_cover(pattern.subscription for pattern in patterns))
 
+    @property
+    def publisher(self) -> str | None:
+        """The name of the key of all publishers; None once an endpoint with another peer was added."""
+        return self._publisher
+
     def name_peers(self, wanted: bool) -> None:
         """State the name of the peer's key in each frame, unless all keys are equal."""
         self._names_peers = wanted
-        names = wanted and self._curve is not None and self._ends.publisher is None
+        names = wanted and self._curve is not None and self._publisher is None
         for reader in self.readers:
             reader.name_peers(NamedFrame.of if names else None)
 
@@ -283,6 +289,10 @@ class ZmqTransport(SocketPair):
         if self.guard is not None:
             for endpoint in ends:
                 self.guard.check(endpoint)  # here, because the look-up of a host name would only log the fault
+        if any(endpoint.bind or endpoint.peer != self._publisher for endpoint in ends.sub):
+            # Before the endpoint is opened. For good, because messages of earlier endpoints may be unread.
+            self._publisher = None
+            self.name_peers(self._names_peers)
         opened: list[tuple[Callable[[Endpoint, str], None], Endpoint, str]] = []
         try:
             for endpoint in ends.sub:
@@ -297,7 +307,6 @@ class ZmqTransport(SocketPair):
             raise
         before = self._ends
         self._ends += ends
-        self.name_peers(self._names_peers)
         for level, text in self._lines(self._resolved(before)):
             _log.log(level, "%s", text)
         if any(endpoint.address.startswith("inproc://") for endpoint in ends.sub):
