@@ -115,8 +115,8 @@ class Stats:
     - ``epochs``: runs of publishers from which messages arrived.
     - ``joins``: answers of publishers to a join. ``join_retries``: joins that were sent again.
     - ``peers``: publishers that are connected now.
-    - ``refused``: connections that were refused because their key is not authorized (with ``keys=``). The last line of
-      the log calls them ``connections_refused``.
+    - ``refused``: connections that were refused, because their key is not authorized (with ``keys=``) or because of a
+      limit. The last line of the log calls them ``connections_refused``.
     - ``handshakes_failed``: connections that failed for another reason, for example because the peer has no keys.
     - ``negative_ages``: messages from a publisher whose clock is ahead, on routes that skip stale messages.
 
