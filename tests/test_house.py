@@ -33,17 +33,18 @@ LAW = {
     "jobs": "ground messages transport publishing",
     "declarations": "ground messages publishing jobs requests",
     "receiving": "ground messages transport publishing declarations jobs requests",
-    "planning": "ground messages publishing declarations receiving jobs requests",
+    "planning": "ground messages publishing declarations receiving jobs requests nats",
     "requests": "ground messages publishing",
     "transport": "ground messages requests",
     "sockets": "ground transport requests",
     "txzmq": "ground sockets requests",
-    "transports": "ground messages receiving requests sockets transport",
+    "transports": "ground messages receiving requests sockets transport nats",
+    "nats": "ground messages publishing receiving requests transport",
     "runtime": "ground messages publishing jobs declarations receiving planning requests transport transports",
-    "app": "ground messages publishing declarations receiving planning requests sockets runtime",
+    "app": "ground messages publishing declarations receiving planning requests sockets runtime nats",
     "testing": "ground messages declarations publishing jobs receiving planning requests transport runtime app",
     "pytest_plugin": "testing",
-    "cli": "ground messages publishing declarations receiving planning requests sockets runtime app testing",
+    "cli": "ground messages publishing declarations receiving planning requests sockets runtime app testing nats",
     "__main__": "ground runtime cli",
 }
 """The rooms that each room may import from, at any time. A room is a folder or a stand-alone module; the ground is
@@ -70,6 +71,7 @@ MORE_PARAMETERS = {
     "zroute.declarations.records.HandlerOptions": "each is an option of a handler, given by keyword",
     "zroute.stats.RouteStats": "public: each is a counter, and all begin at zero",
     "zroute.stats.JobStats": "public: each is a counter, and all begin at zero",
+    "zroute.nats.client.ClientOptions": "each is an option of a connection, given by keyword",
     "zroute.messages.wire.Envelope": "public: users make one to call a hook of theirs in a test",
 }
 """The classes with more parameters, and the reason for each."""
@@ -174,6 +176,7 @@ def test_the_folders_that_only_hold_modules_hold_no_code() -> None:
         "planning",
         "runtime",
         "sockets",
+        "nats",
         "transports",
     ):
         assert len(parsed(wing).body) == 1
@@ -182,6 +185,11 @@ def test_the_folders_that_only_hold_modules_hold_no_code() -> None:
 def test_only_the_sockets_know_zeromq() -> None:
     """The core can be used and tested without a socket."""
     assert importers("zmq", but=("sockets", "txzmq", "runtime", "cli")) == []
+
+
+def test_one_module_knows_nats_py() -> None:
+    """The private names of nats-py concern one module; all others can be read without them."""
+    assert importers("nats") + importers("nkeys") == ["nats.links"] * 2
 
 
 def test_only_the_runner_touches_the_global_reactor() -> None:

@@ -21,7 +21,7 @@ from zroute.declarations.limits import DEFAULT_LIMITS, Limits, check_limits, che
 from zroute.declarations.options import ROUTE_DEFAULTS, RouteOptions, complete, moved, takes
 from zroute.declarations.records import Hook, Hooks
 from zroute.declarations.routes import Routes, check_attached, coalescing, make_route
-from zroute.endpoints import Endpoint, EndpointOptions, Ends, ResolvedAddresses, parse_access, parse_ends
+from zroute.endpoints import SIDES, Endpoint, EndpointOptions, Ends, ResolvedAddresses, parse_access, parse_ends
 from zroute.errors import (
     EncodeError,
     EndpointError,
@@ -38,6 +38,7 @@ from zroute.messages.frames import Frames, stated_form
 from zroute.messages.schema import check_types
 from zroute.messages.topics import Pattern, topic_bytes
 from zroute.messages.wire import WIRES, Envelope, Wire
+from zroute.nats.servers import parse_cluster
 from zroute.options import DRAIN_TIMEOUT, REQUEST_TIMEOUT, STREAM_QUEUE, NetworkOptions
 from zroute.planning.compiler import compile_routes, refuse_dead
 from zroute.planning.plan import Addresses, Live, Plan, ReactorKind, RunningApp
@@ -126,6 +127,9 @@ class App(Routes):
         limits: The limits on message size, queues, subscriptions and numeric values, as `Limits`.
         options: Options of libzmq for the app's sockets, by their names in lower case, for example
             ``{"tcp_keepalive_idle": 30, "ipv6": 1}``; see the page "Options and limits".
+        nats: The NATS servers to use instead of endpoints: ``"nats://a:4222,nats://b:4222"``, or a list. Topics are
+            then subjects of NATS. See the page "Run on NATS". Default None: ZeroMQ.
+        nats_creds: The file of credentials for NATS, with a JWT and a seed. Default None.
         reactor: The kind of reactor that the app needs. With "asyncio", ``async`` functions run as asyncio tasks, and
             can await asyncio code. "twisted" means any other reactor, on which ``async`` functions await Deferreds.
             `run`, ``zroute run`` and ``TestApp`` use a reactor of this kind, and refuse any other. Default None: any
@@ -166,6 +170,8 @@ class App(Routes):
         isolate: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         options: NetworkOptions = _NO_OPTIONS,
+        nats: str | Iterable[str] | None = None,
+        nats_creds: str | Path | None = None,
         reactor: ReactorKind | None = None,
         separator: str = ".",
         loop: bool = True,
@@ -178,8 +184,11 @@ class App(Routes):
             lambda: evolve(
                 _parse_ends(sub, pub=pub, rep=rep, req=req, jobs=jobs, work=work),
                 access=parse_access(keys=keys, peers=peers, insecure=insecure),
+                nats=parse_cluster(nats, nats_creds),
             )
         )
+        if self._ends.nats is not None:
+            self._set_up(lambda: _refuse_beside_nats(self._ends))
         self.codec = self._set_up(lambda: find_codec(codec))
         self.wire: Wire | Frames = _checked_wire(wire, self.where)
         if isinstance(wire, Frames):
@@ -958,6 +967,21 @@ class App(Routes):
 
     def __repr__(self) -> str:
         return f"<App {self.name!r} at {self.where}>"
+
+
+def _refuse_beside_nats(ends: Ends) -> None:
+    """Raise EndpointError if an app with ``nats=`` has endpoints or keys, too."""
+    sides = [f"{side.name}=" for side in SIDES if ends.of(side)]
+    if sides:
+        raise EndpointError(
+            f"nats= replaces all endpoints, but the app also has {' and '.join(sides)}: remove nats= and start the app "
+            "with zroute run --nats, to run the same app on ZeroMQ and on NATS; or remove the other endpoints"
+        )
+    if ends.access.keys is not None:
+        raise EndpointError(
+            "keys= has no effect on NATS, where the accounts of the server decide who may connect: remove keys=, and "
+            "set nats_creds= or use tls:// addresses"
+        )
 
 
 def _parse_ends(sub: str | Iterable[str] | Mapping[str, Frames | Wire], **others: str | Iterable[str]) -> Ends:

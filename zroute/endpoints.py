@@ -19,6 +19,7 @@ __all__ = [
     "NO_KEYS",
     "SIDES",
     "Access",
+    "Cluster",
     "Endpoint",
     "EndpointOptions",
     "Ends",
@@ -228,6 +229,25 @@ NO_KEYS = Access()
 """The default of an app: it has no keys, and binds only addresses that other hosts can't reach."""
 
 
+@attrs.frozen
+class Cluster:
+    """The NATS servers that an app uses instead of ZeroMQ endpoints.
+
+    Attributes:
+        servers: The addresses of the servers, with credentials, separated by commas.
+        address: The same without credentials, for log lines and errors.
+        creds: The file of credentials, or None.
+        echo: True if the app receives its own messages.
+        publishes_anything: True if an app without a publication is a publisher, whose topics are not known before.
+    """
+
+    servers: str = attrs.field(repr=False)
+    address: str
+    creds: Path | None = None
+    echo: bool = True
+    publishes_anything: bool = True
+
+
 class EndpointOptions(TypedDict, total=False):
     """Endpoints and keys that replace the app's own.
 
@@ -252,6 +272,10 @@ class EndpointOptions(TypedDict, total=False):
     """The directory of peers, or "anyone", instead of the apps' own. Default: None, which keeps the apps' peers."""
     insecure: bool | None
     """Replaces ``insecure=`` of the apps. Default: None, which keeps the apps' own."""
+    nats: str | Iterable[str] | None
+    """NATS servers, instead of all endpoints and keys of the apps. Default: None, which keeps the apps' own."""
+    nats_creds: str | Path | None
+    """The file of credentials for NATS, instead of the apps' own. Default: None, which keeps the apps' own."""
 
 
 @attrs.frozen
@@ -266,6 +290,7 @@ class Ends:
         jobs: The endpoints to hand out jobs at.
         work: The endpoints to take jobs from.
         access: Who may connect.
+        nats: The NATS servers, or None on ZeroMQ. On NATS, each side that the app uses has one endpoint, the cluster.
     """
 
     sub: tuple[Endpoint, ...] = ()
@@ -275,6 +300,7 @@ class Ends:
     jobs: tuple[Endpoint, ...] = ()
     work: tuple[Endpoint, ...] = ()
     access: Access = NO_KEYS
+    nats: Cluster | None = None
 
     def of(self, side: Side) -> tuple[Endpoint, ...]:
         """Return the endpoints of one side."""
@@ -307,6 +333,7 @@ class Ends:
             EndpointError: ``peers`` is given without ``keys``.
         """
         given: dict[str, Any] = {name: ends for name, ends in options.items() if ends is not None}
+        given.pop("nats", None), given.pop("nats_creds", None)  # see `Plan.endpoints`
         access = {name: given.pop(name) for name in ("keys", "peers", "insecure") if name in given}
         return attrs.evolve(self, **given, access=parse_access(self.access, **access))
 
@@ -320,8 +347,10 @@ class Ends:
     def hears_itself(self) -> bool:
         """True if an app with these endpoints receives its own messages.
 
-        This is the case if it publishes to an address of ``sub``.
+        This is the case if it publishes to an address of ``sub``. On NATS, see `Cluster.echo`.
         """
+        if self.nats is not None:
+            return self.nats.echo and bool(self.sub and self.pub)
         published = {endpoint.address for endpoint in self.pub}
         return any(endpoint.address in published for endpoint in self.sub)
 

@@ -3,9 +3,9 @@
 **Calls.** A run of an app creates its transport first, from a `TransportRequest`; see `zroute.transports.choosing`. It
 then calls these methods in the reactor's thread, in this order:
 
-1. `open`. The run sets ``accounts.moved`` before this call.
+1. `open`, and then `opened`, which may take time. The run sets ``accounts.moved`` before `open`.
 2. `sender` and `try_sender`, also for an app that publishes nothing; they return None then. If they return a function,
-   `announce` follows.
+   `announce` and `make_session` follow.
 3. `listen`, and again after each change of the app's patterns.
 4. At the stop: `finish`, ``accounts.close``, `leave` and `close`. They are called even if `open` failed or was never
    called, so they must not raise in that state. The function
@@ -75,14 +75,18 @@ each network has its own way to inform a publisher about subscriptions. The acco
 ``accounts.close`` is called after `finish`, when all messages are read and the handlers have finished, and before
 ``on_shutdown`` functions, `leave` and `close`.
 
-**Defaults.** A transport may be a subclass of `Transport`. It then inherits `summary`, `addresses`, `kept`,
-`try_sender`, `announce`, `count_subscribers`, `add` and `remove`, with the behaviour of a transport that has no
-high-water mark, does not know its subscribers, and can't change its endpoints.
+**Numbers.** The publisher numbers the messages of the tracked wire. If `announce` returns True, it does so by
+subscriptions, as on ZeroMQ. A network without reports of subscriptions has its own way to tell subscribers the numbers:
+`make_session` then returns the `TransportSession` that numbers messages and knows the subscribers.
+
+**Defaults.** A transport may be a subclass of `Transport`. It then inherits `opened`, `summary`, `addresses`, `kept`,
+`try_sender`, `announce`, `make_session`, `count_subscribers`, `add` and `remove`, with the behaviour of a transport
+that has no high-water mark, does not know its subscribers, and can't change its endpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -90,9 +94,10 @@ from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Ends, ResolvedAddresses
 from zroute.errors import EndpointError
+from zroute.messages.coalesced import CoalescedFramer
 from zroute.messages.frames import Parse
 from zroute.messages.topics import Pattern
-from zroute.messages.wire import Header
+from zroute.messages.wire import Framer, Header
 from zroute.options import RECEIVED_MAX, SENT_MAX, NetworkOptions
 from zroute.requests.asked import Asked
 from zroute.requests.client import Client
@@ -111,8 +116,10 @@ __all__ = [
     "Receive",
     "ReceiveStated",
     "SendJob",
+    "SessionRequest",
     "Transport",
     "TransportRequest",
+    "TransportSession",
 ]
 
 _FIXED = (
@@ -268,6 +275,78 @@ class NoAccounts:
         """Report no losses."""
 
 
+@attrs.frozen(eq=False)
+class SessionRequest:
+    """The request of a publisher for a `TransportSession`.
+
+    Attributes:
+        name: Returns the publisher's unique name, which is the same in its next run; empty if it has none.
+        clock_ns: Returns the time in nanoseconds since the Unix epoch.
+        declared: The patterns of the app's publications.
+    """
+
+    name: Callable[[], str]
+    clock_ns: Callable[[], int]
+    declared: Sequence[Pattern]
+
+
+class TransportSession(Protocol):
+    """The session of a publisher on a transport that does not report subscriptions.
+
+    `zroute.publishing.session.PublisherSession` has the same members, except `full`, `changed`, `check`,
+    `carried`, `number` and `wait_for`.
+
+    Attributes:
+        epoch: The number of this run of the publisher.
+        counters: The counters, with the methods of `zroute.publishing.counters.Counters` that messages need.
+        kept: The kept messages: a `zroute.publishing.retained.LastValueCache`.
+        full: The reason why a message can't be sent now, for errors.
+        changed: Called after each change of the number of subscribers, or None.
+    """
+
+    epoch: int
+    counters: Any
+    kept: Any
+    full: str
+    changed: Callable[[], None] | None
+
+    def framer(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
+        """Return a framer for messages; see `PublisherSession.framer`."""
+
+    def coalesced_framer(self, *, keeps: bool) -> CoalescedFramer:
+        """Return a framer for several messages in one frame."""
+
+    def check(self, topic: bytes, body: bytes, headers: Mapping[str, Any] | None) -> None:
+        """Check a message that may be sent later.
+
+        Raises:
+            TopicError: The network does not deliver the topic.
+            EncodeError: The network does not carry the headers, or a message of this size.
+        """
+
+    def carried(self, headers: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the headers of a dead letter that the network carries."""
+
+    def number(self, pattern: Pattern) -> int:
+        """Return the number of subscribers to topics of ``pattern``."""
+
+    def wait_for(self, pattern: Pattern, number: int) -> Deferred[None]:
+        """Return a Deferred that fires when there are ``number`` subscribers.
+
+        The caller may cancel the Deferred.
+        """
+
+    def goodbye(self) -> Deferred[None]:
+        """Tell all subscribers that no message follows.
+
+        Return a Deferred that fires when all have confirmed the goodbye. The caller may cancel the Deferred.
+        """
+
+    @property
+    def unread(self) -> int:
+        """The number of subscribers that have not confirmed the goodbye."""
+
+
 class JobOwner(Protocol):
     """The owner of an app's jobs, as the transport sees it; see `zroute.jobs.owner`."""
 
@@ -364,6 +443,14 @@ class Transport(Protocol):
         ``receive`` is called for all messages that arrive after the first `listen`. Raises EndpointError if an endpoint
         can't be bound or connected; all other endpoints are then closed again.
         """
+
+    def opened(self) -> Deferred[None]:
+        """Return a Deferred that fires when the transport can send, after `open`.
+
+        The start of the app waits for it. The run cancels the Deferred if the app stops before. It fails with
+        EndpointError if the network refuses this app. The default is for a transport that needs no time to open.
+        """
+        return succeed(None)
 
     def summary(self) -> Iterable[tuple[int, str]]:
         """Return log lines about the endpoints, each as a `logging` level and a text.
@@ -529,6 +616,14 @@ class Transport(Protocol):
         neither raises an error, and the call returns at once.
         """
         return False
+
+    def make_session(self, request: SessionRequest) -> TransportSession | None:
+        """Return the session that numbers messages, if `announce` returns False.
+
+        The default is None: messages are numbered by subscriptions, or in one sequence; see `announce`. On the plain
+        wire, the session only knows the subscribers.
+        """
+        return None
 
     def count_subscribers(self, changed: Callable[[], None]) -> Callable[[Pattern], int] | None:
         """Return a function that counts the subscribers to topics of a pattern.

@@ -51,6 +51,7 @@ SAYS_NOTHING = {
     "no `context` of another app",
     "no `every`",
     "no `keys`",
+    "no `nats`",
 }
 IN_CHECK = {
     "`ready(state=True)`",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 
-from chaos import asking, jobs, joins, lives, nonsense, wakeups
+from chaos import asking, jobs, joins, lives, nats, nonsense, wakeups
 from chaos.bystanders import Bystanders
 from chaos.keyed import drawn
 from chaos.scenario import Scenario
@@ -123,3 +123,11 @@ async def test_apps_that_come_and_go_leave_nothing() -> None:
     assert after.descriptors <= before.descriptors
     assert (after.threads, after.readers) == (before.threads, before.readers)
     assert after.memory - before.memory < 4_000
+
+
+@pytest.mark.parametrize("fault", nats.FAULTS)
+def test_what_nats_loses_is_counted_exactly(fault: str) -> None:
+    """When NATS servers die, freeze or retire, or a subscriber freezes, each message is handled or counted."""
+    found = nats.play(nats.FAULTS.index(fault), fault)
+    assert found.wrong == []
+    assert found.counted == found.missing or found.unknown

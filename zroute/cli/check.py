@@ -51,7 +51,7 @@ def command(apps: tuple[str, ...], ends: EndpointOptions, app_dir: str, factory:
         for target, each in zip(apps, found, strict=True)
     ]
     if not any(codes):
-        _check_reactor(loaded)
+        _check_reactor(loaded, ends)
     raise SystemExit(next(filter(None, codes), 0))
 
 
@@ -103,6 +103,7 @@ def _check(
     bridges = sum(isinstance(outlet, Bridge) for route in compiled.handlers for outlet in route.outlets)
     counts += f", bridges to other apps {bridges}" * bool(bridges)
     counts += f", needs reactor {app.reactor!r}" if app.reactor else ""
+    counts += f", runs on {given.nats.address}" if given.nats is not None else ""
     forms = "".join(f", {each} is read as {each.form}" for each in given.sub if each.form is not None)
     exposures = filter(None, map(given.access.exposure, given))
     for warning in (*plan.dropped_feeds(given), *warnings, *exposures):
@@ -131,12 +132,13 @@ def _keys_of(ends: Ends, warnings: list[str]) -> KeyFiles | None:
     return files
 
 
-def _check_reactor(loaded: list[App]) -> None:
+def _check_reactor(loaded: list[App], ends: EndpointOptions) -> None:
     """Raise a usage error, as ``zroute run`` does, if the apps can't share a reactor."""
     from zroute.runtime.runner import check_reactor
 
     try:
-        check_reactor([app.compile() for app in loaded], None)
+        nats = any(app.endpoints(**ends).nats is not None for app in loaded)
+        check_reactor([app.compile() for app in loaded], None, nats=nats)
     except UsageError as error:
         raise click.UsageError(str(error)) from error
 

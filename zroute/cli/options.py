@@ -19,6 +19,7 @@ from zroute.endpoints import SIDES, Endpoint, EndpointOptions, parse_access, par
 from zroute.errors import EndpointError, PatternError, SetupError
 from zroute.messages.frames import parse_form, stated_form
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
+from zroute.nats.servers import parse_cluster
 
 __all__ = [
     "ACCESS",
@@ -250,13 +251,48 @@ def endpoint_options(command: Callable[..., None]) -> Callable[..., None]:
             ends[side.name] = arguments.pop(side.name) or None
         ends["keys"], ends["peers"] = arguments.pop("keys"), arguments.pop("peers")
         ends["insecure"] = arguments.pop("insecure") or None
+        ends["nats"], ends["nats_creds"] = _chosen_nats(arguments.pop("nats"), arguments.pop("nats_creds"), ends)
         command(ends=ends, **arguments)
 
     _access_flags(gathered)
+    option("--nats-creds", metavar="FILE", help="The file of credentials for NATS: a JWT and a seed.")(gathered)
+    text = "Run on these NATS servers, separated by commas, instead of the app's endpoints."
+    option("--nats", metavar="URL,…", help=text)(gathered)
 
     for side in reversed(SIDES):
         option(side.flag, multiple=True, type=EndpointType(bind=side.binds), help=side.help)(gathered)
     return gathered
+
+
+def _chosen_nats(nats: str | None, creds: str | None, ends: EndpointOptions) -> tuple[str | None, str | None]:
+    """Return the servers and the credentials, after a check.
+
+    Options take precedence over environment variables: ``--nats`` puts ``ZROUTE_SUB`` and so on out of use, and
+    ``--sub`` puts ``ZROUTE_NATS`` out of use. ``ends`` is changed accordingly.
+    """
+    context = click.get_current_context()
+
+    def by_flag(name: str) -> bool:
+        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+    others = [side for side in SIDES if ends.get(side.name)]
+    if nats is not None and by_flag("nats"):
+        for side in others:
+            if not by_flag(side.name):
+                ends[side.name] = None
+    elif any(by_flag(side.name) for side in others):
+        nats = creds = None
+    beside = [side.flag for side in others if ends.get(side.name)]
+    if nats is not None and beside:
+        raise click.UsageError(
+            f"--nats can't be combined with {' and '.join(beside)}: on NATS, the servers replace all endpoints. Remove "
+            "one of the two"
+        )
+    try:
+        parse_cluster(nats)  # the credentials may belong to the servers of the app
+    except EndpointError as error:
+        raise click.UsageError(f"--nats: {error}") from error
+    return nats, creds
 
 
 def for_one_app(apps: tuple[str, ...], ends: EndpointOptions) -> None:
@@ -272,6 +308,7 @@ def for_one_app(apps: tuple[str, ...], ends: EndpointOptions) -> None:
 def fault_of_several(apps: tuple[str, ...], ends: EndpointOptions) -> str | None:
     """Return the reason why endpoints can't be set for these apps, or None."""
     flags = [side.flag for side in SIDES if ends.get(side.name)]
+    # --nats is for all apps: they find each other by topics.
     if len(apps) < 2 or not flags:
         return None
     return f"{' and '.join(flags)} can't be used with several apps: set the endpoints of each app in its code"

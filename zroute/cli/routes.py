@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,15 +14,19 @@ from zroute.cli.loading import fail_of_setup, load
 from zroute.cli.options import app_options, complete_target
 from zroute.declarations.replies import replies_of
 from zroute.declarations.signatures import NO_BODY
-from zroute.errors import SchemaError, SetupError
+from zroute.errors import EndpointError, SchemaError, SetupError
 from zroute.messages.codecs import Codec, is_own
 from zroute.messages.extras import NO_EXTRAS, Extras
 from zroute.messages.schema import describe, inspect
 from zroute.messages.topics import minimal_cover
+from zroute.nats.subjects import generalise, subject_of
 from zroute.planning.compiler import bridges_from_outside
 from zroute.planning.plan import CompiledTrigger, Parts
 from zroute.publishing.publication import Bridge, Publication
 from zroute.receiving.dispatch import CompiledRoute
+
+if TYPE_CHECKING:
+    from zroute.app import App
 
 __all__ = ["command"]
 
@@ -48,19 +52,42 @@ def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool)
     rows = _routes(compiled) + _publications(compiled, bridges_from_outside(loaded))
     prefixes = minimal_cover(pattern.subscription for route in compiled.routes for pattern in route.patterns)
     subscriptions = [prefix.decode(errors="backslashreplace") for prefix in prefixes]
+    subjects = _subjects(loaded, compiled)
     forms = {str(endpoint): str(endpoint.form) for endpoint in loaded.sub if endpoint.form is not None}
     if as_json:
         document = {"routes": rows, "subscriptions": subscriptions} | ({"forms": forms} if forms else {})
+        document |= {"subjects": subjects} if subjects is not None else {}
         click.echo(json.dumps(document, indent=2))
         return
     _print_table(rows, (*_COLUMNS, "engine") if verbose else _COLUMNS)
     click.echo(f"\nsubscriptions: {', '.join(map(repr, subscriptions)) or 'none'}")
+    if subjects is not None:
+        click.echo(f"subjects of NATS: {', '.join(subjects) or 'none'}")
     for endpoint, form in forms.items():
         click.echo(f"{endpoint} is read as {form}")
     if verbose:
         for row in rows:
             for reason in row["reasons"]:
                 click.echo(f"{row['handler']}: {reason}")
+
+
+def _subjects(app: App, compiled: Parts) -> list[str] | None:
+    """Return the subjects that an app on NATS subscribes to.
+
+    Return None for an app on ZeroMQ.
+
+    Raises:
+        SystemExit: A pattern is not possible on NATS. The reason was printed.
+    """
+    try:
+        if app.endpoints().nats is None:
+            return None
+    except EndpointError:  # no endpoint is needed to show the routes
+        return None
+    except SetupError as error:
+        fail_of_setup(error)
+    found = generalise(subject_of(pattern) for route in compiled.routes for pattern in route.patterns)
+    return [subject.decode() for subject in found]
 
 
 def _routes(compiled: Parts) -> list[dict[str, Any]]:

@@ -84,8 +84,9 @@ def command(
 
     end_with_parent(drain_timeout)  # before the imports, which may take a long time or never end
     try:
-        if reactor is not None or uvloop:  # otherwise `run` installs the reactor of the apps
-            install_reactor(reactor, uvloop=uvloop)  # before a user's module installs another by import
+        if reactor is not None or uvloop or ends.get("nats"):  # otherwise `run` installs the reactor of the apps
+            on_nats = "asyncio" if ends.get("nats") else None
+            install_reactor(reactor or on_nats, uvloop=uvloop)  # before a user's module installs another by import
         set_up_logging(log_level, log_format)  # before the modules log
         _warn_of_variables(click.get_current_context().command)
         loaded = [load(target, app_dir=app_dir, factory=factory) for target in apps]

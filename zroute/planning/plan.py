@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Any, Literal, Protocol, Unpack
 
 import attrs
@@ -17,11 +18,13 @@ from zroute.declarations.limits import Limits
 from zroute.declarations.records import Hooks, Route
 from zroute.declarations.resources import CompiledResource
 from zroute.declarations.signatures import Call
-from zroute.endpoints import LOOP, SIDES, Endpoint, EndpointOptions, Ends, ResolvedAddresses
-from zroute.errors import EndpointError, SignatureError, UsageError
+from zroute.endpoints import LOOP, NO_KEYS, SIDES, Cluster, Endpoint, EndpointOptions, Ends, ResolvedAddresses
+from zroute.errors import EndpointError, PatternError, SignatureError, UsageError
 from zroute.jobs.queue import CompiledJobQueue
 from zroute.messages.codecs import Codecs
 from zroute.messages.topics import Pattern, matches
+from zroute.nats.servers import parse_cluster
+from zroute.nats.subjects import subject_of
 from zroute.options import NetworkOptions
 from zroute.publishing.choices import Choices
 from zroute.publishing.middleware import Middleware, Send
@@ -42,6 +45,7 @@ __all__ = [
     "ReactorKind",
     "RunningApp",
     "Senders",
+    "check_subjects",
     "reactor_kind",
 ]
 
@@ -330,11 +334,17 @@ class Plan:
 
         Raises:
             EndpointError: A side has functions but no endpoint, ``inproc://`` leads to an app that does not share the
-                context, the form of an endpoint is unclear, or ``peers`` is given without ``keys``.
+                context, the form of an endpoint is unclear, ``peers`` is given without ``keys``, or the app can't run
+                on NATS.
+            PatternError: A pattern is not possible on NATS.
+            SignatureError: Another option is not possible on NATS.
         """
         parts, own = self.parts, self.addresses
+        cluster = self._cluster(given)
+        if cluster is not None:
+            return self._on_nats(cluster)
         try:
-            ends = own.ends.replaced(given)
+            ends = attrs.evolve(own.ends, nats=None).replaced(given)
         except EndpointError as error:
             error.locate(self.where)
             raise
@@ -384,6 +394,75 @@ class Plan:
         except EndpointError as error:
             error.locate(self.where)
             raise
+
+    def _cluster(self, given: EndpointOptions) -> Cluster | None:
+        """Return the NATS servers of a run, or None on ZeroMQ.
+
+        Given endpoints put ``nats=`` of the app out of use, and given servers put the endpoints of the app out of use.
+        """
+        nats, creds, own = given.get("nats"), given.get("nats_creds"), self.addresses.ends.nats
+        sides = [side.flag for side in SIDES if given.get(side.name)]
+        beside = [*sides, *(f"--{name}" for name in ("keys", "peers") if given.get(name))]
+        if nats is None and sides:
+            own = None
+        elif nats is not None and beside:
+            raise EndpointError(
+                f"--nats can't be combined with {' and '.join(beside)}: on NATS, the servers replace all endpoints, "
+                "and their accounts replace keys. Remove one of the two",
+                where=self.where,
+            )
+        if nats is None and own is not None:
+            return own if creds is None else attrs.evolve(own, creds=Path(creds))
+        found = parse_cluster(nats, creds)
+        # An app with endpoints that does not receive its own messages on ZeroMQ does not receive them on NATS either.
+        ends = self.addresses.ends
+        return found and attrs.evolve(found, echo=ends.hears_itself or not (ends.sub or ends.pub))
+
+    def _on_nats(self, cluster: Cluster) -> Ends:
+        """Return the endpoints of a run on NATS.
+
+        Each side that the app uses has one endpoint, the cluster.
+        An app with endpoints uses the same sides as on ZeroMQ. Any other app may subscribe and publish, too.
+        """
+        parts, own = self.parts, self.addresses.ends
+        self._check_nats()
+        here = (Endpoint(cluster.address, bind=False),)
+        used = {side.name for side in SIDES if own.of(side)}
+        if not used:
+            used = {"sub", "pub"}
+            used |= {"rep", "req"} if parts.replies or parts.requesters else set()
+            used |= {"jobs", "work"} if parts.queues else {"work"} if parts.works else set()
+            # An app with handlers and without publications is taken for a subscriber. Otherwise all subscribers of a
+            # cluster would ask each other for numbers.
+            cluster = attrs.evolve(cluster, publishes_anything=not parts.routes)
+        sides = {side.name: here if side.name in used else () for side in SIDES}
+        ends = attrs.evolve(own.with_sides(sides), nats=cluster, access=NO_KEYS)
+        self._check_sides(ends)
+        self.check_dead(parts.handlers, ends)
+        return ends
+
+    def _check_nats(self) -> None:
+        """Check that the app can run on NATS."""
+        wire = self.choices.wire
+        if wire not in ("tracked", "plain"):
+            raise SignatureError(
+                f"wire={wire!r} is not possible on NATS, whose messages have a subject and a body: use "
+                "wire='tracked', or wire='plain' for subscribers without zroute",
+                parameter="wire",
+                where=self.where,
+            )
+        for queue in self.parts.queues:
+            settings = queue.queue.settings
+            if settings.retry or queue.dead is not None:
+                raise EndpointError(
+                    f"job_queue({queue.pattern.text!r}) at {queue.queue.where} has retry= or dead=, but on NATS a job "
+                    "is given to one worker once, and no owner notices that it has failed: set retry=() and remove "
+                    "dead=, or run the app on ZeroMQ",
+                    where=queue.queue.where,
+                )
+        check_subjects(self.parts.handlers)
+        for outlet in self.parts.outlets:
+            _check_subject(outlet.pattern, outlet.publication.where)
 
     def dropped_feeds(self, ends: Ends) -> Iterator[str]:
         """Yield a warning for each endpoint with a fixed topic that no route matches.
@@ -488,6 +567,20 @@ class Plan:
 
     def __str__(self) -> str:
         return f"<App {self.name!r} at {self.where}>"
+
+
+def check_subjects(routes: Sequence[CompiledRoute]) -> None:
+    """Raise PatternError if a pattern of a route is not possible on NATS."""
+    for route in routes:
+        for pattern in route.patterns:
+            _check_subject(pattern, route.route.where)
+
+
+def _check_subject(pattern: Pattern, where: str) -> None:
+    try:
+        subject_of(pattern)
+    except PatternError as error:
+        raise PatternError(str(error), pattern=pattern.text, where=where) from None
 
 
 def _ring_of_dead(routes: Sequence[CompiledRoute]) -> list[CompiledRoute]:

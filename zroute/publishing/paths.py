@@ -48,6 +48,7 @@ from zroute.publishing.publication import DONE, Emit, FastPath, MakeFastPath, Pu
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
 from zroute.stats import Stats
+from zroute.transport import TransportSession
 
 __all__ = ["Paths", "check_message"]
 
@@ -83,8 +84,9 @@ class Paths:
         clock_ns: A function that returns the time in nanoseconds since the Unix epoch.
         send: A function that sends a frame; it returns False while a subscriber's queue is full.
         queue: The queue for messages that cannot be sent yet.
-        session: The session that numbers messages; None except on the tracked wire of a ZeroMQ transport.
+        session: The session that numbers messages; None except on the tracked wire.
         kept: The topics with a kept message; None if the transport keeps no messages.
+        own: The session of a transport that has its own, also on the plain wire; None on ZeroMQ.
     """
 
     choices: Choices
@@ -92,8 +94,9 @@ class Paths:
     clock_ns: Callable[[], int]
     send: Callable[[Any], bool | None]
     queue: SendQueue
-    session: PublisherSession | None
+    session: PublisherSession | TransportSession | None
     kept: Container[bytes] | None
+    own: TransportSession | None = None
     _coalescer: Coalescer | None = attrs.field(init=False, default=None)
     _keeping: Sequence[Pattern] = attrs.field(init=False, default=())
     _holding: Sequence[Pattern] = attrs.field(init=False, default=())
@@ -167,9 +170,13 @@ class Paths:
         """
         stats, limit, thread, clock_ns = self.stats, self.choices.max_message, self._thread, self.clock_ns
         queue, waits, attempt = self.queue, self.choices.overflow == "wait", self._attempt(keeps, kept)
+        own = self.own
+        full = "the queue of a subscriber is full" if own is None else own.full
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             check_message(topic, body, limit, thread)
+            if own is not None:
+                own.check(topic, body, headers)
             if headers:
                 pack_headers(headers)  # raises an error for invalid headers now, instead of when the message is sent
             done, at = DONE, clock_ns()
@@ -177,8 +184,8 @@ class Paths:
                 done = queue.send(topic, partial(attempt, topic, number, body, headers, at))
             elif not attempt(topic, number, body, headers, at):
                 raise HighWaterMarkError(
-                    f"cannot publish to {topic.decode()!r}: the queue of a subscriber is full, so no subscriber "
-                    "receives the message; publish later or less often, or use App(overflow='wait')"
+                    f"cannot publish to {topic.decode()!r}: {full}, so no subscriber receives the message; publish "
+                    "later or less often, or use App(overflow='wait')"
                 )
             stats.published += 1
             return done
@@ -343,7 +350,7 @@ class Paths:
 
 
 def _counting_framer(
-    session: PublisherSession, topic: bytes, codec: int, clock_ns: Callable[[], int], keeps: bool
+    session: PublisherSession | TransportSession, topic: bytes, codec: int, clock_ns: Callable[[], int], keeps: bool
 ) -> tuple[Callable[[bytes], bytes], Settle]:
     """Return a framer that numbers the messages of one topic, and its `Settle`.
 

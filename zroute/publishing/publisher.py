@@ -37,7 +37,7 @@ from zroute.publishing.session import PublisherSession
 from zroute.publishing.subscriber_count import SubscriberCount
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
-from zroute.transport import Transport
+from zroute.transport import SessionRequest, Transport, TransportSession
 
 __all__ = ["Publisher"]
 
@@ -92,7 +92,8 @@ class Publisher:
         self._told = False
         self._closed = False
         self._said_many = False
-        self.session: PublisherSession | None = None
+        self._own: TransportSession | None = None  # the session of a transport that has its own
+        self.session: PublisherSession | TransportSession | None = None
         """The session that numbers messages; None except on the tracked wire."""
 
     def open(self, outlets: Iterable[CompiledPublication]) -> Emit:
@@ -114,7 +115,7 @@ class Publisher:
         kept: Container[bytes] | None = self._transport.kept if session is None else session.kept.messages
         if kept is None:
             self._refuse_to_keep()
-        paths = Paths(self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept)
+        paths = Paths(self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept, self._own)
         self._coalescer = self._make_coalescer(send)
         paths.open([(outlet.publication, outlet.pattern) for outlet in self._outlets], self._coalescer)
         budget = Budget(TOPIC_CACHE, self._stats, self._many_topics)
@@ -146,11 +147,12 @@ class Publisher:
         subscribers could not count the loss of such a message.
         """
         left: dict[str, int] = {}
-        if self.session is None:
+        session = self._own or self.session
+        if session is None:
             return left
         with suppress(TimeoutError):
-            await within(min(timeout, LINGER_DRAIN / 1000), self.session.goodbye(), self._clock)
-        if unread := self.session.unread:
+            await within(min(timeout, LINGER_DRAIN / 1000), session.goodbye(), self._clock)
+        if unread := session.unread:
             _log.warning(
                 "%s: %d subscribers have not confirmed the goodbye: messages in the queues of these subscribers "
                 "may be lost",
@@ -167,6 +169,10 @@ class Publisher:
         for outlet in self._outlets:
             outlet.close()
         self._subscribers.close()
+
+    def carried(self, headers: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return the headers of a dead letter that the transport carries."""
+        return headers if self._own is None or headers is None else self._own.carried(headers)
 
     def release(self) -> None:
         """Free the publisher's name for another run of the app."""
@@ -192,9 +198,11 @@ class Publisher:
             return None
         send: Send = drop if choices.overflow == "drop" else attempt
         self._told = transport.announce(self._subscription)
-        # Numbers belong to subscriptions, so a transport that reports none has no session.
-        if choices.wire == "tracked" and self._told:
-            self.session = self._make_session(send)
+        # Numbers belong to subscriptions, so a transport that reports none needs a session of its own.
+        if not self._told:
+            self._own = self._ask_for_session()
+        if choices.wire == "tracked":
+            self.session = self._make_session(send) if self._told else self._own
         self._watch_subscribers()
         return send
 
@@ -212,8 +220,15 @@ class Publisher:
             where=where,
         )
 
-    def _make_session(self, send: Send) -> PublisherSession:
+    def _ask_for_session(self) -> TransportSession | None:
+        patterns = [outlet.pattern for outlet in self._outlets]
+        return self._transport.make_session(SessionRequest(self._make_name, self._clock_ns, patterns))
+
+    def _make_name(self) -> str:
         self._name, self._instance = publisher_name(self._choices.name, self._endpoints, self._transport.bound)
+        return self._name
+
+    def _make_session(self, send: Send) -> PublisherSession:
         return PublisherSession(
             self._clock,
             self._send_queue,
@@ -222,7 +237,7 @@ class Publisher:
             lambda frame: send(frame) is not False,
             self._clock_ns,
             self._choices.name,
-            self._name,
+            self._make_name(),
             _log,
         )
 
@@ -254,7 +269,9 @@ class Publisher:
         sent: Sent = held.sent
         return sent
 
-    def _sending_held(self, publishing: PublisherSession, send: Send) -> Callable[[bytes, Held], None]:
+    def _sending_held(
+        self, publishing: PublisherSession | TransportSession, send: Send
+    ) -> Callable[[bytes, Held], None]:
         counters, kept, drops = publishing.counters, publishing.kept, self._choices.overflow == "drop"
         together = [publishing.coalesced_framer(keeps=keeps) for keeps in (False, True)]
         published_at = 0
@@ -330,7 +347,7 @@ class Publisher:
         # A farewell answers a goodbye, so it is not a subscriber's interest in a topic.
         if not prefix.startswith(FAREWELL):
             self._subscribers.subscription(prefix, there)
-        if self.session is not None:
+        if isinstance(self.session, PublisherSession):
             self.session.subscription(prefix, there)
 
     def _subscriptions(self) -> Subscribers:
@@ -346,6 +363,9 @@ class Publisher:
         """Call the functions of `Publication.on_subscribers` from now on."""
         watched = any(outlet.publication.subscriber_hooks for outlet in self._outlets)
         self._number = self._transport.count_subscribers(self._subscribers_changed)
+        if self._own is not None:
+            self._number = self._own.number
+            self._own.changed = self._subscribers_changed if watched else None
         if self._number is None and self._told:
             self._number = self._subscribers.number
             self._subscribers.changed = self._subscribers_changed if watched else None
@@ -358,12 +378,13 @@ class Publisher:
 
     def _wait_for_subscribers(self, pattern: Pattern, number: int, timeout: float) -> Awaitable[None]:
         """Wait for subscribers; see `Publication.wait_for_subscribers`."""
-        if not self._told:
+        wait_for = self._subscribers.wait_for if self._own is None else self._own.wait_for
+        if not self._told and self._own is None:
             if self._transport.kept is None:
                 raise self._unreported(f"wait_for_subscribers() of {pattern.text!r}", "remove the call")
             return DONE
         check_loop(self._clock)
-        waiting: Deferred[None] = within(timeout, self._subscribers.wait_for(pattern, number), self._clock)
+        waiting: Deferred[None] = within(timeout, wait_for(pattern, number), self._clock)
         return as_awaitable(waiting.addErrback(self._too_few_subscribers, pattern, number, timeout))
 
     def _too_few_subscribers(self, failure: Failure, pattern: Pattern, number: int, timeout: float) -> None:
@@ -371,7 +392,7 @@ class Publisher:
             raise NotRunningError(f"{self._choices.name!r} has stopped, so it has no subscribers")
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         raise NotReadyError(
-            f"only {self._subscribers.number(pattern)} of {number} subscribers of {pattern.text!r} joined within "
+            f"only {self._number_of_subscribers(pattern)} of {number} subscribers of {pattern.text!r} joined within "
             f"{timeout:g} s: check that the subscribers are running and connect to the endpoints of this app"
         )
 

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
 from zroute.clock import Clock
-from zroute.messages.control import Marker
 from zroute.options import KEPT_MAX
 from zroute.publishing.ordered import Ordered, apart
 from zroute.publishing.pacing import Allowance
 
-__all__ = ["LastValue", "LastValueCache"]
+__all__ = ["Asking", "LastValue", "LastValueCache"]
 
 # The rate limit: 200 messages in each period of 10 ms, for all subscribers together.
 _AT_A_TIME = 200
@@ -38,7 +37,38 @@ _SOON = 3.0
 The time must be less than the 6 seconds for which subscribers keep a replaced marker.
 """
 
-Send = Callable[[Marker, int, bytes, "LastValue | None"], bool]
+
+class Asking(Protocol):
+    """A request for kept messages: a `Marker`, or a join on NATS.
+
+    Attributes:
+        topic: identifies the request; the answers go there.
+        subscriber: the same number in all requests of a subscriber.
+        wanted: the same value in two requests for the same topics.
+        prefixes: the beginnings of all wanted topics.
+        summary: True if ``wanted`` does not list exactly the wanted subscriptions.
+    """
+
+    @property
+    def topic(self) -> bytes: ...  # noqa: D102
+
+    @property
+    def subscriber(self) -> int: ...  # noqa: D102
+
+    @property
+    def wanted(self) -> tuple[bytes, ...]: ...  # noqa: D102
+
+    @property
+    def prefixes(self) -> tuple[bytes, ...]: ...  # noqa: D102
+
+    @property
+    def summary(self) -> bool: ...  # noqa: D102
+
+    def wants(self, prefix: bytes, /) -> bool:
+        """Return True if a topic is wanted."""
+
+
+Send = Callable[["Any", int, bytes, "LastValue | None"], bool]
 """A function that sends ``(marker, number, topic, message)`` to the sender of the marker.
 
 The end message has an empty topic and None as the message. The function returns False while the subscriber's queue is
@@ -79,7 +109,7 @@ class _Joining:
         walks: The number of unfinished walks, including this one.
     """
 
-    marker: Marker
+    marker: Asking
     since: int
     prefixes: tuple[bytes, ...] = attrs.field(init=False)
     asked: int = attrs.field(init=False)
@@ -105,7 +135,7 @@ class _Joining:
             return True
         return self.before is not None and self.before.was_given(topic, at)
 
-    def is_asked_again(self, marker: Marker) -> bool:
+    def is_asked_again(self, marker: Asking) -> bool:
         """Return True if ``marker`` certainly repeats the request of this walk.
 
         The walk then continues. If each repeated request restarted the walk, a long walk would never end.
@@ -161,7 +191,7 @@ One object is created for each message, and tuples are the fastest to create.
                 self._full = True
                 self._said()
 
-    def join(self, marker: Marker) -> None:
+    def join(self, marker: Asking) -> None:
         """Send the kept messages to the sender of ``marker``.
 
         If the sender has asked before, it receives only messages that it has not received yet.
@@ -175,7 +205,7 @@ One object is created for each message, and tuples are the fastest to create.
         self._begin(marker, self._number, before)
         self._give()
 
-    def _begin(self, marker: Marker, since: int, before: _Joining | None) -> None:
+    def _begin(self, marker: Asking, since: int, before: _Joining | None) -> None:
         joining = _Joining(marker, since)
         if before is not None:
             if before.walks == _WALKS_MAX:
@@ -196,7 +226,7 @@ One object is created for each message, and tuples are the fastest to create.
         recent = {topic: at for topic, at in joining.answered.items() if now - at < _SOON}
         joining.answered = {**recent, joining.marker.topic: now}
 
-    def leave(self, marker: Marker) -> None:
+    def leave(self, marker: Asking) -> None:
         """Handle the withdrawal of ``marker``, unless the subscriber has a newer marker.
 
         A marker that is withdrawn soon after it arrived was an old marker: libzmq repeats old subscriptions on a new
@@ -259,7 +289,8 @@ One object is created for each message, and tuples are the fastest to create.
         """
         at, codec, body, headers, sent_at = self.messages[topic]
         newer = at > joining.since  # the subscriber has received this message directly
-        if newer or (joining.before is not None and joining.before.was_given(topic, at)):
+        given = newer or (joining.before is not None and joining.before.was_given(topic, at))
+        if given or not joining.marker.wants(topic):  # a prefix may cover topics that the subscriber does not want
             self._allowance.spend(1)
             return True
         self._allowance.spend(_SENT)

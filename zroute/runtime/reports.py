@@ -60,13 +60,31 @@ def _start_lines(service: Reported, transport: Transport) -> Iterator[tuple[int,
         own = "its own messages and requests" if compiled.replies else "its own messages"
         yield logging.INFO, f"{name}: has no endpoints, so the app receives only {own}, in this process"
         return
+    yield from _out_of_use(service)
     yield from transport.summary()
     if service.identity:
         yield logging.INFO, f"{name}: publishes as {service.identity}"
     for pattern in (pattern for route in compiled.routes for pattern in route.patterns):
-        if pattern.subscription == b"":
-            text = f"{name}: receives all messages of the connected publishers, because of the pattern {pattern.text!r}"
+        on_nats = service.ends.nats is not None
+        # NATS filters by segments, so only a pattern for everything receives everything.
+        if pattern.prefix == b"" or not pattern.segments if on_nats else pattern.subscription == b"":
+            whose = "the NATS servers" if on_nats else "the connected publishers"
+            text = f"{name}: receives all messages of {whose}, because of the pattern {pattern.text!r}"
             yield logging.WARNING, text
+
+
+def _out_of_use(service: Reported) -> Iterator[tuple[int, str]]:
+    """Yield the lines about endpoints and keys of an app that NATS replaces."""
+    own, name = service.plan.addresses.ends, service.plan.name
+    if service.ends.nats is None:
+        return
+    if own:
+        yield logging.INFO, f"{name}: runs on NATS, so its endpoints are not used: {', '.join(map(str, own))}"
+    if own.access.keys is not None:
+        yield (
+            logging.WARNING,
+            f"{name}: runs on NATS, so its keys are not used: the accounts of the servers decide who may connect",
+        )
 
 
 def _further(compiled: Parts) -> str:

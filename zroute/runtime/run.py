@@ -38,7 +38,7 @@ from zroute.messages.frames import Parse
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.planning.compiler import compile_route, known_codecs, refuse_dead, refuse_duplicates
-from zroute.planning.plan import CompiledTrigger, Finishing, Plan
+from zroute.planning.plan import CompiledTrigger, Finishing, Plan, check_subjects
 from zroute.planning.surrounding import surround
 from zroute.publishing.producers import CompiledProducer, Producers
 from zroute.publishing.publication import Bridge, Emit, Publication, released
@@ -260,6 +260,7 @@ class Run:
         routes = [route for route in handlers if route.route.kind == "subscribe"]
         self._table = self._make_table(routes)
         self.transport.open(self._table.receive if self._limit is None else self._limited(self._limit))
+        await self.transport.opened()
         given = self.transport, self.ends.pub, self._stats, self._reports, self._environment.wall
         self._publisher = Publisher(self.plan.choices, self.reactor, *given)
         self._publisher.on_subscribers = self._subscribers_changed
@@ -342,9 +343,9 @@ class Run:
 
     def _emit(self, topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
         """Publish a dead letter, without middleware."""
-        if self._emit_bytes is None:
+        if self._emit_bytes is None or self._publisher is None:
             raise NotRunningError(f"can't publish to {str(Topic.from_wire(topic))!r}: {self.name!r} is not running")
-        return self._emit_bytes(topic, number, body, headers)
+        return self._emit_bytes(topic, number, body, self._publisher.carried(headers))
 
     def _withdraw(self) -> None:
         """Mark the app as not running, so that another run can begin."""
@@ -392,6 +393,8 @@ class Run:
         made = surround(made, factories, resources, parts.given, isolate=hooks.isolate)
         refuse_dead((made,), self.plan.choices.wire)
         self.plan.check_dead((made,), self.ends, self._table.routes)
+        if self.ends.nats is not None:
+            check_subjects((made,))
         closed = [kind for kind in made.call.needs if not self._resources.provides(kind)]
         if closed:
             missing = describe(closed[0])

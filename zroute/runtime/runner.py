@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -28,10 +28,11 @@ from zroute.options import DRAIN_TIMEOUT
 from zroute.planning.plan import Plan, reactor_kind
 from zroute.runtime.exit_codes import EXIT_DRAIN, EXIT_ENDPOINT, EXIT_FAILED
 from zroute.runtime.reports import log_counters, log_start, log_unfinished
-from zroute.runtime.run import MessageLimit, exit_code
+from zroute.runtime.run import Environment, MessageLimit, exit_code
 from zroute.runtime.service import AppService
 from zroute.runtime.signals import in_main_thread, restored_handlers, run_reactor
 from zroute.runtime.watchdog import Watchdog
+from zroute.transports.choosing import factory_for
 
 __all__ = [
     "REACTORS",
@@ -132,13 +133,16 @@ def _chosen_reactor(name: str | None, uvloop: bool) -> Callable[[], None] | None
     return None
 
 
-def check_reactor(plans: Sequence[Plan], reactor: str | None, *, uvloop: bool = False) -> str | None:
+def check_reactor(
+    plans: Sequence[Plan], reactor: str | None, *, uvloop: bool = False, nats: bool = False
+) -> str | None:
     """Return the reactor on which all ``plans`` can run, without installing it.
 
     Args:
         plans: the compiled apps.
         reactor: the requested reactor; None leaves the choice to the apps.
         uvloop: True if the asyncio reactor on uvloop is requested.
+        nats: True if an app runs on NATS, which needs asyncio's reactor.
 
     Returns:
         One of `REACTORS`, or None for Twisted's choice.
@@ -149,6 +153,14 @@ def check_reactor(plans: Sequence[Plan], reactor: str | None, *, uvloop: bool = 
     """
     kind = reactor_kind(plans)
     requested = "asyncio" if uvloop else reactor
+    if nats:
+        if requested not in (None, "asyncio"):
+            raise UsageError(
+                f"NATS needs asyncio's reactor, but the requested reactor is {requested!r}: remove one of the two"
+            )
+        if kind == "asyncio" or requested is None:
+            _chosen_reactor("asyncio", uvloop)
+            return "asyncio"
     if kind is not None and requested is not None and (requested == "asyncio") != (kind == "asyncio"):
         needing = next(plan for plan in plans if plan.addresses.reactor is not None)
         raise UsageError(
@@ -219,6 +231,8 @@ def run(
     keys: str | Path | None = None,
     peers: str | Path | None = None,
     insecure: bool | None = None,
+    nats: str | Iterable[str] | None = None,
+    nats_creds: str | Path | None = None,
     reactor: Reactor | None = None,
     uvloop: bool = False,
     seconds: float | None = None,
@@ -253,6 +267,8 @@ def run(
         keys: the secret file of the apps' key, which replaces ``keys=`` of the apps.
         peers: the directory of peers, or "anyone", which replaces ``peers=`` of the apps.
         insecure: replaces ``insecure=`` of the apps; None keeps it.
+        nats: NATS servers, which replace all endpoints and keys of the apps.
+        nats_creds: the file of credentials for NATS, which replaces ``nats_creds=`` of the apps.
         reactor: "epoll", "poll", "select" or "asyncio". None selects the reactor that the apps need, or Twisted's
             choice for the platform.
         uvloop: True to run the asyncio reactor on uvloop.
@@ -272,28 +288,34 @@ def run(
     """
     # Check all options and surroundings before installing anything.
     given: EndpointOptions = {"sub": sub, "pub": pub, "rep": rep, "req": req, "jobs": jobs, "work": work}
-    given |= {"keys": keys, "peers": peers, "insecure": insecure}
+    given |= {"keys": keys, "peers": peers, "insecure": insecure, "nats": nats, "nats_creds": nats_creds}
     _refuse_options(given, seconds, max_messages, drain_timeout, log_level, log_format)
     if len({id(app) for app in apps}) < len(apps):
         raise UsageError("an app is given twice, but a process can run each app only once: give each app once")
     _refuse_surroundings()
     _chosen_reactor(reactor, uvloop)
     plans = [app.compile() for app in apps]
-    chosen = check_reactor(plans, reactor, uvloop=uvloop)
-    for plan in plans:
-        plan.claim()
     wrong: EndpointError | None = None
+    on_nats = False
     try:
         for plan in plans:
-            plan.check_access(plan.endpoints(**given))
+            ends = plan.endpoints(**given)
+            plan.check_access(ends)
+            on_nats |= ends.nats is not None
     except EndpointError as error:
         wrong = error
+    chosen = check_reactor(plans, reactor, uvloop=uvloop, nats=on_nats)
+    for plan in plans:
+        plan.claim()
     set_up_logging(log_level, log_format)  # before the line below, which is logged in the chosen format
     if wrong is not None:
         _log.error("%s", wrong)
         return EXIT_ENDPOINT
     installed = install_reactor(chosen, uvloop=uvloop)
-    return _Program(installed, plans, given, drain_timeout, max_messages).run(seconds)
+    # If NATS alone is the reason for asyncio's reactor, `async` functions run as on the default reactor: the same app
+    # then awaits the same things on ZeroMQ and on NATS.
+    as_tasks = on_nats and (reactor == "asyncio" or uvloop)
+    return _Program(installed, plans, given, drain_timeout, max_messages, as_tasks=as_tasks).run(seconds)
 
 
 RUN_DEFAULTS: dict[str, Any] = dict(run.__kwdefaults__ or {})
@@ -372,11 +394,21 @@ class _Program:
         given: EndpointOptions,
         drain_timeout: float,
         max_messages: int | None,
+        *,
+        as_tasks: bool,
     ) -> None:
         self._reactor = reactor
         self._limit = MessageLimit(max_messages, lambda: self._stop("--max-messages reached")) if max_messages else None
         self._services = [
-            AppService(plan, reactor, drain_timeout=drain_timeout, limit=self._limit, leave=self._leave, **given)
+            AppService(
+                plan,
+                reactor,
+                drain_timeout=drain_timeout,
+                limit=self._limit,
+                environment=_environment(plan, given, as_tasks=as_tasks),
+                leave=self._leave,
+                **given,
+            )
             for plan in plans
         ]
         for service in self._services:
@@ -506,6 +538,18 @@ class _Program:
         This method runs in its own thread, because the reactor waits for the threads of its pool.
         """
         end_now(self._code or EXIT_DRAIN, "threads are still running after the drain timeout: ending the process now")
+
+
+def _environment(plan: Plan, given: EndpointOptions, *, as_tasks: bool) -> Environment | None:
+    """Return the environment of an app on NATS; None for the default.
+
+    ``as_tasks`` is True if the user has asked for asyncio's reactor.
+    """
+    ends = plan.endpoints(**given)
+    if ends.nats is None:
+        return None
+    kind = plan.addresses.reactor
+    return Environment(factory_for(ends), kind == "asyncio" or (as_tasks and kind is None))
 
 
 def _stop_with_main_thread() -> None:

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zroute.awaiting import loop_hint, was_cancelled
 from zroute.clock import Looping
 from zroute.endpoints import EndpointOptions
-from zroute.errors import EndpointError, SetupError
+from zroute.errors import EndpointError, SetupError, UsageError
 from zroute.functions import PACKAGE
 from zroute.logs import log_to_twisted, printable
 from zroute.options import DRAIN_TIMEOUT
@@ -80,9 +80,16 @@ class AppService(Service):
             plan.check_access(self.ends)
         self.drain_timeout = drain_timeout
         self.limit = limit
-        self.environment = environment or Environment(
-            factory_for(self.ends), isinstance(reactor, AsyncioSelectorReactor)
-        )
+        on_asyncio = isinstance(reactor, AsyncioSelectorReactor)
+        if self.ends.nats is not None and environment is None and not on_asyncio:
+            raise UsageError(
+                f"{plan} runs on NATS, which needs asyncio's reactor, but the given reactor is "
+                f"{type(reactor).__name__}: call twisted.internet.asyncioreactor.install() before any import of "
+                "twisted.internet.reactor, or use app.run() or `async with app.running()`"
+            )
+        # On NATS, every reactor is asyncio's, so the app alone decides how its `async` functions run.
+        as_tasks = on_asyncio and (self.ends.nats is None or plan.addresses.reactor != "twisted")
+        self.environment = environment or Environment(factory_for(self.ends), as_tasks)
         plan.check_reactor(on_asyncio=self.environment.asyncio)
         self.exit_code: int | None = None
         self.logs_failed_start = True

@@ -156,6 +156,8 @@ class MemoryTransport:
     summary = Transport.summary
     try_sender = Transport.try_sender
     announce = Transport.announce
+    opened = Transport.opened
+    make_session = Transport.make_session
     addresses = Transport.addresses
 
     def __init__(self, request: TransportRequest, bus: Bus, reactor: Clock, plan: Plan | None = None) -> None:

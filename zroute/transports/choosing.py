@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from importlib.util import find_spec
 
-from zroute.endpoints import Endpoint
+from zroute.endpoints import Ends
 from zroute.errors import EndpointError
 from zroute.transport import Transport, TransportRequest
 
@@ -13,15 +14,24 @@ __all__ = ["factory_for"]
 _ZEROMQ = ("tcp", "ipc", "inproc")
 
 
-def factory_for(endpoints: Iterable[Endpoint]) -> Callable[[TransportRequest], Transport]:
+def factory_for(endpoints: Ends) -> Callable[[TransportRequest], Transport]:
     """Return the function that creates the transport for these endpoints.
 
     The library of a transport is loaded here, when an app with such endpoints starts. An app therefore needs only the
     library of its own transport.
 
     Raises:
-        EndpointError: No transport supports endpoints of this kind.
+        EndpointError: No transport supports endpoints of this kind, or its library is not installed.
     """
+    if endpoints.nats is not None:
+        if find_spec("nats") is None:
+            raise EndpointError(
+                f"{endpoints.nats.address}: the client of NATS is not installed: pip install 'zroute[nats]'",
+                endpoint=endpoints.nats.address,
+            )
+        from zroute.transports.nats import NatsTransport
+
+        return NatsTransport
     for endpoint in endpoints:
         kind = endpoint.address.partition("://")[0]
         if kind not in _ZEROMQ:

@@ -57,6 +57,8 @@ class ZmqTransport(SocketPair):
     """
 
     kept = None
+    opened = Transport.opened
+    make_session = Transport.make_session
     count_subscribers = Transport.count_subscribers
 
     def __init__(self, request: TransportRequest) -> None:

@@ -1,0 +1,23 @@
+"""Fixtures of the tests with NATS servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nats.servers import NatsServer
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server without authentication."""
+    with NatsServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(params=[True, False], ids=["direct", "public"])
+def direct(request: pytest.FixtureRequest) -> bool:
+    """Whether a client uses zroute's parser, or only the public functions of nats-py."""
+    return bool(request.param)

@@ -1,0 +1,87 @@
+"""Credentials and certificates of tests: an operator with one user, and an authority with one server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import nkeys
+
+
+class Identity:
+    """A key pair of NATS; ``public`` is its name."""
+
+    def __init__(self, prefix: int) -> None:
+        self.seed = nkeys.encode_seed(os.urandom(32), prefix)
+        self.pair = nkeys.from_seed(bytearray(self.seed))
+        self.public = self.pair.public_key.decode()
+
+    def signed(self, subject: Identity, kind: str, **claims: Any) -> str:
+        """Return a JWT about ``subject`` (github.com/nats-io/jwt)."""
+        payload = {
+            "jti": os.urandom(8).hex(),
+            "iat": int(time.time()),
+            "iss": self.public,
+            "name": kind,
+            "sub": subject.public,
+            "nats": {"type": kind, "version": 2, **claims},
+        }
+        body = ".".join(map(_part, ({"typ": "JWT", "alg": "ed25519-nkey"}, payload)))
+        return f"{body}.{_text(self.pair.sign(body.encode()))}"
+
+
+def _part(fields: dict[str, Any]) -> str:
+    return _text(json.dumps(fields).encode())
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+class Operator:
+    """An operator with an account and a user, who may only use subjects that begin with ``news.``."""
+
+    def __init__(self) -> None:
+        operator, account, self.user = (
+            Identity(prefix)
+            for prefix in (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_USER)
+        )
+        limits = dict.fromkeys(("subs", "conn", "leaf", "imports", "exports", "data", "payload"), -1)
+        allowed = {"allow": ["news.>", "_INBOX.>"]}
+        self.jwt = account.signed(self.user, "user", pub=allowed, sub=allowed, subs=-1, data=-1, payload=-1)
+        self.config = (
+            f"operator: {operator.signed(operator, 'operator')}\n"
+            f"resolver: MEMORY\nresolver_preload: {{ {account.public}: "
+            f"{operator.signed(account, 'account', limits={**limits, 'wildcards': True})} }}\n"
+        )
+
+    def write(self, path: Path) -> Path:
+        """Write the credentials of the user as ``nsc`` does."""
+        path.write_text(
+            f"-----BEGIN NATS USER JWT-----\n{self.jwt}\n------END NATS USER JWT------\n\n"
+            "************************* IMPORTANT *************************\n\n"
+            f"-----BEGIN USER NKEY SEED-----\n{self.user.seed.decode()}\n------END USER NKEY SEED------\n"
+        )
+        return path
+
+
+def certificates(folder: Path) -> tuple[Path, Path, Path]:
+    """Return an authority's certificate, and the certificate and key of ``localhost``."""
+    authority, authority_key, request, certificate, key, names = (
+        folder / name for name in ("ca.pem", "ca.key", "server.csr", "server.pem", "server.key", "names")
+    )
+    names.write_text("subjectAltName=DNS:localhost\n")
+    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    sign = ["openssl", "x509", "-req", "-days", "2", "-CAcreateserial", "-CA", authority, "-CAkey", authority_key]
+    for command in (
+        [*new, "-x509", "-days", "2", "-subj", "/CN=authority", "-keyout", authority_key, "-out", authority],
+        [*new, "-subj", "/CN=localhost", "-keyout", key, "-out", request],
+        [*sign, "-in", request, "-extfile", names, "-out", certificate],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    return authority, certificate, key

@@ -1,0 +1,93 @@
+"""Programs on NATS: `zroute run --nats`, the page "Run on NATS", and examples without a change."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import nats
+import pytest
+
+from tests.commands import zroute
+from tests.nats.servers import NatsServer
+from tests.support import PATIENCE, ROOT, Child
+from tests.test_snippets import HOW_TO, write_files
+
+LAST = re.compile(r"(\w+): received (\d+), handled (\d+), failed (\d+), unrouted (\d+), malformed (\d+), lost (\w+)")
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_the_app_of_the_page_runs_on_nats(server: NatsServer, tmp_path: Path, by: str) -> None:
+    """The app of the page runs on NATS by option and by variable, says so in one line, and answers other clients."""
+    write_files(HOW_TO / "nats.md", tmp_path)
+    url = server.url.replace("//", "//ann:secret@")
+    given = ["--nats", url] if by == "option" else []
+    env = {"ZROUTE_NATS": url} if by == "variable" else {"ZROUTE_SUB": "tcp://127.0.0.1:1"}
+
+    async def ask() -> bytes:
+        client = await nats.connect(server.url)
+        heard = await client.subscribe("alerts.>")
+        await client.publish("quotes.ACME", b"\x82\xa6symbol\xa4ACME\xa5price\xcb\x40\x9f\x40\x00\x00\x00\x00\x00")
+        message = await heard.next_msg(timeout=PATIENCE)
+        await client.close()
+        return message.subject.encode() + b" " + message.data
+
+    with Child("-m", "zroute", "run", "desk.py", *given, cwd=tmp_path, env=env) as child:
+        child.wait_for(lambda lines: any("subscribes and publishes on NATS" in line for line in lines), stream="err")
+        assert asyncio.run(ask()) == b"alerts.ACME ACME at 2000.0"
+        child.process.terminate()
+        assert child.process.wait(PATIENCE) == 0
+    log = "\n".join(child.err)
+    assert log.count("runs on NATS, so its endpoints are not used: connect:tcp://127.0.0.1:") == 1
+    assert "secret" not in log
+    assert "received 1, handled 1, failed 0, unrouted 0, malformed 0, lost not counted, published 1" in log
+
+
+def test_options_that_exclude_each_other(tmp_path: Path) -> None:
+    """Two options together are a usage error; an option takes precedence over a variable."""
+    (tmp_path / "one.py").write_text(
+        "from zroute import App\napp = App(sub='tcp://127.0.0.1:1')\napp.add_route(print, 'a')\n"
+    )
+    url = "nats://127.0.0.1:1"
+    both = zroute("check", "one.py", "--nats", url, "--sub", "tcp://127.0.0.1:1", cwd=tmp_path)
+    assert (both.returncode, "--nats can't be combined with --sub" in both.stderr) == (2, True)
+    keys = zroute("check", "one.py", "--nats", url, "--keys", "desk.key_secret", cwd=tmp_path)
+    assert (keys.returncode, "--nats can't be combined with --keys" in keys.stderr) == (5, True)
+    wrong = zroute("check", "one.py", "--nats", "nats://ann:secret@:x", cwd=tmp_path)
+    assert (wrong.returncode, "secret" in wrong.stderr) == (2, False)
+    on_nats = zroute("check", "one.py", cwd=tmp_path, ZROUTE_NATS=url)
+    assert (on_nats.returncode, f"runs on {url}" in on_nats.stdout) == (0, True)
+    on_zeromq = zroute("check", "one.py", "--sub", "tcp://127.0.0.1:2", cwd=tmp_path, ZROUTE_NATS=url)
+    assert (on_zeromq.returncode, "runs on" in on_zeromq.stdout) == (0, False)
+    reactor = zroute("run", "one.py", "--nats", url, "--reactor", "poll", cwd=tmp_path)
+    assert (reactor.returncode, "NATS needs asyncio's reactor" in reactor.stderr) == (2, True)
+
+
+def test_check_and_routes_know_nats(tmp_path: Path) -> None:
+    """`zroute check` refuses a pattern that NATS can't filter, and `zroute routes` shows the merged subjects."""
+    head = "from zroute import App, startswith\napp = App(nats='nats://127.0.0.1:1')\n"
+    (tmp_path / "bad.py").write_text(f"{head}app.add_route(print, startswith('news'))\n")
+    (tmp_path / "good.py").write_text(f"{head}app.add_route(print, 'news.*', '*.urgent')\n")
+    bad = zroute("check", "bad.py", cwd=tmp_path)
+    assert (bad.returncode, 'bad.py:3: pattern startswith("news") begins inside' in bad.stderr) == (4, True)
+    assert zroute("routes", "bad.py", cwd=tmp_path).returncode == 4
+    assert "subjects of NATS: *.*\n" in zroute("routes", "good.py", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    "apps",
+    ["ticker:feed ticker:screen", "news_desk:agency news_desk:desk", "alerts:market alerts alerts:pager",
+     "ticker:feed bars bars:chart", "two_apps:collector two_apps:screen"],
+)  # fmt: skip
+def test_examples_run_unchanged(server: NatsServer, apps: str) -> None:
+    """Examples that need nothing of ZeroMQ's own run on NATS, handle messages and lose none."""
+    given = ["--app-dir", str(ROOT / "examples"), "--for", "3s"]
+    done = zroute("run", *given, *apps.split(), ZROUTE_NATS=server.url)
+    assert done.returncode == 0, done.stderr
+    found = LAST.findall(done.stderr)
+    assert found, done.stderr
+    for _, received, handled, failed, unrouted, malformed, lost in found:
+        assert (failed, unrouted, malformed) == ("0", "0", "0"), done.stderr
+        assert lost in ("0", "not"), done.stderr
+        assert received == "0" or handled != "0", done.stderr

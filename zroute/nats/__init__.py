@@ -1,0 +1,1 @@
+"""NATS: subjects, protocol, client, and the counting of losses."""
