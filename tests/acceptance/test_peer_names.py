@@ -368,7 +368,7 @@ async def test_a_hook_for_messages_without_a_route_sees_the_name(keys: Keys) -> 
         ends = [at(north.addresses.pub[0], "north"), at(south.addresses.pub[0], "south")]
         app, box = App(sub=ends, **keys.of("hub")), Mailbox[tuple[str, str | None]]()
 
-        @app.subscribe("*.nobody")
+        @app.subscribe("*.none")
         def never(body: str) -> None:
             raise AssertionError
 

@@ -118,7 +118,10 @@ class Accepted:
 
     @property
     def shook_hands(self) -> bool:
-        """True if the connection has surely finished its handshake, or, without keys, has sent a part of it."""
+        """True if the connection has surely finished its handshake.
+
+        Without keys, it has sent more than a greeting.
+        """
         passed = bytes_passed(self.fd, self.identity)
         if passed is None:
             return False
@@ -240,7 +243,7 @@ class AcceptedConnections:
             os.close(self._spare.pop())
 
     def in_handshake(self, socket: Listening, host: str) -> Iterator[int]:
-        """Yield the connections of ``socket`` from ``host`` that may be in their handshake, by id."""
+        """Yield the ids of connections from ``host`` that may be in their handshake."""
         for one in tuple(self._young):
             if one.socket is socket and one.identity.host == host:
                 yield one.id
@@ -257,7 +260,7 @@ class AcceptedConnections:
         self._unclear[socket, host] = now + handshake
 
     def is_clear(self, socket: Listening, host: str, now: float) -> bool:
-        """Return True if no request about a key can wait for an answer from an ended connection."""
+        """Return True if no request of an ended connection can wait for an answer."""
         if self._unclear.get((socket, host), -math.inf) <= now:
             self._unclear.pop((socket, host), None)
             return now >= self._all_unclear
@@ -265,7 +268,7 @@ class AcceptedConnections:
 
     @property
     def _greeting(self) -> int:
-        """The number of unfinished handshakes, which is at most the number of connections that may have one."""
+        """The number of unfinished handshakes."""
         return min(len(self._half_open), sum(socket.greeting for socket in self._all))
 
     def _oldest(self, now: float) -> Accepted | None:
@@ -294,7 +297,7 @@ class AcceptedConnections:
                 self.keep(socket, socket.alive)
 
     def _forget(self, one: Accepted, now: float | None = None) -> None:
-        """Forget a connection. With ``now``, it has ended without an event, so its key is unknown."""
+        """Forget a connection. With ``now``, it has ended without an event."""
         if self._all.get(one.socket, {}).pop(one.id, None) is not None:
             self._used -= one.socket.cost
             if now is not None and one.identity.host is not None:

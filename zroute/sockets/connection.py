@@ -114,7 +114,10 @@ class Guarded(Protocol):
         """Return up to two new connections from ``host`` whose key is unknown, by id."""
 
     def is_clear(self, host: str) -> bool:
-        """Return True if no request about a key can wait for an ended connection from ``host``."""
+        """Return True if no request of an ended connection can wait for an answer.
+
+        The connection was from ``host``, and the request was about its key.
+        """
 
     def name(self, id: int, name: str) -> None:
         """Record the key of a connection."""

@@ -276,7 +276,10 @@ class PersistentConnection(Connection):
         return list(islice((id for id in found if id not in self.keys), 2))
 
     def is_clear(self, host: str) -> bool:
-        """Return True if no request about a key can wait for an ended connection from ``host``."""
+        """Return True if no request of an ended connection can wait for an answer.
+
+        The connection was from ``host``, and the request was about its key.
+        """
         return ACCEPTED.is_clear(self, host, self._reactor.seconds())
 
     def name(self, id: int, name: str) -> None:

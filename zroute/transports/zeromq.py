@@ -175,7 +175,7 @@ class ZmqTransport(SocketPair):
 
     @property
     def publisher(self) -> str | None:
-        """The name of the key of all publishers; None once an endpoint with another peer was added."""
+        """The name of the key of all publishers; None after another peer was added."""
         return self._publisher
 
     def name_peers(self, wanted: bool) -> None:
