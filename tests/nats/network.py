@@ -26,7 +26,7 @@ from zroute.nats.wants import Wants, wants_of
 from zroute.receiving.events import Gap, LostKept, UnknownLoss
 from zroute.stats import Stats
 
-LOG = logging.getLogger("zroute.tests")
+LOG = logging.getLogger("zroute.nats.network")
 LOG.addHandler(logging.NullHandler())
 LOG.propagate = False
 LOG.setLevel(logging.CRITICAL)
