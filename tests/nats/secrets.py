@@ -75,11 +75,13 @@ def certificates(folder: Path) -> tuple[Path, Path, Path]:
     authority, authority_key, request, certificate, key, names = (
         folder / name for name in ("ca.pem", "ca.key", "server.csr", "server.pem", "server.key", "names")
     )
-    names.write_text("subjectAltName=DNS:localhost\n")
+    # Python 3.13 requires the extensions of RFC 5280.
+    names.write_text("subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\nkeyUsage=digitalSignature\n")
     new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    root = ["-x509", "-days", "2", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
     sign = ["openssl", "x509", "-req", "-days", "2", "-CAcreateserial", "-CA", authority, "-CAkey", authority_key]
     for command in (
-        [*new, "-x509", "-days", "2", "-subj", "/CN=authority", "-keyout", authority_key, "-out", authority],
+        [*new, *root, "-subj", "/CN=authority", "-keyout", authority_key, "-out", authority],
         [*new, "-subj", "/CN=localhost", "-keyout", key, "-out", request],
         [*sign, "-in", request, "-extfile", names, "-out", certificate],
     ):

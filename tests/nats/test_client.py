@@ -330,6 +330,8 @@ def test_a_received_message_above_the_limit_is_dropped_and_reported(server: Nats
 
 def test_a_full_send_buffer_refuses_messages(server: NatsServer, direct: bool) -> None:
     """A server that does not read fills the buffer up to its limit; then messages are refused."""
+    if not direct:
+        pytest.skip("the public API of nats-py does not tell what waits in the buffer of its connection")
 
     async def scenario() -> None:
         async with connected(server.url, direct=direct, send_buffer=100_000, keepalive=1000) as one:
