@@ -249,3 +249,28 @@ async def test_connections_beyond_the_limit_of_a_key_end_when_they_are_known(
     await turns(lambda: hub.names.count("alice") >= 2)
     await turns(lambda: hub.stats.refused)
     await turns(lambda: hub.names.count("alice") == 2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_limit_holds_for_connections_that_begin_together_and_send_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No connection tells its key, so the admissions count; a key that has ended its connections may connect again."""
+    monkeypatch.setattr(accepted, "PER_KEY", 3)
+    handler: Any = hub.guard._handler
+    handler.pause()
+    callers = [hub.call("alice", b"") for _ in range(8)]
+    await turns(lambda: len(hub.names) == 8)
+    handler.resume()
+    await turns(lambda: [caller.outcome for caller in callers].count("open") == 3)
+    await turns(lambda: hub.stats.refused >= 5)
+    assert [caller.outcome for caller in callers].count("open") == 3
+    assert hub.router.connections_of("alice") <= 1
+    bob = hub.call("bob")
+    await turns(lambda: bob.outcome == "open")
+    for caller in callers:
+        hub.clients.remove(caller)
+        caller.close()
+    await turns(lambda: hub.names == ["bob"])
+    again = [hub.call("alice", b"") for _ in range(3)]
+    await turns(lambda: [caller.outcome for caller in again] == ["open"] * 3)

@@ -242,6 +242,10 @@ class AcceptedConnections:
         elif self._spare:
             os.close(self._spare.pop())
 
+    def number_of(self, socket: Listening) -> int:
+        """Return the number of connections that a socket has accepted."""
+        return len(self._all.get(socket, ()))
+
     def in_handshake(self, socket: Listening, host: str) -> Iterator[int]:
         """Yield the ids of connections from ``host`` that may be in their handshake."""
         for one in tuple(self._young):

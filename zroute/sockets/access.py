@@ -28,6 +28,7 @@ import zmq
 
 from zroute.endpoints import Access, Endpoint
 from zroute.sockets.accepted import ACCEPTED
+from zroute.sockets.admissions import Admissions
 from zroute.sockets.connection import Guarded
 from zroute.sockets.events import SocketEvent
 from zroute.sockets.keys import PUBLIC, Key, read_secret
@@ -139,7 +140,7 @@ class OpenGuard:
         """Count a connection that was closed because of a limit."""
         self._stats.refused += 1
 
-    def excess(self, name: str) -> None:
+    def known(self, name: str) -> None:
         """Without keys, no key has connections."""
 
 
@@ -171,6 +172,7 @@ class CurveGuard:
         self._next_look: Any = None
         self._looked = -_LOOK_AGAIN
         self._watched: WeakSet[Guarded] = WeakSet()
+        self._admissions = Admissions()
 
     def begin(self, context: zmq.Context[Any]) -> None:
         """Start to decide about keys, in the context of the sockets.
@@ -262,15 +264,16 @@ class CurveGuard:
         """Count a connection that was closed because of a limit."""
         self._stats.refused += 1
 
-    def excess(self, name: str) -> tuple[str, str] | None:
-        """Return a reason and a remedy if a key has too many connections, else None.
-
-        Several handshakes of a key may end before its connections can be counted; see `_admit`.
-        """
+    def known(self, name: str) -> tuple[str, str] | None:
+        """Record that a connection has this key; return a reason and a remedy if it has too many, else None."""
+        self._admissions.known(name)
         most = ACCEPTED.most_per_key
-        if name and sum(socket.connections_of(name) for socket in self._watched) > most:
+        if name and self._connections_of(name) > most:
             return f"its key {name} has more than {most} connections", _MORE_KEYS
         return None
+
+    def _connections_of(self, name: str) -> int:
+        return sum(socket.connections_of(name) for socket in self._watched) + self._admissions.of(name)
 
     def _decide(self, public: bytes, host: str) -> str | int:
         name = self.peers.name_of(public)
@@ -295,16 +298,21 @@ class CurveGuard:
         """Let a known key connect, unless it has too many connections.
 
         ZAP does not tell which connection the key belongs to. It is known if only one connection from the host is in
-        its handshake; otherwise, it becomes known with the first frame (see `PersistentConnection.learn`).
+        its handshake; otherwise, it becomes known with the first frame (see `PersistentConnection.learn`), and until
+        then its admission counts.
         """
         sockets = tuple(self._watched)
-        if sum(socket.connections_of(name) for socket in sockets) >= ACCEPTED.most_per_key:
+        found = [(socket, id) for socket in sockets for id in socket.unnamed(host)]
+        now = self._reactor.seconds()
+        unknown = [socket.unknown_keys() for socket in sockets]
+        self._admissions.trim(sum(each.settled for each in unknown), sum(each.greeting for each in unknown), now)
+        if self._connections_of(name) >= ACCEPTED.most_per_key:
             self._stats.refused += 1
             text = "%s: refused a connection from %s: its key %s has %d connections: %s"
             facts = self._name, host, name, ACCEPTED.most_per_key, _MORE_KEYS
             self._reports("full", f"{self._name}: refused connections", logging.WARNING, text, *facts)
             return FULL
-        found = [(socket, id) for socket in sockets for id in socket.unnamed(host)]
+        self._admissions.add(name, now + max((each.handshake for each in unknown), default=0.0))
         if len(found) == 1 and all(socket.is_clear(host) for socket in sockets):
             socket, id = found[0]
             socket.name(id, name)

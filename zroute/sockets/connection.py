@@ -68,6 +68,7 @@ from zope.interface import implementer
 from zroute.endpoints import Endpoint, parse_endpoint
 from zroute.errors import EndpointError, ForkedContextError, NotRunningError, WrongThreadError
 from zroute.options import IPC_MODE, LINGER_ABORT, LINGER_DRAIN, READ_BUDGET, READ_SECONDS, READ_SLICE, Option
+from zroute.sockets.admissions import UnknownKeys
 from zroute.sockets.events import OnEvent, SocketEvent, parse_event
 from zroute.sockets.ipc import bind
 from zroute.transport import Receive
@@ -112,6 +113,9 @@ class Guarded(Protocol):
 
     def unnamed(self, host: str) -> list[int]:
         """Return up to two new connections from ``host`` whose key is unknown, by id."""
+
+    def unknown_keys(self) -> UnknownKeys:
+        """Return the number of accepted connections whose key is unknown."""
 
     def is_clear(self, host: str) -> bool:
         """Return True if no request of an ended connection can wait for an answer.
@@ -158,8 +162,8 @@ class Guard(Protocol):
     def limited(self) -> None:
         """Count a connection that was closed because of a limit."""
 
-    def excess(self, name: str) -> tuple[str, str] | None:
-        """Return a reason and a remedy if a key has too many connections, else None."""
+    def known(self, name: str) -> tuple[str, str] | None:
+        """Record that a connection has this key; return a reason and a remedy if it has too many, else None."""
 
 
 def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option]) -> zmq.Socket[Any]:

@@ -29,6 +29,7 @@ from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError
 from zroute.options import LINGER_DRAIN
 from zroute.sockets.accepted import ACCEPTED, LACK
+from zroute.sockets.admissions import UnknownKeys
 from zroute.sockets.connection import Connection
 from zroute.sockets.connection_log import ConnectionLog
 from zroute.sockets.descriptors import Identity, identify, shut_down
@@ -275,6 +276,11 @@ class PersistentConnection(Connection):
         found = ACCEPTED.in_handshake(self, host)
         return list(islice((id for id in found if id not in self.keys), 2))
 
+    def unknown_keys(self) -> UnknownKeys:
+        """Return the number of accepted connections whose key is unknown, as far as events tell."""
+        greeting = self.links.greeting
+        return UnknownKeys(ACCEPTED.number_of(self) - len(self.keys) - greeting, greeting, self._handshake)
+
     def is_clear(self, host: str) -> bool:
         """Return True if no request of an ended connection can wait for an answer.
 
@@ -288,7 +294,7 @@ class PersistentConnection(Connection):
             self._unname((id,))
             self.keys[id] = name
             self._number_of[name] += 1
-            if self.guard is not None and (fault := self.guard.excess(name)):
+            if self.guard is not None and (fault := self.guard.known(name)):
                 self.refuse(id, *fault)
 
     def _unname(self, ids: Iterable[int]) -> None:
