@@ -265,7 +265,10 @@ class CurveGuard:
         self._stats.refused += 1
 
     def known(self, name: str) -> tuple[str, str] | None:
-        """Record that a connection has this key; return a reason and a remedy if it has too many, else None."""
+        """Record the key of a connection.
+
+        Return a reason and a remedy if the key has too many connections, else None.
+        """
         self._admissions.known(name)
         most = ACCEPTED.most_per_key
         if name and self._connections_of(name) > most:

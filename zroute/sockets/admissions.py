@@ -60,7 +60,7 @@ class Admissions:
         self._of[name][number] = None
 
     def known(self, name: str) -> None:
-        """Forget the oldest admission of a key, because one of its connections has become known."""
+        """Forget the oldest admission of a key: one of its connections is known now."""
         if name in self._of:
             self._forget(next(iter(self._of[name])), name)
 

@@ -163,7 +163,10 @@ class Guard(Protocol):
         """Count a connection that was closed because of a limit."""
 
     def known(self, name: str) -> tuple[str, str] | None:
-        """Record that a connection has this key; return a reason and a remedy if it has too many, else None."""
+        """Record the key of a connection.
+
+        Return a reason and a remedy if the key has too many connections, else None.
+        """
 
 
 def make_socket(context: zmq.Context[Any], kind: int, options: Iterable[Option]) -> zmq.Socket[Any]:

@@ -277,7 +277,7 @@ class PersistentConnection(Connection):
         return list(islice((id for id in found if id not in self.keys), 2))
 
     def unknown_keys(self) -> UnknownKeys:
-        """Return the number of accepted connections whose key is unknown, as far as events tell."""
+        """Return the number of accepted connections whose key is unknown."""
         greeting = self.links.greeting
         return UnknownKeys(ACCEPTED.number_of(self) - len(self.keys) - greeting, greeting, self._handshake)
 
