@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import compileall
+import faulthandler
 import gc
 import importlib
+import os
 import re
 import shutil
 import signal
@@ -32,8 +34,15 @@ EXAMPLES = ROOT / "examples"
 _PORT = re.compile(r"(?<=//127\.0\.0\.1:)\d+|(?<=\"tcp:)\d+")
 
 
+_HANGS_AFTER = 900.0
+"""The time in seconds after which a test hangs. The slowest one takes three minutes on two busy cores."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the modules that many child processes import, even if bytecode is forbidden."""
+    # A copy of the descriptor, because pytest redirects the original while a test runs. After the stacks of all
+    # threads, the signal ends the process, even if it waits in a C function that ignores Python's signals.
+    faulthandler.register(signal.SIGALRM, os.fdopen(os.dup(2), "w"), all_threads=True, chain=True)
     if not hasattr(config, "workerinput"):
         for folder in ("zroute", "tests", "benchmarks", "chaos"):
             compileall.compile_dir(ROOT / folder, quiet=2)
@@ -47,6 +56,16 @@ def pytest_sessionstart() -> None:
     from twisted.internet import reactor  # imported here, because pytest-twisted chooses the reactor
 
     reactor.callWhenRunning(signal.signal, signal.SIGTERM, end_at_once)  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End the process if a test hangs, so that a run always ends, and names the test."""
+    signal.setitimer(signal.ITIMER_REAL, _HANGS_AFTER)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

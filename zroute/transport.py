@@ -79,9 +79,9 @@ each network has its own way to inform a publisher about subscriptions. The acco
 subscriptions, as on ZeroMQ. A network without reports of subscriptions has its own way to tell subscribers the numbers:
 `make_session` then returns the `TransportSession` that numbers messages and knows the subscribers.
 
-**Defaults.** A transport may be a subclass of `Transport`. It then inherits `opened`, `summary`, `addresses`, `kept`,
-`try_sender`, `announce`, `make_session`, `count_subscribers`, `add` and `remove`, with the behaviour of a transport
-that has no high-water mark, does not know its subscribers, and can't change its endpoints.
+**Defaults.** A transport may be a subclass of `Transport`. It then inherits `opened`, `confirmed`, `summary`,
+`addresses`, `kept`, `try_sender`, `announce`, `make_session`, `count_subscribers`, `add` and `remove`, with the
+behaviour of a transport that has no high-water mark, does not know its subscribers, and can't change its endpoints.
 """
 
 from __future__ import annotations
@@ -449,6 +449,14 @@ class Transport(Protocol):
 
         The start of the app waits for it. The run cancels the Deferred if the app stops before. It fails with
         EndpointError if the network refuses this app. The default is for a transport that needs no time to open.
+        """
+        return succeed(None)
+
+    def confirmed(self) -> Deferred[None]:
+        """Return a Deferred that fires when a broker has all subscriptions, after `listen`.
+
+        The start of the app waits for it, so that a message that any program sends after the start arrives. The default
+        is for a transport without a broker, whose subscribers wait with `App.ready`.
         """
         return succeed(None)
 

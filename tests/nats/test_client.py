@@ -13,7 +13,7 @@ import nats
 import pytest
 from twisted.internet.defer import Deferred
 
-from tests.nats.servers import NatsServer, cluster
+from tests.nats.servers import NatsServer, cluster, settle
 from tests.support import PATIENCE, free_port
 from zroute.errors import EncodeError, NotRunningError
 from zroute.nats import client as client_module
@@ -150,7 +150,7 @@ def test_a_foreign_client_takes_part(server: NatsServer, direct: bool) -> None:
             await other.publish(message.reply, b"pong to " + message.data, headers={"A": "b"})
 
         await other.subscribe("ask", cb=answer)
-        await other.flush()
+        await settle(other)
         async with connected(server.url, direct=direct) as one:
             one.client.subscribe(b"_INBOX.mine.*", one.take)
             one.client.publish(b"ask", b"me", b"_INBOX.mine.1")
@@ -475,6 +475,38 @@ def test_a_client_that_is_closed_before_a_server_answers(direct: bool) -> None:
 
 
 # -- the fallback ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connects", [True, False])
+def test_an_attempt_to_connect_that_ignores_its_end_is_ended(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, connects: bool
+) -> None:
+    """The attempt fails or succeeds at the moment of its cancellation, as in `asyncio.wait_for` of Python 3.11."""
+    real = client_module.open_link
+
+    async def scenario() -> None:
+        begun = asyncio.Event()
+
+        async def ignore(*given: Any) -> Any:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                monkeypatch.setattr(client_module, "open_link", real)
+                if connects:
+                    return await real(*given)
+                raise ConnectionRefusedError from None
+
+        monkeypatch.setattr(client_module, "open_link", ignore)
+        client = Client(ClientOptions(parse_servers([server.url]), "desk"))
+        started = client.start()
+        started.addErrback(lambda failure: failure.trap(NotRunningError))
+        await begun.wait()
+        await asyncio.wait_for(done(client.close()), PATIENCE)
+        assert started.called
+        assert not client.connected
+
+    play(scenario())
 
 
 def test_without_private_names_the_public_functions_are_used(

@@ -263,8 +263,11 @@ async def test_another_user_connects_only_if_the_mode_lets_him(sockets: Sockets,
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
 @pytest_twisted.ensureDeferred
-async def test_a_user_who_may_not_connect_is_told_what_to_do(sockets: Sockets, public: Path) -> None:
+async def test_a_user_who_may_not_connect_is_told_what_to_do(
+    sockets: Sockets, public: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The subscriber's log names the missing permission, and the option that gives it."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # the other user can't write a file of results here
     sockets.make(KINDS["PUB"]).open(f"ipc://{public}/feed")
     with Child("-c", READS.format(user=STRANGER), f"ipc://{public}/feed") as child:
         line = child.line_with("no answer", stream="err")

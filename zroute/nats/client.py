@@ -57,6 +57,9 @@ RETRY_MIN: Final = 0.05
 RETRY_MAX: Final = 2.0
 """The shortest and longest time in seconds between two attempts to reach all servers."""
 
+_CANCEL_AGAIN: Final = 0.05
+"""The time in seconds after which an attempt to connect that was cancelled is cancelled again."""
+
 SILENCE: Final = 2.0
 """The time in seconds without an answer after which the first log line says so. Each further line waits four times as
 long.
@@ -285,14 +288,18 @@ class Client:
             link.ping(lambda _: flushed.set())
             with suppress(TimeoutError):
                 await asyncio.wait_for(flushed.wait(), seconds)
-        task, self._link = self._task, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        if link is not None:
-            with suppress(Exception):
-                await link.close()
+        self._link = None
+        # One cancellation may have no effect: asyncio.wait_for in Python 3.11, which nats-py uses to connect, ignores
+        # it if the attempt ends in the same turn of the loop.
+        while self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN)
+        # The attempt may have ended with a new connection.
+        for each in (link, self._link):
+            if each is not None:
+                with suppress(Exception):
+                    await each.close()
+        self._link = None
         if self._started is not None:
             self._fail_start(NotRunningError("the client was closed before a NATS server has answered"))
         closed.callback(None)

@@ -278,6 +278,9 @@ class Run:
         self._listen()
         self._requests.answer(self.transport)
         self._jobs.open_workers([route for route in handlers if route.route.kind == "work"], self._codecs)
+        await self.transport.confirmed()
+        if self._stopped:
+            return
         producers = tuple(self._producer(trigger) for trigger in self.plan.parts.triggers)
         self._producers = Producers(producers, self.reactor, self._start, self._stats, self._outcomes)
         self._producers.start()

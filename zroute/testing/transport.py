@@ -157,6 +157,7 @@ class MemoryTransport:
     try_sender = Transport.try_sender
     announce = Transport.announce
     opened = Transport.opened
+    confirmed = Transport.confirmed
     make_session = Transport.make_session
     addresses = Transport.addresses
 

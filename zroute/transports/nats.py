@@ -181,6 +181,13 @@ class NatsTransport:
         else:
             connected.addCallbacks(opened.callback, opened.errback)
 
+    def confirmed(self) -> Deferred[None]:
+        """Return a Deferred that fires when the server has all subscriptions.
+
+        If the connection ends before, it fires too: the next connection begins with all subscriptions.
+        """
+        return self._client.ping().addCallback(lambda _: None)
+
     def _check_sizes(self, _: None) -> None:
         """Raise EndpointError if the server accepts only smaller messages."""
         most, allowed = self._client.max_payload, self._request.app.max_message

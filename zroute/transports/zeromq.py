@@ -58,6 +58,7 @@ class ZmqTransport(SocketPair):
 
     kept = None
     opened = Transport.opened
+    confirmed = Transport.confirmed
     make_session = Transport.make_session
     count_subscribers = Transport.count_subscribers
 
