@@ -49,6 +49,11 @@ def test_an_endpoint_says_where_and_whether_to_bind(text: str, bind: bool, addre
         ("tcp://127.0.0.1:0", "has no specific host or port"),
         ("ipc://*", "connects to '*'"),
         ("ipc://" + "x" * 108, "at most 107"),
+        ("tcp://feed@127.0.0.1:1", "has the name of a peer after tcp://: write 'feed@tcp://127.0.0.1:1'"),
+        ("connect:tcp://feed@a:1", "write 'feed@tcp://a:1'"),
+        ("feed@connect:tcp://a:1", "has 'connect:' after the name of the peer: write 'connect:feed@tcp://a:1'"),
+        ("feed@bind:tcp://a:1", "write 'bind:tcp://a:1', because an endpoint that binds names no peer"),
+        ("feed@@tcp://a:1", "has two '@' after the name of the peer: write 'feed@tcp://a:1'"),
     ],
 )
 def test_what_would_never_deliver_is_refused(text: str, says: str) -> None:

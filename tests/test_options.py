@@ -72,9 +72,9 @@ def test_what_i_give_stands_in_place_of_the_default() -> None:
         ({"identity": "me"}, "socket option identity: expected bytes, got 'me'"),
         ({"linger": -1}, "socket option linger: expected int of at least 0, got -1"),
         ({"ipc_mode": "600"}, "socket option ipc_mode: expected int, got '600'"),
-        ({"ipc_mode": -1}, "socket option ipc_mode: expected a mode from 0 to 0o777, such as 0o660, got -1"),
-        ({"ipc_mode": 0o1000}, "socket option ipc_mode: expected a mode from 0 to 0o777, such as 0o660, got 512"),
-        ({"ipc_mode": True}, "socket option ipc_mode: expected a mode from 0 to 0o777, such as 0o660, got True"),
+        ({"ipc_mode": -1}, "socket option ipc_mode=-0o1: expected the mode of a file from 0 to 0o777, such as 0o660"),
+        ({"ipc_mode": 0o1000}, "socket option ipc_mode=0o1000: expected the mode of a file from 0 to 0o777"),
+        ({"ipc_mode": True}, "socket option ipc_mode=True: expected the mode of a file from 0 to 0o777"),
     ],
 )
 def test_an_option_that_is_none_says_what_there_is(given: Any, says: str) -> None:

@@ -192,11 +192,13 @@ class Access:
             )
         inside = endpoint.address.startswith("inproc://")
         if self.directory is not None and endpoint.peer is None and not endpoint.bind and not inside:
-            known = ", ".join(sorted(path.stem for path in self.directory.glob("*.key")))
+            names = sorted(path.stem for path in self.directory.glob("*.key"))
+            name = names[0] if len(names) == 1 else "NAME"
+            known = ", ".join(names)
             raise EndpointError(
                 f"endpoint {str(endpoint)!r} does not name its peer, but the app has keys: write the name of the "
-                f"peer's key before the address, as in 'connect:NAME@{endpoint.address}' for "
-                f"{self.directory}/NAME.key" + (f" (names there: {known})" if known else ""),
+                f"peer's key before the address, as in 'connect:{name}@{endpoint.address}' for "
+                f"{self.directory}/{name}.key" + (f" (names there: {known})" if len(names) > 1 else ""),
                 endpoint=str(endpoint),
             )
 
@@ -460,6 +462,7 @@ def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
     else:
         peer = ""
     transport, separator, rest = address.partition("://")
+    _check_place_of_peer(text, peer, address)
     if not separator:
         guess = address if ":" in address else f"127.0.0.1:{address if address.isdigit() else 5555}"
         raise _error(text, "has no transport", f"write for example 'tcp://{guess}'")
@@ -550,6 +553,24 @@ def _check_tcp(text: str, rest: str, bind: bool) -> None:
             "connects, but has no specific host or port",
             "give the host and port to connect to, or write 'bind:' before the address",
         )
+
+
+def _check_place_of_peer(text: str, peer: str, address: str) -> None:
+    """Raise EndpointError for the name of a peer at the wrong place.
+
+    ``address`` is the text after the peer, which stands directly before the transport.
+    """
+    if peer and address.startswith("@"):
+        raise _error(text, "has two '@' after the name of the peer", f"write '{peer}@{address.lstrip('@')}'")
+    verb = address.partition(":")[0]
+    if peer and verb in ("bind", "connect") and not address.startswith(f"{verb}://"):
+        after = address.removeprefix(f"{verb}:")
+        right = f"connect:{peer}@{after}" if verb == "connect" else f"bind:{after}"
+        why = "" if verb == "connect" else ", because an endpoint that binds names no peer"
+        raise _error(text, f"has '{verb}:' after the name of the peer", f"write '{right}'{why}")
+    name, at, host = address.removeprefix("tcp://").partition("@")
+    if at and address.startswith("tcp://"):  # in an ipc path, @ is an ordinary character
+        raise _error(text, "has the name of a peer after tcp://", f"write '{name}@tcp://{host}'")
 
 
 def _check_peer(text: str, peer: str, transport: str, bind: bool) -> None:

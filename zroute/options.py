@@ -85,6 +85,7 @@ __all__ = [
     "socket_options",
     "subscriber_options",
     "with_options",
+    "wrong_mode",
 ]
 
 MAX_TOPIC = 255
@@ -625,6 +626,19 @@ class SocketOptions(NetworkOptions, total=False):
 _NOT_LIBZMQS = ("ipc_mode",)
 
 
+def wrong_mode(value: object) -> str:
+    """Return the text about an invalid ``ipc_mode``, with octal digits.
+
+    A value whose decimal digits are a mode was probably meant as octal.
+    """
+    if type(value) is not int:
+        return f"{value!r}: expected the mode of a file from 0 to 0o777, such as 0o660"
+    digits = str(value)
+    meant = len(digits) == 3 and set(digits) <= set("01234567")
+    advice = f"did you mean 0o{digits}?" if meant else "such as 0o660"
+    return f"{value:#o}: expected the mode of a file from 0 to 0o777, {advice}"
+
+
 def with_options(options: tuple[Option, ...], given: SocketOptions) -> tuple[Option, ...]:
     """Return ``options``, with the defaults replaced by the ``given`` options.
 
@@ -645,7 +659,7 @@ def with_options(options: tuple[Option, ...], given: SocketOptions) -> tuple[Opt
             )
     mode = given.get("ipc_mode", IPC_MODE)
     if type(mode) is not int or not 0 <= mode <= 0o777:
-        raise TypeError(f"socket option ipc_mode: expected a mode from 0 to 0o777, such as 0o660, got {mode!r}")
+        raise TypeError(f"socket option ipc_mode={wrong_mode(mode)}")
     chosen = {option.name: option for option in options}
     for name, value in given.items():
         if name not in _NOT_LIBZMQS:

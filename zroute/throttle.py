@@ -72,6 +72,14 @@ class ThrottledLog:
         else:
             window.held_back += 1
 
+    def __len__(self) -> int:
+        """Return the number of kinds with a line in the current window."""
+        return len(self._windows)
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Return True if a line of this kind was logged in the current window."""
+        return key in self._windows
+
     def end(self, key: Hashable) -> None:
         """End the window of a kind, and log its count.
 

@@ -453,9 +453,9 @@ class Transport(Protocol):
         return succeed(None)
 
     def confirmed(self) -> Deferred[None]:
-        """Return a Deferred that fires when a broker has all subscriptions, after `listen`.
+        """Return a Deferred that fires when a broker has all subscriptions.
 
-        The start of the app waits for it, so that a message that any program sends after the start arrives. The default
+        Called after `listen`. The start of the app waits for it, so that a message that any program sends after the start arrives. The default
         is for a transport without a broker, whose subscribers wait with `App.ready`.
         """
         return succeed(None)

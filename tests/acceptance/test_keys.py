@@ -22,10 +22,14 @@ from tests.keyed import Caller, Keys
 from tests.running import Mailbox, reactor, running, turns
 from tests.support import free_endpoint, free_port
 from zroute import App, EndpointError, NoServerError, RequestLostError, RequestRefused, RequestRefusedError
+from zroute.endpoints import Access
 from zroute.runtime.service import AppService
 from zroute.sockets import access, names, persistent, refusals
 from zroute.sockets.events import SocketEvent
+from zroute.sockets.zap import REFUSED
+from zroute.stats import Stats
 from zroute.testing import TestApp
+from zroute.throttle import BURST
 from zroute.txzmq import ZmqEndpoint, ZmqFactory, ZmqSubConnection
 
 NUMBERS = "numbers.a"
@@ -384,7 +388,7 @@ async def test_a_revoked_server_and_owner_are_left(keys: Keys, soon: None, logge
             assert await desk.request("double", 3, int) == 6
 
 
-@pytest.mark.parametrize("by", ["subscriber", "publisher", "binding subscriber"])
+@pytest.mark.parametrize("by", ["subscriber", "publisher", "binding subscriber", "replacement"])
 @pytest_twisted.ensureDeferred
 async def test_a_loss_after_a_revocation_names_the_reason(
     keys: Keys, soon: None, logged: pytest.LogCaptureFixture, by: str
@@ -405,9 +409,13 @@ async def test_a_loss_after_a_revocation_names_the_reason(
                 reason = "the peer no longer accepts the key of this app"
                 await logs(logged, "desk: ", "the peer refuses the key of desk")
             else:
-                keys.revoke("desk", "feed")
-                reason = "the key of feed was revoked"
-                await logs(logged, "desk: the key of feed was revoked")
+                word = "replaced" if by == "replacement" else "revoked"
+                if by == "replacement":
+                    (keys.peers("desk") / "feed.key").write_bytes(keys.public("eve").read_bytes())
+                else:
+                    keys.revoke("desk", "feed")
+                reason = f"the key of feed was {word}"
+                await logs(logged, f"desk: the key of feed was {word}")
                 await turns(lambda: desk.app.stats.peers == 0)
     lost = await logs(logged, "desk: publisher feed@", "unknown losses of 'numbers.'")
     assert f" was disconnected, because {reason}: unknown losses" in lost
@@ -427,7 +435,7 @@ async def test_the_wrong_key_of_the_server_is_named(keys: Keys, soon: None, logg
         async with running(desk.app):
             line = await logs(logged, f"desk: {address}: the peer closes the connection during the handshake")
             assert f"it does not have the key in {keys.peers('desk')}/other.key, it has no keys, its" in line
-            await logs(logged, "feed: a connection to", "has failed", "the key of another program")
+            await logs(logged, f"feed: {address}: a connection", "has failed", "expects the key of another")
         assert (feed.stats.handshakes_failed > 0, feed.stats.refused) == (True, 0)
         assert desk.box.items == []
 
@@ -508,7 +516,7 @@ async def test_a_client_without_keys_is_told_what_to_do(
         async with running(desk):
             line = await logs(logged, f"keyless: {address}: the peer requires authentication")
             assert "create a key with zroute keys new NAME, set keys= (--keys)" in line
-            await logs(logged, "feed: a connection to", "the peer has no keys")
+            await logs(logged, "feed: tcp://", ": a connection", "has failed", "the peer has no keys")
         assert feed.stats.handshakes_failed > 0
 
 
@@ -561,6 +569,58 @@ async def test_a_refused_app_connects_seldom(keys: Keys, logged: pytest.LogCaptu
             await deferLater(reactor, 1.5)
             assert sum(event.name == "connected" for event in eve.events) <= 2
             assert len(lines(logged, "eve: tcp://")) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_refusal_is_logged_once_for_each_key(keys: Keys, soon: None, logged: pytest.LogCaptureFixture) -> None:
+    """A program that tries again and again is one line; another program, and a key that was revoked, are new lines."""
+    feed = feed_app(keys)
+    keys.authorize("mallory", "feed")
+    async with running(feed):
+        address = feed.addresses.pub[0]
+        eve, mallory = Desk(keys, at(address), name="eve"), Desk(keys, at(address), name="mallory")
+        async with running(eve.app), running(mallory.app):
+            await turns(lambda: feed.stats.refused >= 12)
+            refused = lines(logged, "feed: refused a connection from 127.0.0.1")
+            assert sorted(keys.key(name).fingerprint in text for text in refused for name in ("eve", "mallory")) == [
+                False,
+                False,
+                True,
+                True,
+            ]
+            keys.authorize("feed", "eve")
+            await eve.more()
+            keys.revoke("feed", "eve")
+            await turns(lambda: len(lines(logged, "feed: refused a connection", keys.key("eve").fingerprint)) == 2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_refused_keys_share_a_few_lines(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attacker with new keys fills neither the log nor the memory."""
+    monkeypatch.setattr(access, "_SEPARATE", 2)
+    guard = access.CurveGuard(reactor, Access(keys.secret("feed")), "feed", Stats())
+    for number in range(50):
+        assert guard._decide(bytes([number]) * 32, "10.0.0.7") == REFUSED
+    assert len(lines(logged, "feed: refused a connection")) == 2 + BURST
+    assert len(guard._refusals) == 2
+    guard.end()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_app_without_keys_tells_of_a_peer_with_keys(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise its log would say nothing about the program that can't connect."""
+    app = App(pub="tcp://127.0.0.1:*", name="open")
+    async with running(app):
+        address = app.addresses.pub[0]
+        async with running(Desk(keys, at(address)).app):
+            line = await logs(logged, f"open: {address}: a connection", "has failed in its handshake (")
+    assert line.endswith(
+        ": the peer has keys or a password, but this app has no keys: set keys=…, or start the peer without"
+    )
 
 
 @pytest.mark.parametrize("why", ["unknown key", "wrong key of the server"])
@@ -623,6 +683,76 @@ async def test_a_replaced_key_file_is_used_at_the_next_connection(
             keys.revoke("desk", "feed")
             keys.authorize("desk", "feed")
             await desk.more(1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_whose_key_is_replaced_is_left_and_dialled_with_the_new_key(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """Subscriber and requester leave the program with the old key, and connect to the one with the new key."""
+    ends = {"pub": free_endpoint(), "rep": free_endpoint()}
+
+    def server() -> App:
+        app = App(**ends, **keys.of("feed"))
+        app.every(0.005)(app.publisher(NUMBERS, int)(lambda: 1))
+        app.reply("double")(_double)
+        return app
+
+    desk, seen = App(sub=at(ends["pub"]), req=at(ends["rep"]), **keys.of("desk")), Mailbox[int]()
+    desk.subscribe(NUMBERS)(_into(seen))
+    async with running(desk):
+        async with running(server()):
+            await seen.until(1)
+            assert await desk.request("double", 2, int) == 4
+            old = keys.key("feed")
+            keys.renew("feed")
+            (keys.peers("desk") / "feed.key").write_bytes(keys.public("feed").read_bytes())
+            await turns(lambda: len(lines(logged, "desk: tcp", "it does not have the key in")) == 2)
+            with pytest.raises(NoServerError):
+                await desk.request("double", 2, int, timeout=0.2)
+            number = len(seen.items)
+        async with running(server()):
+            await seen.until(number + 1)
+            assert await desk.request("double", 3, int) == 6
+    new = keys.key("feed").fingerprint
+    assert lines(logged, "desk: the key of feed") == [
+        f"desk: the key of feed was replaced ({new}, before: {old.fingerprint})"
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replaced_key_of_an_accepted_program_is_one_line(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """The old key is refused, the new one is not, and no line says that the key was revoked or may connect now."""
+    feed = feed_app(keys)
+    async with running(feed):
+        desk = Desk(keys, at(feed.addresses.pub[0]))
+        async with running(desk.app):
+            await desk.more()
+            (keys.peers("feed") / "desk.key").write_bytes(keys.public("eve").read_bytes())
+            await logs(logged, "desk: ", "the peer refuses the key of desk")
+    new, old = (keys.key(name).fingerprint for name in ("eve", "desk"))
+    text = f"feed: the key of desk was replaced ({new}, before: {old})"
+    assert [text for text in lines(logged, "feed: ", old) if "refused a connection" not in text] == [text]
+    assert not lines(logged, "feed: ", "may connect now")
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_app_that_only_connects_names_the_programs_it_connects_to(
+    keys: Keys, soon: None, logged: pytest.LogCaptureFixture
+) -> None:
+    """No program can connect to it, so neither the start nor a new key says that one may."""
+    keys.authorize("desk", "eve")
+    desk = Desk(keys, at("tcp://127.0.0.1:1"))
+    async with running(desk.app):
+        (line,) = lines(logged, "desk: encrypts as desk (")
+        assert line.endswith(f"; connects only to: feed ({keys.peers('desk')})")
+        keys.revoke("desk", "eve")
+        await logs(logged, "desk: the key of eve was revoked")
+        keys.authorize("desk", "eve")
+        await logs(logged, "desk: the key of eve was added (")
+    assert not lines(logged, "desk: ", "may connect")
 
 
 @pytest.fixture
@@ -695,7 +825,7 @@ async def assert_refused(app: App, text: str) -> None:
     [
         (
             {"sub": "tcp://127.0.0.1:5555", "keys": True},
-            r"does not name its peer, but the app has keys: .*'connect:NAME@tcp://.*names there: ",
+            r"does not name its peer, but the app has keys: .*'connect:feed@tcp://.*/feed\.key$",
         ),
         ({"req": "tcp://127.0.0.1:5555", "keys": True}, "does not name its peer"),
         ({"work": "ipc://a", "keys": True}, "does not name its peer"),

@@ -33,6 +33,22 @@ def test_a_key_may_be_authorized_again(tmp_path: Path) -> None:
     assert again.stdout.startswith("desk is authorized already (SHA256:")
 
 
+def test_a_key_is_replaced_only_if_the_user_says_so(tmp_path: Path) -> None:
+    """The error has the flag, and the flag replaces the file without another one beside it."""
+    for folder in ("old", "new"):
+        zroute("keys", "new", "desk", "--dir", folder, cwd=tmp_path)
+    zroute("keys", "authorize", "old/desk.key", cwd=tmp_path)
+    done = zroute("keys", "authorize", "new/desk.key", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "keys/peers/desk.key exists already, with another key. To replace the key of desk, add --repl" in done.stderr
+    done = zroute("keys", "authorize", "new/desk.key", "--replace", cwd=tmp_path)
+    assert (done.returncode, done.stdout.split(" (")[0]) == (0, "replaced the key of desk")
+    shown = [zroute("keys", "show", path, cwd=tmp_path).stdout for path in ("new/desk.key", "keys/peers/desk.key")]
+    assert shown[0] == shown[1]
+    assert [path.name for path in (tmp_path / "keys" / "peers").iterdir()] == ["desk.key"]
+    assert oct((tmp_path / "keys" / "peers" / "desk.key").stat().st_mode)[-3:] == "644"
+
+
 def test_no_secret_key_is_printed(tmp_path: Path) -> None:
     """The text of the secret key is only in its file."""
     done = zroute("keys", "new", "desk", cwd=tmp_path)
@@ -61,6 +77,8 @@ def test_what_a_command_can_not_do_is_said_in_one_line(tmp_path: Path) -> None:
         ): "this key is already authorized, as desk (keys/peers/desk.key)",
         ("authorize", "keys/desk.key_secret"): "keys/desk.key_secret contains a secret key",
         ("revoke", "eve"): "no key of 'eve' in keys/peers (keys there: desk)",
+        ("revoke", "desk-2"): "no key of 'desk-2' in keys/peers (keys there: desk): nothing was removed, or the key "
+        "was revoked before\n",
         ("revoke", "../desk"): "'../desk' is not a name of a key",
     }
     for words, text in cases.items():

@@ -185,6 +185,10 @@ FAULTS: dict[str, tuple[str, tuple[str, ...], str]] = {
 }
 
 
+OF_FLAGS = ("no secret file", "open peers")
+"""The faults whose error names the flag instead of the line of the app."""
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_check_finds_what_would_stop_the_start(keys: Keys, tmp_path: Path, fault: str) -> None:
     """`zroute check` and `zroute run` give the same error, with the line of the app."""
@@ -195,10 +199,34 @@ def test_check_finds_what_would_stop_the_start(keys: Keys, tmp_path: Path, fault
     checked, run = (zroute(command, "app", *words, cwd=tmp_path) for command in ("check", "run"))
     assert (checked.returncode, run.returncode) == (5, 5)
     error = checked.stderr.removeprefix("zroute: ")
-    assert error.startswith("app.py:4: ")
+    assert error.startswith("app.py:4: " if fault not in OF_FLAGS else f"{words[0]}: ")
     assert text in error
-    assert run.stderr.endswith(f"ERROR   {error}")
+    assert run.stderr.endswith(f"ERROR   {error}" if fault not in OF_FLAGS else f"zroute: {error}")
     assert "Traceback" not in checked.stderr + run.stderr
+
+
+def test_an_error_of_a_key_file_names_the_flag_or_the_variable(keys: Keys, tmp_path: Path) -> None:
+    """The line of the app has no fault, so it is not named."""
+    (tmp_path / "app.py").write_text(DESK.format(options=KNOWN))
+    for words in (("check", "app"), ("run", "app"), ("tail", "hub@tcp://127.0.0.1:1")):
+        for variable in ("KEYS", "PEERS"):
+            files = {"KEYS": "no.key_secret", "PEERS": str(tmp_path / "shared")}
+            (tmp_path / "shared").mkdir(exist_ok=True)
+            (tmp_path / "shared").chmod(0o777)
+            given = {"ZROUTE_KEYS": str(keys.secret("desk"))} | {f"ZROUTE_{variable}": files[variable]}
+            done = zroute(*words, cwd=tmp_path, **given)
+            assert (done.returncode, done.stdout) == (5, ""), words
+            assert done.stderr.startswith(f"zroute: ZROUTE_{variable}: "), done.stderr
+            given.pop(f"ZROUTE_{variable}")
+            done = zroute(*words, f"--{variable.lower()}", files[variable], cwd=tmp_path, **given)
+            assert done.stderr.startswith(f"zroute: --{variable.lower()}: "), done.stderr
+
+
+def test_a_switch_in_the_environment_names_its_values(tmp_path: Path) -> None:
+    """ZROUTE_INSECURE=maybe is neither true nor false."""
+    done = zroute("pub", "tcp://127.0.0.1:*", "a", "1", ZROUTE_INSECURE="maybe")
+    assert done.returncode == 2
+    assert "'maybe' is not a switch: write 1, true, yes or on; or 0, false, no or off" in done.stderr
 
 
 def test_check_shows_the_key_and_who_may_connect(keys: Keys, tmp_path: Path) -> None:
@@ -207,7 +235,9 @@ def test_check_shows_the_key_and_who_may_connect(keys: Keys, tmp_path: Path) -> 
     key = keys.key("desk")
     done = zroute("check", "app", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[1:] == [f"app encrypts as desk ({key.fingerprint}); may connect: hub (desk/peers)"]
+    assert done.stdout.splitlines()[1:] == [
+        f"app encrypts as desk ({key.fingerprint}); connects only to: hub (desk/peers)"
+    ]
     done = zroute("check", "app", "--sub", "bind:tcp://*:5555", "--peers", "anyone", cwd=tmp_path)
     assert (done.returncode, done.stdout.splitlines()[1:]) == (
         0,
@@ -224,9 +254,11 @@ def test_check_warns_of_faults_that_do_not_stop_the_start(keys: Keys, tmp_path: 
     assert done.stderr.startswith("app: warning: the directory of peers anyon does not exist")
     assert "did you mean 'anyone'?" in done.stderr
     (keys.peers("feed") / "old.key").write_text("")
+    (keys.peers("feed") / "own.key_secret").write_bytes(keys.secret("feed").read_bytes())
     done = zroute("check", "app", *own(keys, "feed"), cwd=tmp_path)
     assert (done.returncode, done.stdout.count("may connect: hub (")) == (0, 1)
-    assert "old.key contains no public-key" in done.stderr
+    ignored = re.findall(r"feed/peers/(\S+) .*ignored", done.stderr)
+    assert ignored == ["old.key", "own.key_secret"], done.stderr
 
 
 # -- the last line -----------------------------------------------------------------------------------------

@@ -277,7 +277,13 @@ def test_a_type_in_place_of_the_pattern_shows_the_order(function: str) -> None:
 def test_an_unknown_option_of_the_app_lists_the_options() -> None:
     """The error is at the user's line, as for the options of decorators."""
     make: Any = App
-    listed = r"App\(\) has no option 'reply': the options are sub, pub, rep, req, "
-    with pytest.raises(SignatureError, match=listed) as error:
-        make(reply="tcp://127.0.0.1:1")
-    assert "test_routes.py" in str(error.value.where)
+    listed = {
+        "encrypt": r"App\(\) has no option 'encrypt': the options are sub, pub, rep, req, ",
+        "reply": r"App\(\) has no option 'reply': did you mean 'rep'\? The options are sub, pub, rep, req, ",
+        "key": r"App\(\) has no option 'key': did you mean 'keys'\? The options are ",
+        "peer": r"App\(\) has no option 'peer': did you mean 'peers'\? The options are ",
+    }
+    for name, text in listed.items():
+        with pytest.raises(SignatureError, match=text) as error:
+            make(**{name: "tcp://127.0.0.1:1"})
+        assert "test_routes.py" in str(error.value.where)

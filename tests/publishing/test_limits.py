@@ -57,6 +57,7 @@ def test_limits_that_are_no_limits_are_refused() -> None:
         ({"reconnect_ivl": -1}, "reconnect_ivl=-1: expected a whole number from 100"),
         ({"ipc_mode": -1}, "ipc_mode=-0o1: expected the mode of a file from 0 to 0o777, such as 0o660"),
         ({"ipc_mode": 0o1600}, "ipc_mode=0o1600: expected the mode of a file from 0 to 0o777"),
+        ({"ipc_mode": 660}, "ipc_mode=0o1224: expected the mode of a file from 0 to 0o777, did you mean 0o660?"),
         ({"ipc_mode": "660"}, "ipc_mode='660': expected the mode of a file"),
         ({"ipc_mode": True}, "ipc_mode=True: expected the mode of a file"),
         ({"IPV6": 1}, "'IPV6' must be written in lower case and without ZMQ_: use 'ipv6'"),

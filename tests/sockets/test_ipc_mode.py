@@ -272,7 +272,9 @@ async def test_a_user_who_may_not_connect_is_told_what_to_do(
     with Child("-c", READS.format(user=STRANGER), f"ipc://{public}/feed") as child:
         line = child.line_with("no answer", stream="err")
         assert f"reader: no answer from ipc://{public}/feed for 3 s: this user may not connect to the socket" in line
+        assert "it belongs to uid 0, has the mode 0600, and this process runs as uid 65534. Run both" in line
         assert "set options={'ipc_mode': 0o660} in the app that binds it" in line
+        assert "WARNING" in line
 
 
 def test_a_path_without_a_socket_has_its_own_reason(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ async def test_only_the_connections_of_the_key_and_silent_ones_end(hub: Hub) -> 
     handler.resume()
     await turns(lambda: hub.names == ["?", "alice", "alice", "bob"])
     await turns(lambda: callers[3].outcome == "open")
-    assert hub.router.end_accepted("alice") == 3
+    assert hub.router.end_accepted("alice", "") == 3
     await turns(lambda: [caller.count("disconnected") for caller in callers] == [1, 1, 0, 1])
     await turns(lambda: len(hub.router.links.alive) == 4)  # the keys are still authorized, so all return
 
@@ -183,7 +183,7 @@ async def test_a_single_handshake_from_a_host_tells_the_key(hub: Hub) -> None:
         hub.call(name, b"")
         await turns(lambda number=number: len(hub.names) == number and "?" not in hub.names)
     assert hub.names == ["alice", "bob"]
-    assert hub.router.end_accepted("alice") == 1
+    assert hub.router.end_accepted("alice", "") == 1
     await turns(lambda: [caller.count("disconnected") for caller in hub.clients] == [1, 0])
 
 
@@ -215,7 +215,7 @@ async def test_a_request_of_an_ended_connection_names_no_other(hub: Hub) -> None
     handler.resume()
     await turns(lambda: bob.outcome == "open")
     assert hub.names == ["?"]
-    assert hub.router.end_accepted("bob") == 1
+    assert hub.router.end_accepted("bob", "") == 1
 
 
 @pytest_twisted.ensureDeferred

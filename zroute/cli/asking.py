@@ -154,7 +154,7 @@ class _Asking:
             guard = guard_for(self.reactor, self._access, "zroute request", Stats())
             limit: SocketOptions = {"maxmsgsize": frame_limit(_MAX_REPLY)}
             if isinstance(guard, CurveGuard):
-                guard.begin(self.context)
+                guard.begin(self.context, (endpoint,))
                 self._end_guard = guard.end
             server = Server(self.reactor, client.queue, endpoint, (), self.context, limit, partial(_describe, guard))
         except EndpointError as error:

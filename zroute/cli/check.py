@@ -110,7 +110,7 @@ def _check(
         click.echo(f"{target}: warning: {warning}", err=True)
     click.echo(f"{target} is fine: {counts}{forms}")
     if keys is not None:
-        click.echo(f"{target} encrypts as {keys.described}; {keys.admitted}")
+        click.echo(f"{target} encrypts as {keys.described}; {keys.rights(given)}")
     return 0
 
 

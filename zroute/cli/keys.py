@@ -104,11 +104,14 @@ def show(files: tuple[Path, ...]) -> None:
 @command.command("authorize")
 @click.argument("file", type=_FILE, metavar="FILE")
 @click.option("--name", help="The name of the key in the directory. Default: the name of FILE.", metavar="NAME")
+@click.option("--replace", is_flag=True, help="Replace another key of this name. Its connections are closed.")
 @_peers_option
-def authorize(file: Path, name: str | None, peers: Path) -> None:
+def authorize(file: Path, name: str | None, replace: bool, peers: Path) -> None:
     """Let the key in FILE connect: copy it into the directory of peers.
 
-    Compare the fingerprint with the owner of the key. Running programs accept the key within a second.
+    Compare the fingerprint with the owner of the key. Running apps read the directory twice a second, and accept the
+    key from then on. A program that was refused tries again after a pause of up to 30 seconds. An app that connects to
+    the owner of the key connects at once.
     """
     from zroute.sockets.keys import PUBLIC, check_name, read_public, write_public
     from zroute.sockets.peers import PeerKeys
@@ -123,7 +126,17 @@ def authorize(file: Path, name: str | None, peers: Path) -> None:
             return
         if same is not None:
             raise KeyFileError(f"this key is already authorized, as {same} ({peers / (same + PUBLIC)})", path=path)
-        write_public(path, key)
+        replaced = path.exists()
+        if replaced and not replace:
+            raise KeyFileError(
+                f"{path} exists already, with another key. To replace the key of {key.name}, add --replace; to keep "
+                "both, add --name NAME",
+                path=path,
+            )
+        write_public(path, key, replace=replace)
+    if replaced:
+        click.echo(f"replaced the key of {key.name} ({key.fingerprint}): wrote {path}")
+        return
     click.echo(f"authorized {key.name} ({key.fingerprint}): wrote {path}")
 
 
@@ -164,7 +177,8 @@ def revoke(name: str, peers: Path) -> None:
             path.unlink()
         except FileNotFoundError:
             known = PeerKeys(peers, administers=True)
-            text = f"no key of {name!r} in {peers} ({known.names}){known.nearest(name)}"
+            # No similar name is proposed, because after a second call with the same name it would be another program.
+            text = f"no key of {name!r} in {peers} ({known.names}): nothing was removed, or the key was revoked before"
             raise KeyFileError(text, path=path) from None
         except OSError as error:
             raise KeyFileError(f"can't remove {path}: {error.strerror}", path=path) from None

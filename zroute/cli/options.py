@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
@@ -16,7 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from zroute.endpoints import SIDES, Endpoint, EndpointOptions, parse_access, parse_endpoint
-from zroute.errors import EndpointError, PatternError, SetupError
+from zroute.errors import EndpointError, KeyFileError, PatternError, SetupError
 from zroute.messages.frames import parse_form, stated_form
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
 from zroute.nats.servers import parse_cluster
@@ -76,6 +77,23 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 
 
 DURATION = _Duration()
+
+
+class _Switch(click.types.BoolParamType):
+    """The value of a flag, which a ``ZROUTE_`` variable gives as text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        """Return True or False.
+
+        Any other text is a usage error that names the accepted values.
+        """
+        try:
+            return bool(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a switch: write 1, true, yes or on; or 0, false, no or off", param, ctx)
+
+
+_SWITCH = _Switch()
 
 
 class EndpointType(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
@@ -171,6 +189,8 @@ def option(flag: str, *names: str, **attributes: Any) -> Callable[[F], F]:
 
     ``--help`` shows the name of the variable. ``names`` and ``attributes`` are passed to `click.option`.
     """
+    if attributes.get("is_flag"):
+        attributes.setdefault("type", _SWITCH)
     variable = "ZROUTE_" + flag.lstrip("-").replace("-", "_").upper()
     return click.option(flag, *names, envvar=variable, show_envvar=True, **attributes)
 
@@ -226,9 +246,37 @@ def access_options(command: Callable[..., None]) -> Callable[..., None]:
             access = parse_access(keys=keys, peers=peers, insecure=insecure)
         except EndpointError as error:
             raise click.UsageError(str(error)) from error
+        check_key_files(access.keys, access.peers)
         command(access=access, **arguments)
 
     return _access_flags(gathered)
+
+
+def check_key_files(keys: str | Path | None, peers: str | Path | None) -> None:
+    """End the program with exit code 5 if a given key file can't be used.
+
+    The error names the flag or the variable with the path, because the fault is not in the line of the app.
+    """
+    from zroute.cli.loading import fail_of_setup
+    from zroute.sockets.keys import read_secret
+    from zroute.sockets.peers import PeerKeys
+
+    name = "keys"
+    try:
+        if keys is not None:
+            read_secret(Path(keys))
+        name = "peers"
+        if peers is not None and str(peers) != "anyone":
+            PeerKeys(Path(peers))
+    except KeyFileError as error:
+        error.locate(_source_of(name))
+        fail_of_setup(error)
+
+
+def _source_of(name: str) -> str:
+    """Return the flag or the variable that has given a parameter its value."""
+    given = click.get_current_context().get_parameter_source(name)
+    return f"ZROUTE_{name.upper()}" if given is click.core.ParameterSource.ENVIRONMENT else f"--{name}"
 
 
 def _access_flags(command: F) -> F:
@@ -252,6 +300,8 @@ def endpoint_options(command: Callable[..., None]) -> Callable[..., None]:
         ends["keys"], ends["peers"] = arguments.pop("keys"), arguments.pop("peers")
         ends["insecure"] = arguments.pop("insecure") or None
         ends["nats"], ends["nats_creds"] = _chosen_nats(arguments.pop("nats"), arguments.pop("nats_creds"), ends)
+        if ends["nats"] is None:
+            check_key_files(ends["keys"], ends["peers"])
         command(ends=ends, **arguments)
 
     _access_flags(gathered)

@@ -15,6 +15,7 @@ from zroute.options import (
     RECEIVED_MAX,
     SENT_MAX,
     NetworkOptions,
+    wrong_mode,
 )
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "check_limits", "check_options"]
@@ -178,8 +179,7 @@ def check_options(options: Any, where: str) -> NetworkOptions:
         least, most = _VALUES[name]
         if type(value) is not int or not least <= value <= most:
             if name == "ipc_mode":
-                shown = oct(value) if type(value) is int else repr(value)
-                raise _refused(f"ipc_mode={shown}: expected the mode of a file from 0 to 0o777, such as 0o660", where)
+                raise _refused(f"ipc_mode={wrong_mode(value)}", where)
             raise _refused(
                 f"the socket option {name}={value!r}: expected a whole number from {least} to {most:,}", where
             )

@@ -13,6 +13,7 @@ from typing import Any, TypedDict, TypeVar, cast
 
 from zroute.errors import SignatureError
 from zroute.functions import users_line
+from zroute.logs import did_you_mean
 from zroute.messages.codecs import Codec
 from zroute.options import JOBS_WAITING, SILENT_AFTER, WORK_IN_FLIGHT
 from zroute.publishing.publication import Coalesce, Keep
@@ -247,8 +248,10 @@ def moved(name: str, now: str) -> Callable[[F], F]:
                 raise SignatureError(fault, parameter=name, where=users_line())
             wrong = next((each for each in options if each not in known), None)
             if wrong is not None:
+                near = did_you_mean(wrong, known)
                 raise SignatureError(
-                    f"{owner}() has no option {wrong!r}: the options are {', '.join(known)}",
+                    f"{owner}() has no option {wrong!r}{f'{near} The' if near else ': the'} options are "
+                    f"{', '.join(known)}",
                     parameter=wrong,
                     where=users_line(),
                 )

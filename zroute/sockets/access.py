@@ -18,8 +18,9 @@ libzmq puts the name of a key into the queue of received messages, where it take
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 from weakref import WeakSet
@@ -47,9 +48,16 @@ _LOOK = 0.5
 _LOOK_AGAIN = 0.1
 """The shortest time in seconds between two looks for unknown keys. With 1,000 keys, a look takes 3 ms."""
 
+_SUMMARIZED = 60.0
+"""The time in seconds in which a refusal of one key is logged once. A program that is refused tries every 30 s."""
+
+_SEPARATE = 20
+"""The number of keys whose refusals are logged separately. An attacker can create any number of keys."""
+
 _MORE_KEYS = "give further programs a key of their own"
 _EPIPE = 32
-_ENCRYPTED = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+_MISMATCH = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+_WRONG_KEY = (zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC, zmq.PROTOCOL_ERROR_ZMTP_KEY_EXCHANGE)
 _numbers = count(1)
 
 
@@ -101,6 +109,17 @@ class KeyFiles:
         names = ", ".join(key.name for key in self.peers)
         return f"may connect: {names or 'no program, because no key is there'} ({self.peers.path})"
 
+    def rights(self, ends: Iterable[Endpoint]) -> str:
+        """Return who may connect to these endpoints, as text.
+
+        If no endpoint binds, no program can connect, and the keys are those of the programs to which the app connects.
+        """
+        needing = [endpoint for endpoint in ends if not endpoint.address.startswith("inproc://")]
+        if not needing or any(endpoint.bind for endpoint in needing):
+            return self.admitted
+        names = sorted({endpoint.peer for endpoint in needing if endpoint.peer is not None})
+        return f"connects only to: {', '.join(names) or 'no program'} ({self.peers.path})"
+
 
 class OpenGuard:
     """The guard of an app without keys.
@@ -133,8 +152,14 @@ class OpenGuard:
     def fault(self, endpoint: Endpoint, event: SocketEvent) -> None:
         """Without keys, the connection itself explains failed handshakes."""
 
-    def failed(self, event: SocketEvent) -> None:
-        """Nothing is counted without keys."""
+    def failed(self, event: SocketEvent) -> str | None:
+        """Return cause and remedy if the peer has keys, else None.
+
+        Other failures are not logged without keys: any scan of the ports causes them.
+        """
+        if event.name == "handshake_failed_protocol" and event.value == _MISMATCH:
+            return "the peer has keys or a password, but this app has no keys: set keys=…, or start the peer without"
+        return None
 
     def limited(self) -> None:
         """Count a connection that was closed because of a limit."""
@@ -164,6 +189,7 @@ class CurveGuard:
         self._name = name
         self._stats = stats
         self._reports = ThrottledLog(_log, reactor)
+        self._refusals = ThrottledLog(_log, reactor, burst=1, window=_SUMMARIZED)
         self._files = KeyFiles(access, self._report_fault)
         self.peers = self._files.peers
         # Two apps of one context share the handler, and the domain tells their sockets apart.
@@ -173,15 +199,18 @@ class CurveGuard:
         self._looked = -_LOOK_AGAIN
         self._watched: WeakSet[Guarded] = WeakSet()
         self._admissions = Admissions()
+        self._binds = False  # True if programs can connect
 
-    def begin(self, context: zmq.Context[Any]) -> None:
+    def begin(self, context: zmq.Context[Any], ends: Iterable[Endpoint] = ()) -> None:
         """Start to decide about keys, in the context of the sockets.
+
+        The log line says who may connect to ``ends``, the first endpoints of the sockets.
 
         Raises:
             EndpointError: The context has a ZAP handler of another library.
         """
         self._handler = ZapHandler.join(self._reactor, context, self._domain, self._decide)
-        _log.info("%s: encrypts as %s; %s", self._name, self._files.described, self._files.admitted)
+        _log.info("%s: encrypts as %s; %s", self._name, self._files.described, self._files.rights(ends))
         self._next_look = self._reactor.callLater(_LOOK, self._look_again)
 
     def end(self) -> None:
@@ -194,6 +223,7 @@ class CurveGuard:
             self._next_look.cancel()
             self._next_look = None
         self._reports.close()
+        self._refusals.close()
 
     def check(self, endpoint: Endpoint) -> None:
         """Raise EndpointError if the endpoint connects to an unknown peer."""
@@ -208,6 +238,7 @@ class CurveGuard:
         if endpoint.address.startswith("inproc://"):
             return
         if endpoint.bind:
+            self._binds = True
             # Each of the three is needed: without domain or enforcement, libzmq asks no handler in some cases.
             socket.set(zmq.SocketOption.CURVE_SERVER, 1)
             socket.set(zmq.SocketOption.ZAP_DOMAIN, self._domain)
@@ -239,7 +270,7 @@ class CurveGuard:
                 f"the peer refuses the key of {self._files.described}: give {public} to the peer, and run there: "
                 f"zroute keys authorize {public} --peers DIR"
             )
-        if event.name == "handshake_failed_protocol" and event.value == _ENCRYPTED:
+        if event.name == "handshake_failed_protocol" and event.value == _MISMATCH:
             return "the peer has no keys: start it with keys=…, or connect without keys"
         if event.name == "handshake_failed_no_detail" and event.value == _EPIPE:
             return (
@@ -249,16 +280,26 @@ class CurveGuard:
             )
         return None
 
-    def failed(self, event: SocketEvent) -> None:
-        """Count and log the failed handshake of a peer that has connected to us."""
-        if event.name != "handshake_failed_auth":  # a refusal, which `_decide` has counted
-            self._stats.handshakes_failed += 1
-            text = (
-                "%s: a connection to %s has failed (%s): the peer has no keys, or expects the key of another program "
-                "here"
-            )
-            subject = f"{self._name}: failed handshakes"
-            self._reports("failed", subject, logging.WARNING, text, self._name, event.address, event.reason)
+    def failed(self, event: SocketEvent) -> str | None:
+        """Count a failed handshake of an accepted peer; return cause and remedy.
+
+        If libzmq's event does not show the cause, the likely causes are in their order of likelihood. The result is
+        None for a refusal, which `_decide` has counted and logged.
+        """
+        if event.name == "handshake_failed_auth":
+            return None
+        self._stats.handshakes_failed += 1
+        public = f"{self._files.own.name}{PUBLIC}"
+        if event.name == "handshake_failed_protocol" and event.value == _MISMATCH:
+            return "the peer has no keys: start it with keys=…"
+        if event.name == "handshake_failed_protocol" and event.value in _WRONG_KEY:
+            return f"the peer expects the key of another program here: give {public} to the peer"
+        if event.value == errno.EAGAIN:
+            return "the peer has sent no complete handshake in time: it is not a ZeroMQ program, or it was suspended"
+        return (
+            f"the peer has no keys, or it is not a ZeroMQ program, or it expects the key of another program here (give "
+            f"{public} to the peer)"
+        )
 
     def limited(self) -> None:
         """Count a connection that was closed because of a limit."""
@@ -293,18 +334,29 @@ class CurveGuard:
                 "FILE --peers %s"
             )
             facts = self._name, host, key.public.decode(), key.fingerprint, self.peers.path, self.peers.path
-            self._reports("refused", f"{self._name}: refused connections", logging.WARNING, text, *facts)
+            self._report_refusal("refused", key, text, *facts)
             return REFUSED
-        return self._admit(name, host)
+        return self._admit(Key(name, zmq.utils.z85.encode(public)), host)
 
-    def _admit(self, name: str, host: str) -> str | int:
+    def _report_refusal(self, kind: str, key: Key, text: str, *facts: object) -> None:
+        """Log a refusal, once a minute for each key.
+
+        The refusals of further keys share a few lines.
+        """
+        if (kind, key.public) in self._refusals or len(self._refusals) < _SEPARATE:
+            subject = f"{self._name}: refused connections of the key {key.fingerprint}"
+            self._refusals((kind, key.public), subject, logging.WARNING, text, *facts)
+        else:
+            self._reports(kind, f"{self._name}: refused connections", logging.WARNING, text, *facts)
+
+    def _admit(self, key: Key, host: str) -> str | int:
         """Let a known key connect, unless it has too many connections.
 
         ZAP does not tell which connection the key belongs to. It is known if only one connection from the host is in
         its handshake; otherwise, it becomes known with the first frame (see `PersistentConnection.learn`), and until
         then its admission counts.
         """
-        sockets = tuple(self._watched)
+        name, sockets = key.name, tuple(self._watched)
         found = [(socket, id) for socket in sockets for id in socket.unnamed(host)]
         now = self._reactor.seconds()
         unknown = [socket.unknown_keys() for socket in sockets]
@@ -313,7 +365,7 @@ class CurveGuard:
             self._stats.refused += 1
             text = "%s: refused a connection from %s: its key %s has %d connections: %s"
             facts = self._name, host, name, ACCEPTED.most_per_key, _MORE_KEYS
-            self._reports("full", f"{self._name}: refused connections", logging.WARNING, text, *facts)
+            self._report_refusal("full", key, text, *facts)
             return FULL
         self._admissions.add(name, now + max((each.handshake for each in unknown), default=0.0))
         if len(found) == 1 and all(socket.is_clear(host) for socket in sockets):
@@ -328,19 +380,30 @@ class CurveGuard:
     def _look(self) -> None:
         self._looked = self._reactor.seconds()
         changed = self.peers.look()
-        for key in changed.came:
-            if not self._files.anyone:
-                _log.info("%s: %s may connect now (%s)", self._name, key.name, key.fingerprint)
-            for connection in tuple(self._watched):
-                connection.dial_again(key.name)
-        names = {key.name for key in self.peers}
+        for key in (*changed.came, *changed.went):
+            self._refusals.end(("refused", key.public))  # the next refusal has another cause, so it is logged
+        new = {key.name: key for key in changed.came}
+        # Old keys first: the connections of a replaced key end before the endpoints are opened with the new key.
         for key in changed.went:
-            _log.info("%s: the key of %s was revoked (%s)", self._name, key.name, key.fingerprint)
+            after = new.pop(key.name, None)
+            if after is None:
+                why = f"the key of {key.name} was revoked"
+                _log.info("%s: %s (%s)", self._name, why, key.fingerprint)
+            else:
+                why = f"the key of {key.name} was replaced"
+                _log.info("%s: %s (%s, before: %s)", self._name, why, after.fingerprint, key.fingerprint)
             for connection in tuple(self._watched):
                 if not self._files.anyone:
-                    connection.end_accepted(key.name)
-                if key.name not in names:  # otherwise the key was replaced, and the next connection needs the new one
-                    connection.end_dialled(key.name)
+                    connection.end_accepted(key.name, why)
+                connection.end_dialled(key.name, why)
+        for key in new.values():
+            if self._files.anyone or not self._binds:
+                _log.info("%s: the key of %s was added (%s)", self._name, key.name, key.fingerprint)
+            else:
+                _log.info("%s: %s may connect now (%s)", self._name, key.name, key.fingerprint)
+        for key in changed.came:
+            for connection in tuple(self._watched):
+                connection.dial_again(key.name)
 
     def _report_fault(self, text: str) -> None:
         self._reports("file", f"{self._name}: key files", logging.WARNING, "%s: %s", self._name, text)

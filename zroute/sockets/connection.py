@@ -99,14 +99,17 @@ if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
 class Guarded(Protocol):
     """A socket whose connections can be closed."""
 
-    def end_accepted(self, name: str) -> int:
+    def end_accepted(self, name: str, why: str) -> int:
         """Close the connections of a key, and those without a known key.
 
-        Return their number.
+        ``why`` is the reason, for the log. Return their number.
         """
 
-    def end_dialled(self, name: str) -> None:
-        """Close the connections to endpoints whose peer has this name."""
+    def end_dialled(self, name: str, why: str) -> None:
+        """Close the connections to endpoints whose peer has this name.
+
+        ``why`` is the reason, for the log.
+        """
 
     def connections_of(self, name: str) -> int:
         """Return the number of accepted connections of a key."""
@@ -156,8 +159,11 @@ class Guard(Protocol):
     def fault(self, endpoint: Endpoint, event: SocketEvent) -> str | None:
         """Return the reason and the remedy for a failed handshake, or None."""
 
-    def failed(self, event: SocketEvent) -> None:
-        """Count and log the failed handshake of a peer that has connected to us."""
+    def failed(self, event: SocketEvent) -> str | None:
+        """Count the failed handshake of a peer that has connected to us.
+
+        Return the cause and the remedy for the log, or None if no line is needed.
+        """
 
     def limited(self) -> None:
         """Count a connection that was closed because of a limit."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from math import inf
 from typing import Any
 
@@ -221,11 +222,13 @@ class ConnectionLog:
     def _missed(self, endpoint: str, dial: _Dial) -> None:
         dial.timer, dial.known = None, False  # the return is logged too
         text = "%s: no answer from %s for %g s: %s; trying again"
-        self._say(endpoint, "no answer", text, endpoint, NO_ANSWER, dial.reason)
+        # A missing permission does not go away by itself, unlike a program that is not running yet.
+        level = logging.WARNING if dial.reason.startswith(_DENIED) else logging.INFO
+        self._say(endpoint, "no answer", text, endpoint, NO_ANSWER, dial.reason, level=level)
 
-    def _say(self, endpoint: str, kind: str, text: str, *facts: object) -> None:
+    def _say(self, endpoint: str, kind: str, text: str, *facts: object, level: int = logging.INFO) -> None:
         subject = f"{self.name}: {endpoint}: {kind}"
-        self._connections((endpoint, kind), subject, logging.INFO, text, self.name, *facts)
+        self._connections((endpoint, kind), subject, level, text, self.name, *facts)
 
 
 _ENDS = (
@@ -262,19 +265,25 @@ def _reason(endpoint: str, event: SocketEvent) -> str:
     return f"{said} (libzmq: {event.name})"
 
 
+_DENIED = "this user may not connect to the socket at this path"
+
+
 def _at_path(endpoint: str) -> str:
     """Return why an ipc connection has failed, from the permissions of the path."""
     path = endpoint.removeprefix("ipc://")
     try:
-        os.stat(path)
-        denied = not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+        state = os.stat(path)
+        if os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            return "no program listens at this path"
     except PermissionError:
-        denied = True
+        return (
+            f"{_DENIED}: this user (uid {os.geteuid()}) may not enter the directory: give it the permission to search "
+            "the directory (chmod g+x, o+x), or choose another path"
+        )
     except OSError:
-        denied = False
-    if not denied:
         return "no program listens at this path"
     return (
-        "this user may not connect to the socket at this path: set options={'ipc_mode': 0o660} in the app that binds "
-        "it, or change the mode of its directory"
+        f"{_DENIED}: it belongs to uid {state.st_uid}, has the mode {stat.S_IMODE(state.st_mode):04o}, and this "
+        f"process runs as uid {os.geteuid()}. Run both programs as one user, or set options={{'ipc_mode': 0o660}} in "
+        "the app that binds it and put both users in its group"
     )

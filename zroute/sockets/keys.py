@@ -149,13 +149,26 @@ def create_keys(name: str, folder: Path) -> tuple[Path, Path]:
     return secret, public
 
 
-def write_public(path: Path, key: Key) -> None:
-    """Write the public key of ``key`` into a new file.
+def write_public(path: Path, key: Key, *, replace: bool = False) -> None:
+    """Write the public key of ``key`` into a file.
+
+    With ``replace``, the new file replaces one that exists, at once: an app that reads the directory in the meantime
+    finds the old key or the new one.
 
     Raises:
-        KeyFileError: The file exists already, or can't be written.
+        KeyFileError: The file exists already and ``replace`` is False, or the file can't be written.
     """
-    _write(path, Key(key.name, key.public), 0o644)
+    public = Key(key.name, key.public)
+    if not replace:
+        _write(path, public, 0o644)
+        return
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")  # the suffix is not that of a key file
+    _write(new, public, 0o644)
+    try:
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink()
+        raise KeyFileError(f"can't replace {path}: {error.strerror}", path=path) from None
 
 
 def writable_by_others(path: Path, state: os.stat_result, writers: Container[int]) -> str | None:

@@ -250,6 +250,10 @@ class Links:
         """The number of connections in their handshake."""
         return sum(map(len, self._greeting.values()))
 
+    def greeting_at(self, address: str) -> set[int]:
+        """Return the ids of the connections in their handshake with this address."""
+        return set(self._greeting.get(address, ()))
+
     @property
     def alive(self) -> frozenset[int]:
         """The ids of all connections, including those in their handshake."""

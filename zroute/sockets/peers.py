@@ -22,7 +22,7 @@ import attrs
 
 from zroute.errors import KeyFileError
 from zroute.logs import did_you_mean
-from zroute.sockets.keys import PUBLIC, Key, check_name, read_public, writable_by_others
+from zroute.sockets.keys import PUBLIC, SECRET, Key, check_name, read_public, writable_by_others
 
 __all__ = ["Changed", "PeerKeys"]
 
@@ -82,7 +82,7 @@ class PeerKeys:
         try:
             fault = self._fault_of_directory()
             with os.scandir(self.path) as entries:
-                files = sorted(_state(entry) for entry in entries if entry.name.endswith(PUBLIC))
+                files = sorted(_state(entry) for entry in entries if entry.name.endswith((PUBLIC, SECRET)))
         except OSError as error:
             if not (self._optional and isinstance(error, FileNotFoundError)):
                 self._report({self._unreadable(error)})
@@ -93,11 +93,17 @@ class PeerKeys:
         before, self._seen = self._keys, (fault, files)
         self._keys, faults = {}, set()
         for name, *_ in files:
+            if name.endswith(SECRET):
+                faults.add(
+                    f"{self.path / name} is a secret file in the directory of peers, so this file is ignored: move it "
+                    f"out of the directory, and if it belongs to another program, create a new key there"
+                )
+                continue
             try:
                 check_name(name.removesuffix(PUBLIC))
                 key = read_public(self.path / name, self._writers)
             except KeyFileError as error:
-                faults.add(str(error))
+                faults.add(f"{error} (this file is ignored)")
                 continue
             same = self._keys.setdefault(key.raw, key)
             if same is not key:

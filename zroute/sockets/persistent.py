@@ -305,29 +305,30 @@ class PersistentConnection(Connection):
                 if not self._number_of[name]:
                     del self._number_of[name]
 
-    def end_accepted(self, name: str) -> int:
+    def end_accepted(self, name: str, why: str) -> int:
         """Close the accepted connections of a key, and those without a known key.
 
-        A connection of another key reconnects. Return the number of connections.
+        A connection of another key reconnects. ``why`` is the reason, for the log. Return the number of connections.
         """
         self._read_events()
         links = [link for link in map(self.links.get, self.links.alive) if link is not None and link.endpoint is None]
         ended = [link for link in links if self.keys.get(link.id, name) == name and self.end(link.id, discard=True)]
-        self._told_revoked(ended, name)
+        self._told_why(ended, why)
         return len(ended)
 
-    def _told_revoked(self, links: Iterable[Link], name: str) -> None:
-        self.on_closed(frozenset(link.id for link in links), f"the key of {name} was revoked")
+    def _told_why(self, links: Iterable[Link], why: str) -> None:
+        self.on_closed(frozenset(link.id for link in links), why)
 
-    def end_dialled(self, name: str) -> None:
+    def end_dialled(self, name: str, why: str) -> None:
         """Close the connections to endpoints whose peer has this name.
 
-        After a pause, the socket connects again if the key of the peer is known by then.
+        ``why`` is the reason, for the log. After a pause, the socket connects again if the key of the peer is known by
+        then. If the key was replaced, the new connection needs the new key.
         """
         for endpoint in [each for each, given in self._as_given.items() if given.peer == name]:
             links = [link for link in map(self.links.get, self.links.alive) if link is not None]
             ended = [link for link in links if link.endpoint == endpoint and self.end(link.id, discard=True)]
-            self._told_revoked(ended, name)
+            self._told_why(ended, why)
             if ended:
                 self._revoked.add(endpoint)
             elif endpoint not in self._resting:
@@ -426,9 +427,25 @@ class PersistentConnection(Connection):
             self.log.warn(event.address, "descriptors", "can't accept a connection: the process has no free descriptor")
             ACCEPTED.exhausted(self._reactor.seconds())
         elif event.name.startswith("handshake_failed") and self.guard is not None and endpoint is None:
-            self.guard.failed(event)
+            self._greeting_failed(event, link)
         if endpoint is not None and not self.closed:
             self._note(event, endpoint, link)
+
+    def _greeting_failed(self, event: SocketEvent, link: Link | None) -> None:
+        """Count and log a failed handshake of a peer that has connected to this socket.
+
+        libzmq does not tell which connection has failed. The line names the host if all connections in their handshake
+        come from one host.
+        """
+        why = None if self.guard is None else self.guard.failed(event)
+        if why is None:
+            return
+        ids = self.links.greeting_at(event.address) | ({link.id} if link is not None else set())
+        identities = [self._identities.get(id) for id in ids]
+        hosts = {None if each is None else each.host for each in identities}
+        host = hosts.pop() if len(hosts) == 1 else None
+        begin = f"a connection from {host}" if host is not None else "a connection"
+        self.log.warn(event.address, why, f"{begin} has failed in its handshake ({event.reason}): {why}")
 
     def _accepted(self, link: Link) -> None:
         identity = identify(link.fd, link.address, accepted=True)

@@ -125,7 +125,7 @@ class Proxy:
         """
         guard = guard_for(self._reactor, self._access, self._name, self.stats)
         if isinstance(guard, CurveGuard):
-            guard.begin(self.context)
+            guard.begin(self.context, (front, back))
             self._guard = guard
         self.front.guard = self.back.guard = guard
         return self._open(self.front, front), self._open(self.back, back)

@@ -111,7 +111,7 @@ class ZmqTransport(SocketPair):
         guard = guard_for(request.reactor, request.ends.access, request.app.name, request.stats)
         if isinstance(guard, CurveGuard):
             self._curve = guard
-            guard.begin(request.app.context.acquire())
+            guard.begin(request.app.context.acquire(), request.ends)
         for endpoint in request.ends:
             guard.check(endpoint)
         self.guard = self._requests.guard = self._jobs.guard = guard
