@@ -455,8 +455,8 @@ class Transport(Protocol):
     def confirmed(self) -> Deferred[None]:
         """Return a Deferred that fires when a broker has all subscriptions.
 
-        Called after `listen`. The start of the app waits for it, so that a message that any program sends after the start arrives. The default
-        is for a transport without a broker, whose subscribers wait with `App.ready`.
+        Called after `listen`. The start of the app waits for it, so that a message that any program sends after the
+        start arrives. The default is for a transport without a broker, whose subscribers wait with `App.ready`.
         """
         return succeed(None)
 
