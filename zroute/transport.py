@@ -512,8 +512,11 @@ class Transport(Protocol):
         """
         raise EndpointError("this transport does not support requests: use tcp://, ipc:// or inproc:// for rep and req")
 
-    def answer(self) -> None:
-        """Begin to read requests: the app has started."""
+    def answer(self, patterns: Sequence[Pattern]) -> None:
+        """Begin to read requests: the app has started.
+
+        ``patterns`` are those of its handlers, for a network on which servers state the topics that they answer.
+        """
 
     # -- receiving
 

@@ -42,7 +42,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+import attrs
+from twisted.internet.defer import Deferred, gatherResults
 
 from zroute.errors import EncodeError, EndpointError
 from zroute.logs import printable
@@ -50,14 +51,18 @@ from zroute.messages.topics import Pattern
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
 from zroute.nats.asks import ASK, HELLO, private_subject
 from zroute.nats.client import Client, ClientOptions, Connected, Dropped, Event, Lost
+from zroute.nats.exchange import is_for_handlers
 from zroute.nats.headers import NO_RESPONDERS, frame_of, message_of, parse_block
 from zroute.nats.publisher import TopicPublisherSession
+from zroute.nats.requests import NatsRequests
 from zroute.nats.servers import parse_servers
 from zroute.nats.session import TopicAccounts
 from zroute.nats.subjects import check_topic, generalise, is_reserved, subject_of
 from zroute.nats.wants import Wants
 from zroute.options import LINGER_DRAIN, MAX_MESSAGE, READ_BUDGET, frame_limit
 from zroute.receiving.hearing import ANSWER_SECONDS
+from zroute.requests.asked import Asked
+from zroute.requests.client import Client as Requests
 from zroute.throttle import ThrottledLog
 from zroute.transport import Reader, Receive, SessionRequest, Transport, TransportRequest, TransportSession
 
@@ -95,7 +100,6 @@ class NatsTransport:
     addresses = Transport.addresses
     add = Transport.add
     remove = Transport.remove
-    answer = Transport.answer
     name_peers = Transport.name_peers
     announce = Transport.announce
     count_subscribers = Transport.count_subscribers
@@ -111,7 +115,10 @@ class NatsTransport:
         # Statements of publishers are small, but not limited by the app.
         most = frame_limit(max(app.max_message, MAX_MESSAGE))
         servers = parse_servers(cluster.servers)
-        self._client = Client(ClientOptions(servers, app.name, cluster.creds, max_message=most, echo=cluster.echo))
+        options = ClientOptions(servers, app.name, cluster.creds, max_message=most, echo=cluster.echo)
+        self._client = Client(options)
+        asking = attrs.evolve(options, echo=cluster.asks_itself)
+        self._requests = NatsRequests(request.reactor, asking, request.stats)
         self._client.on_event = self._happened
         self._client.after_read = self._wake
         self._inbox_subject = b"_INBOX." + secrets.token_hex(11).encode()
@@ -179,12 +186,14 @@ class NatsTransport:
         except EndpointError as error:
             opened.errback(error)
         else:
+            if self._request.ends.rep:
+                connected.addCallback(lambda _: self._requests.start())
             connected.addCallbacks(opened.callback, opened.errback)
 
     def _check_sizes(self, _: None) -> None:
-        """Raise EndpointError if the server accepts only smaller messages."""
-        most, allowed = self._client.max_payload, self._request.app.max_message
-        if most is not None and self._request.ends.pub and allowed > most:
+        """Raise EndpointError if the server accepts smaller messages than the app may send."""
+        most, allowed, ends = self._client.max_payload, self._request.app.max_message, self._request.ends
+        if most is not None and (ends.pub or ends.rep or ends.req) and allowed > most:
             raise EndpointError(
                 f"{self._client.server} accepts messages of at most {most} bytes, but the app may send {allowed}: set "
                 f"App(limits=Limits(max_message={most})), or raise max_payload in the server's configuration",
@@ -210,7 +219,9 @@ class NatsTransport:
         if self._session is not None:
             self._session.stop()
         self._reports.close()
-        return self._client.close(LINGER_DRAIN / 1000 if self._client.connected else 0.0)
+        linger = LINGER_DRAIN / 1000
+        closed = self._requests.close(linger), self._client.close(linger if self._client.connected else 0.0)
+        return gatherResults(closed).addCallback(lambda _: None)
 
     # -- what the client reports
 
@@ -281,7 +292,8 @@ class NatsTransport:
             )
 
     def _take(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
-        self._inbox.append(frame_of(subject, headers, payload, time.time_ns))
+        if not is_for_handlers(headers):
+            self._inbox.append(frame_of(subject, headers, payload, time.time_ns))
 
     def _filtering(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         wanted = self._known.get(subject)
@@ -289,7 +301,7 @@ class NatsTransport:
             if len(self._known) >= _TOPICS:
                 self._known.clear()
             wanted = self._known[subject] = not is_reserved(subject) and NUL not in subject and subject in self._wants
-        if wanted:
+        if wanted and not is_for_handlers(headers):
             self._inbox.append(frame_of(subject, headers, payload, time.time_ns))
 
     def _take_private(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
@@ -425,6 +437,7 @@ class NatsTransport:
 
     async def _finish(self, reader: Reader, left: Callable[[], float]) -> int:
         clock = self._reactor.seconds
+        self._requests.withdraw()
         if self._listening and self._client.connected and reader.reads_on:
             self.accounts.ask_last()
             self._read_on()
@@ -564,9 +577,13 @@ class NatsTransport:
 
     # -- requests and jobs
 
-    def open_requests(self, client: Any, on_request: Any) -> None:
-        """Raise EndpointError: requests on NATS are not supported."""
-        raise EndpointError("requests are not supported on NATS: run the app on ZeroMQ", endpoint=self._cluster.address)
+    def open_requests(self, client: Requests | None, on_request: Callable[[Asked], object] | None) -> None:
+        """Prepare to send and to answer requests."""
+        self._requests.open(client, on_request)
+
+    def answer(self, patterns: Sequence[Pattern]) -> None:
+        """Subscribe to the requests that the handlers answer."""
+        self._requests.answer(patterns)
 
     def hand_out(self, owner: Any) -> Any:
         """Raise EndpointError: jobs on NATS are not supported."""
