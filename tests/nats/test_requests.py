@@ -139,7 +139,7 @@ def test_many_requests_at_once_get_their_own_replies(server: NatsServer) -> None
 
 
 def test_a_request_without_a_server_fails_at_once(server: NatsServer) -> None:
-    """NATS tells that nobody subscribes; the request does not wait for its timeout, and retries work."""
+    """NATS reports that no app subscribes; the request does not wait for its timeout, and retries work."""
 
     async def check() -> None:
         asks = App(nats=server.url)

@@ -51,7 +51,7 @@ _VERSION: Final = b"NATS/1.0\r\n"
 
 
 def is_for_handlers(block: bytes | None) -> bool:
-    """Return True for the headers of a zroute request, reply or job, which is no published message."""
+    """Return True for the headers of a request, a reply or a job of zroute."""
     return block is not None and block.startswith(_FIRST)
 
 

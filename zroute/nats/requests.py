@@ -15,7 +15,7 @@ several subscriptions of one member, or of different members, match its subject.
 **A connection of their own.** Requests do not share the connection of the published messages. A full handler pauses
 that connection, and may itself wait for a reply. A client without handlers of requests connects at its first request.
 
-**No server.** If nobody subscribes to the subject of a request, NATS answers at once with the status 503. If the server
+**No server.** If no app subscribes to the subject of a request, NATS answers at once with the status 503. If the server
 of a stream has gone, NATS answers so to the next credits. NATS does not tell a client that the server of another
 request has gone, so such a request ends with its timeout.
 
@@ -106,7 +106,10 @@ class NatsRequests:
         return self._nats.start()
 
     def open(self, client: Requests | None, on_request: Callable[[Asked], object] | None) -> None:
-        """Send the requests of ``client``, and prepare to answer; see `zroute.transport.Transport.open_requests`."""
+        """Send the requests of ``client``, and prepare to answer.
+
+        See `zroute.transport.Transport.open_requests`.
+        """
         if on_request is not None:
             self._listener = Listener(self._reactor, self._stats, on_request, self._answer)
         if client is not None:

@@ -156,7 +156,10 @@ class Lane:
         self.given_up -= not request.waits
 
     def fail(self, id: bytes, error: Callable[[], Exception]) -> None:
-        """Fail one request, whose peer will not answer; do nothing if the request is unknown."""
+        """Fail one request, because its peer will not answer.
+
+        If the request is unknown, do nothing.
+        """
         request = self.sent.get(id)
         if request is not None:
             self._requests.fail(self, request, error)
