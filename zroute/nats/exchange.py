@@ -70,7 +70,7 @@ def pack_request(frame: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def request_of(subject: bytes, block: bytes | None, payload: bytes) -> tuple[bytes, ...]:
-    """Return the parts of a received request after its envelope, for `zroute.requests.asked.Listener`.
+    """Return the parts of a received request, for `zroute.requests.asked.Listener`.
 
     These are one frame from a zroute app, and a topic and a body from another program. The body of another program with
     headers begins with a tracked header that contains them.
@@ -102,8 +102,9 @@ def _body(parsed: Block, payload: bytes) -> bytes:
 
 
 def pack_answer(parts: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Return the headers and the payload of an answer, from its parts after the envelope.
+    """Return the headers and the payload of an answer.
 
+    ``parts`` are those after the envelope.
     The headers are empty for the reply to another program.
     """
     if len(parts) == 3:
@@ -118,7 +119,7 @@ def pack_answer(parts: Sequence[bytes]) -> tuple[bytes, bytes]:
 
 
 def answer_of(block: Block | None, payload: bytes) -> list[bytes]:
-    """Return the parts of a received answer, for `zroute.requests.lanes.Lane.received`.
+    """Return the parts of a received answer, for `zroute.requests.lanes.Lane`.
 
     Raises:
         EnvelopeError: The header of the answer is malformed.
