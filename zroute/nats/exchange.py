@@ -104,8 +104,7 @@ def _body(parsed: Block, payload: bytes) -> bytes:
 def pack_answer(parts: Sequence[bytes]) -> tuple[bytes, bytes]:
     """Return the headers and the payload of an answer.
 
-    ``parts`` are those after the envelope.
-    The headers are empty for the reply to another program.
+    ``parts`` are those after the envelope. The headers are empty for the reply to another program.
     """
     if len(parts) == 3:
         return pack_service_error(int(parts[1]), parts[2].decode()), b""

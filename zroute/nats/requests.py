@@ -304,7 +304,8 @@ _ITEM: Final = bytes([Kind.ITEM])
 def _envelope(reply: bytes) -> tuple[bytes, ...]:
     """Return the envelope of a request, from its reply subject.
 
-    It is the client's inbox, and the rest of the subject. The inbox is the same in all requests of a client, so no client can take the room of the others.
+    It is the client's inbox, and the rest of the subject. The inbox is the same in all requests of a client, so no
+    client can take the room of the others.
     """
     inbox, _, rest = reply.rpartition(b".")
     return (inbox, rest, b"") if inbox and rest else (reply, b"")
