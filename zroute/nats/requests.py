@@ -1,4 +1,4 @@
-"""Requests on NATS: the inbox of an app that asks, and the queue group of the apps that answer.
+"""Requests on NATS: the inbox of a client, and the queue group of all servers.
 
 ======================================= ==================================================================
 subscription                            messages

@@ -191,7 +191,7 @@ class NatsTransport:
             connected.addCallbacks(opened.callback, opened.errback)
 
     def _check_sizes(self, _: None) -> None:
-        """Raise EndpointError if the server accepts smaller messages than the app may send."""
+        """Raise EndpointError if the server accepts only smaller messages."""
         most, allowed, ends = self._client.max_payload, self._request.app.max_message, self._request.ends
         if most is not None and (ends.pub or ends.rep or ends.req) and allowed > most:
             raise EndpointError(
