@@ -1,4 +1,4 @@
-"""Convert between zroute's frames of requests and NATS messages.
+"""Convert between zroute's frames of requests and jobs and NATS messages.
 
 A request between zroute apps is a message with a clean body. The fields that another program does not need travel in
 one NATS header beside it, as ``Zr`` does for published messages (`zroute.nats.headers`)::
@@ -10,14 +10,19 @@ one NATS header beside it, as ``Zr`` does for published messages (`zroute.nats.h
     SUBJECT: the reply subject of the request   REPLY, of an item: where the client sends credits
     Zr-Reply: c15a51… CR LF                     the prefix of the reply, as 44 hexadecimal digits
 
+    SUBJECT: the topic of a job                 REPLY: _INBOX.RANDOM.ID
+    Zr-Job: 0000ab… CR LF                       the id, version, codec and attempt, as 40 hexadecimal digits
+
 - A request without ``Zr-Request`` is from another program, or from an app with ``wire="plain"``. Its answer has no
   ``Zr-Reply``.
 - An answer without ``Zr-Reply`` is the single reply of another program.
 - A failure has the headers of NATS services, ``Nats-Service-Error`` and ``Nats-Service-Error-Code``, for every client.
 - Cancellations and credits have no topic. Their payload is the frame, and their reply subject is that of the request.
 
-Both headers are the first of their message. `is_for_handlers` therefore finds them in one comparison; subscribers and
-the handlers of requests and jobs share the subjects, and must not receive each other's messages.
+- A message without one of zroute's headers is also a job, from another program. Its result goes to its reply subject.
+
+Each of these headers is the first of its message. `is_for_handlers` therefore finds them in one comparison.
+Subscribers and the handlers of requests and jobs share the subjects, and must not receive each other's messages.
 
 This module does no I/O. Peers choose the bytes of a message, so functions that parse raise only EnvelopeError.
 """
@@ -29,6 +34,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from zroute.errors import EncodeError, EnvelopeError
+from zroute.messages.jobs import ID_SIZE, JOB, as_message, headers_of_meta, pack_job_meta
 from zroute.messages.requests import MAGIC, Kind, parse
 from zroute.messages.wire import HEADER_SIZE, NUL, parse_header
 from zroute.nats.headers import Block, message_of, pack_service_error, parse_block, tracked_of
@@ -36,7 +42,11 @@ from zroute.nats.headers import Block, message_of, pack_service_error, parse_blo
 __all__ = [
     "answer_of",
     "is_for_handlers",
+    "is_job",
+    "is_published",
+    "job_of",
     "pack_answer",
+    "pack_job",
     "pack_request",
     "request_of",
 ]
@@ -44,15 +54,69 @@ __all__ = [
 _FIRST: Final = b"NATS/1.0\r\nZr-"
 _REQUEST: Final = b"Zr-Request: "
 _REPLY: Final = b"Zr-Reply: "
+_JOB: Final = b"Zr-Job: "
 _PREFIX: Final = 22  # magic number, version, kind, codec, id
 _LIMITS: Final = 6  # milliseconds, window
 _HEAD: Final = _PREFIX + _LIMITS
 _VERSION: Final = b"NATS/1.0\r\n"
+_META: Final = 4  # version, codec, attempt
+_JOB_FIELDS: Final = ID_SIZE + _META
 
 
 def is_for_handlers(block: bytes | None) -> bool:
     """Return True for the headers of a request, a reply or a job of zroute."""
     return block is not None and block.startswith(_FIRST)
+
+
+def is_job(block: bytes | None) -> bool:
+    """Return True for the headers of a job of a zroute app."""
+    return block is not None and block.startswith(_VERSION + _JOB)
+
+
+def is_published(block: bytes | None) -> bool:
+    """Return True for the headers of a message that a zroute app has published on the tracked wire."""
+    return block is not None and block.startswith(_VERSION + b"Zr: ")
+
+
+def pack_job(id: bytes, meta: bytes) -> bytes:
+    """Return the headers of a job.
+
+    ``meta`` is the result of `zroute.messages.jobs.pack_job_meta`.
+
+    Raises:
+        EncodeError: A header of the application can't be sent over NATS.
+    """
+    packed, lines = headers_of_meta(meta), b"\r\n\r\n"
+    if packed:
+        # The lines of a published message with the same headers, without its tracked header.
+        _, block, _ = message_of(as_message(b"", 0, b"", packed, 0))
+        lines = block[len(_VERSION) + len(b"Zr: ") + 2 * HEADER_SIZE :]
+    return b"".join((_VERSION, _JOB, hexlify(id + meta[:_META]), lines))
+
+
+def job_of(subject: bytes, block: bytes | None, payload: bytes, id: bytes) -> tuple[bytes, ...]:
+    """Return the parts of a received job, for `zroute.transport.JobWorker`.
+
+    ``id`` is the id for a job of another program, which has none.
+
+    Raises:
+        EnvelopeError: The headers are malformed, or too large.
+    """
+    meta, headers = pack_job_meta(0, 1), {}
+    if block:
+        headers = dict(parse_block(block).headers)
+        packed = headers.pop("Zr-Job", None)
+        if packed is not None:
+            fields = _unhexed("Zr-Job", packed)
+            if len(fields) != _JOB_FIELDS:
+                raise EnvelopeError(f"a Zr-Job header of {len(fields)} bytes; expected {_JOB_FIELDS}")
+            id, meta = fields[:ID_SIZE], fields[ID_SIZE:]
+    if headers:
+        try:
+            meta += headers_of_meta(pack_job_meta(0, 1, headers))
+        except EncodeError as error:
+            raise EnvelopeError(str(error)) from None
+    return JOB, id, subject, payload, meta
 
 
 def pack_request(frame: bytes) -> tuple[bytes, bytes, bytes]:

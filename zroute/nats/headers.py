@@ -53,6 +53,7 @@ __all__ = [
     "check_headers",
     "fields_of",
     "frame_of",
+    "is_unheard",
     "message_of",
     "pack_service_error",
     "parse_block",
@@ -268,6 +269,16 @@ def tracked_of(fixed: bytes | None, headers: Mapping[str, Any], clock_ns: Callab
         return fixed
     packed = pack_headers(headers)
     return fixed[:_FLAGS] + bytes([fixed[_FLAGS] | _HAS_HEADERS]) + fixed[_FLAGS + 1 :] + packed
+
+
+def is_unheard(block: bytes | None, payload: bytes) -> bool:
+    """Return True for the answer of a server to a message with a reply subject that no client has received."""
+    if not block or payload:
+        return False
+    try:
+        return parse_block(block).status == NO_RESPONDERS
+    except EnvelopeError:
+        return False
 
 
 def parse_block(block: bytes) -> Block:

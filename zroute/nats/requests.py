@@ -39,7 +39,7 @@ from zroute.logs import printable
 from zroute.messages.requests import Kind
 from zroute.messages.topics import Pattern
 from zroute.nats.client import Client, ClientOptions, Connected, Event, Lost
-from zroute.nats.exchange import answer_of, pack_answer, pack_request, request_of
+from zroute.nats.exchange import answer_of, is_job, pack_answer, pack_request, request_of
 from zroute.nats.headers import NO_RESPONDERS, parse_block
 from zroute.nats.subjects import check_topic, subject_of
 from zroute.requests.asked import Asked, Listener
@@ -239,7 +239,7 @@ class NatsRequests:
         self._subjects = []
 
     def _take_request(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
-        if reply is None:  # a published message of the same topic
+        if reply is None or is_job(headers):  # a published message or a job of the same topic
             return
         try:
             parts = request_of(subject, headers, payload)

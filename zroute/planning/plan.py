@@ -466,6 +466,18 @@ class Plan:
                     where=queue.queue.where,
                 )
         check_subjects(self.parts.handlers)
+        for queue in self.parts.queues:
+            _check_subject(queue.pattern, queue.queue.where)
+        for route in self.parts.works:
+            for pattern in route.patterns:
+                if pattern.prefix and not pattern.prefix.endswith(b"."):
+                    raise PatternError(
+                        f"{pattern.text} of {route.name} ends inside a segment, but NATS filters by whole segments: it "
+                        "would give this worker jobs that it does not accept, and each job is sent once. Let the "
+                        "prefix end with a dot, or use a pattern such as 'jobs.*'",
+                        pattern=pattern.text,
+                        where=route.route.where,
+                    )
         for outlet in self.parts.outlets:
             _check_subject(outlet.pattern, outlet.publication.where)
 

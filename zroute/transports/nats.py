@@ -52,19 +52,32 @@ from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
 from zroute.nats.asks import ASK, HELLO, private_subject
 from zroute.nats.client import Client, ClientOptions, Connected, Dropped, Event, Lost
 from zroute.nats.exchange import is_for_handlers
-from zroute.nats.headers import NO_RESPONDERS, frame_of, message_of, parse_block
+from zroute.nats.headers import frame_of, is_unheard, message_of
+from zroute.nats.job_intake import JobIntake
 from zroute.nats.publisher import TopicPublisherSession
 from zroute.nats.requests import NatsRequests
 from zroute.nats.servers import parse_servers
 from zroute.nats.session import TopicAccounts
 from zroute.nats.subjects import check_topic, generalise, is_reserved, subject_of
 from zroute.nats.wants import Wants
+from zroute.nats.worker_group import WorkerGroup
 from zroute.options import LINGER_DRAIN, MAX_MESSAGE, READ_BUDGET, frame_limit
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.requests.asked import Asked
 from zroute.requests.client import Client as Requests
 from zroute.throttle import ThrottledLog
-from zroute.transport import Reader, Receive, SessionRequest, Transport, TransportRequest, TransportSession
+from zroute.transport import (
+    JobOwner,
+    JobWorker,
+    MakeWorker,
+    Reader,
+    Receive,
+    SendJob,
+    SessionRequest,
+    Transport,
+    TransportRequest,
+    TransportSession,
+)
 
 __all__ = ["NatsTransport"]
 
@@ -103,7 +116,6 @@ class NatsTransport:
     name_peers = Transport.name_peers
     announce = Transport.announce
     count_subscribers = Transport.count_subscribers
-    workers = Transport.workers
 
     def __init__(self, request: TransportRequest) -> None:
         cluster, app = request.ends.nats, request.app
@@ -115,10 +127,14 @@ class NatsTransport:
         # Statements of publishers are small, but not limited by the app.
         most = frame_limit(max(app.max_message, MAX_MESSAGE))
         servers = parse_servers(cluster.servers)
-        options = ClientOptions(servers, app.name, cluster.creds, max_message=most, echo=cluster.echo)
-        self._client = Client(options)
+        self._options = options = ClientOptions(servers, app.name, cluster.creds, max_message=most)
+        self._client = Client(attrs.evolve(options, echo=cluster.echo))
         asking = attrs.evolve(options, echo=cluster.asks_itself)
         self._requests = NatsRequests(request.reactor, asking, request.stats)
+        # Jobs have connections of their own: a handler that waits for room in a job queue, or a worker with too many
+        # jobs, may stop a connection.
+        self._group: WorkerGroup | None = None
+        self._intake: JobIntake | None = None
         self._client.on_event = self._happened
         self._client.after_read = self._wake
         self._inbox_subject = b"_INBOX." + secrets.token_hex(11).encode()
@@ -193,7 +209,7 @@ class NatsTransport:
     def _check_sizes(self, _: None) -> None:
         """Raise EndpointError if the server accepts only smaller messages."""
         most, allowed, ends = self._client.max_payload, self._request.app.max_message, self._request.ends
-        if most is not None and (ends.pub or ends.rep or ends.req) and allowed > most:
+        if most is not None and (ends.pub or ends.rep or ends.req or ends.jobs) and allowed > most:
             raise EndpointError(
                 f"{self._client.server} accepts messages of at most {most} bytes, but the app may send {allowed}: set "
                 f"App(limits=Limits(max_message={most})), or raise max_payload in the server's configuration",
@@ -220,7 +236,11 @@ class NatsTransport:
             self._session.stop()
         self._reports.close()
         linger = LINGER_DRAIN / 1000
-        closed = self._requests.close(linger), self._client.close(linger if self._client.connected else 0.0)
+        closed = [self._requests.close(linger), self._client.close(linger if self._client.connected else 0.0)]
+        if self._group is not None:
+            closed.append(self._group.close(linger))
+        if self._intake is not None:
+            closed.append(self._intake.end(linger))
         return gatherResults(closed).addCallback(lambda _: None)
 
     # -- what the client reports
@@ -306,7 +326,7 @@ class NatsTransport:
 
     def _take_private(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         if headers and not payload:
-            if _status(headers) == NO_RESPONDERS:
+            if is_unheard(headers, payload):
                 self.accounts.unheard(subject)
         elif payload.startswith(MAGIC):
             self._inbox.append(subject + NUL + payload)
@@ -570,7 +590,7 @@ class NatsTransport:
     def _take_question(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         assert self._session is not None
         if headers and not payload:
-            if _status(headers) == NO_RESPONDERS:
+            if is_unheard(headers, payload):
                 self._session.unheard(subject)
         else:
             self._session.asked(reply or b"", payload)
@@ -585,17 +605,17 @@ class NatsTransport:
         """Subscribe to the requests that the handlers answer."""
         self._requests.answer(patterns)
 
-    def hand_out(self, owner: Any) -> Any:
-        """Raise EndpointError: jobs on NATS are not supported."""
-        raise EndpointError("jobs are not supported on NATS: run the app on ZeroMQ", endpoint=self._cluster.address)
+    def hand_out(self, owner: JobOwner) -> SendJob:
+        """Connect to the workers of the app's jobs."""
+        self._group = WorkerGroup(self._reactor, self._options)
+        return self._group.open(owner)
 
-    def take_jobs(self, make: Any) -> None:
-        """Raise EndpointError: jobs on NATS are not supported."""
-        raise EndpointError("jobs are not supported on NATS: run the app on ZeroMQ", endpoint=self._cluster.address)
+    def take_jobs(self, make: MakeWorker) -> None:
+        """Take jobs from the queue group."""
+        self._intake = JobIntake(self._reactor, self._options, self._cluster.address)
+        self._intake.open(make)
 
-
-def _status(headers: bytes) -> int | None:
-    try:
-        return parse_block(headers).status
-    except Exception:
-        return None
+    @property
+    def workers(self) -> Sequence[JobWorker]:
+        """The worker of the queue group."""
+        return () if self._intake is None else (self._intake,)

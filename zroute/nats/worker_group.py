@@ -1,0 +1,267 @@
+"""Jobs on NATS, at the owner: all workers of the servers, as one worker with credits.
+
+A job is a message to its topic. NATS delivers it to one member of the queue group `GROUP`. The owner is not told
+whether the job is done: it sends each job once, and forgets the job as soon as NATS has passed it on.
+
+============================== ==============================================================================
+event                          the job, for the owner (`zroute.jobs.owner`)
+============================== ==============================================================================
+the answer of a PING           done: the server has passed the job on
+the status 503                 waits again, because no worker has subscribed to the topic
+no room in the send buffer     waits here until there is room
+a lost connection              rejected: a worker may have the job, so it must not be sent again
+============================== ==============================================================================
+
+**No worker.** The owner sends no further jobs of a topic after the status 503. Workers announce themselves under
+`JOBS`; the owner then tries the topics that they accept. Programs without zroute announce nothing, so the owner also
+tries some topics each second.
+
+**Credits.** A worker that has enough jobs leaves the queue group, so that the jobs wait here, as on ZeroMQ; see
+`zroute.nats.job_intake`. Until the server knows this, the worker may receive the jobs that are on their way. Their
+number is limited by `_CREDITS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from contextvars import copy_context
+from itertools import islice
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from zroute.errors import EncodeError, EnvelopeError
+from zroute.messages.jobs import (
+    ALIVE,
+    CHANGED,
+    DONE,
+    JOB,
+    OFFER,
+    REJECTED,
+    STOPPED,
+    UNKNOWN,
+    pack_offer,
+    pack_text,
+    parse_offer,
+)
+from zroute.messages.topics import matches, startswith
+from zroute.nats.client import Client, ClientOptions, Connected, Event, Lost
+from zroute.nats.exchange import pack_job
+from zroute.nats.headers import check_headers, is_unheard
+from zroute.nats.subjects import check_topic
+from zroute.transport import JobOwner, SendJob
+
+__all__ = ["GROUP", "JOBS", "WorkerGroup"]
+
+GROUP: Final = b"zroute-jobs"
+"""The queue group of all workers."""
+
+JOBS: Final = b"_zr.jobs"
+"""The subject under which workers announce the patterns of their jobs."""
+
+_WORKER: Final = b"NATS"  # the identity of the worker that stands for all
+_CREDITS: Final = 8
+_PROBED: Final = 1.0  # seconds
+_PROBES: Final = 100
+"""The number of topics without a worker that the owner tries each `_PROBED` seconds."""
+
+_MATCHED: Final = 1_000
+"""The number of topics without a worker that the owner compares with each announcement."""
+
+_log = logging.getLogger("zroute")
+
+
+class WorkerGroup:
+    """The workers of an owner.
+
+    Args:
+        reactor: The reactor.
+        options: The options of the connection.
+    """
+
+    def __init__(self, reactor: Any, options: ClientOptions) -> None:
+        self._reactor = reactor
+        self._name = options.name
+        self._nats = Client(options)
+        self._nats.on_event = self._happened
+        self._inbox = b"_INBOX." + secrets.token_hex(11).encode()
+        self._context = copy_context()
+        self._owner: JobOwner
+        self._sent: dict[bytes, bytes] = {}  # the topics of the jobs that NATS has not confirmed, by id
+        self._unsent: deque[Sequence[bytes]] = deque()  # without room in the send buffer
+        self._batch: list[bytes] = []  # the ids of the jobs that were sent after the last PING
+        self._held: OrderedDict[bytes, None] = OrderedDict()  # the topics without a worker
+        self._probing: Any = None
+        self._closed = False
+
+    def open(self, owner: JobOwner) -> SendJob:
+        """Connect; return the function that sends jobs.
+
+        Raises:
+            EndpointError: The file of credentials can't be read.
+        """
+        self._owner = owner
+        owner.check = self._check
+        self._nats.subscribe(self._inbox + b".*", self._take_reply)
+        self._nats.subscribe(JOBS, self._take_announcement)
+        _log.info(
+            "%s: jobs on NATS are sent at most once: a job is lost if its worker ends before the job is done, and "
+            "'done' counts the jobs that NATS has passed to a worker",
+            self._name,
+        )
+        self._nats.start().addErrback(self._not_started)
+        return self._send
+
+    def _not_started(self, failure: Failure) -> None:
+        if not self._closed:
+            _log.error("%s: can't send jobs: %s", self._name, failure.value)
+
+    def _check(self, topic: bytes, body: bytes, headers: Mapping[str, Any] | None) -> None:
+        check_topic(topic)
+        if headers:
+            check_headers(headers)
+
+    # -- the connection
+
+    def _happened(self, event: Event) -> None:
+        match event:
+            case Connected():
+                self._owner.received(_WORKER, (OFFER, _EVERYTHING))
+            case Lost(server):
+                self._owner.received(_WORKER, (CHANGED, _NOTHING))
+                sent, self._sent, self._batch = self._sent, {}, []
+                for id in sent:
+                    self._reject(
+                        id,
+                        f"the connection to {server} was lost, and a worker may have the job: on NATS, a job is sent "
+                        "only once",
+                    )
+                while self._unsent:
+                    self._owner.returned(_WORKER, self._unsent.popleft()[1])
+                self._owner.ended(_WORKER)
+
+    def _reject(self, id: bytes, text: str) -> None:
+        self._tell(REJECTED, id, pack_text(text))
+
+    def _tell(self, *parts: bytes) -> None:
+        if not self._closed:
+            self._owner.received(_WORKER, parts)
+
+    # -- sending
+
+    def _send(self, _: bytes, parts: Sequence[bytes]) -> None:
+        """Process a message of the owner.
+
+        The answers follow in a later turn, because the owner is sending.
+        """
+        kind = parts[0]
+        if kind == JOB:
+            self._publish(parts)
+        elif kind == ALIVE:
+            self._reactor.callLater(0, self._tell, ALIVE)
+        elif kind == UNKNOWN and self._nats.connected:
+            self._reactor.callLater(0, self._tell, OFFER, _EVERYTHING)
+        elif kind == STOPPED:
+            self._closed = True
+
+    def _publish(self, parts: Sequence[bytes]) -> None:
+        _, id, topic, body, meta = parts
+        if self._unsent:  # in order
+            self._unsent.append(parts)
+            return
+        try:
+            sent = self._nats.publish(topic, body, b"%b.%b" % (self._inbox, id.hex().encode()), pack_job(id, meta))
+        except EncodeError as error:  # larger than the server accepts
+            self._reactor.callLater(0, self._reject, id, str(error))
+            return
+        if not sent:
+            self._unsent.append(parts)
+            self._nats.ping().addCallback(self._drained)
+            return
+        self._sent[id] = topic
+        if not self._batch:
+            # In the next turn, so that one PING confirms all jobs of this turn.
+            self._reactor.callLater(0, self._confirm)
+        self._batch.append(id)
+
+    def _drained(self, _: bool) -> None:
+        unsent, self._unsent = self._unsent, deque()
+        for parts in unsent:
+            if self._nats.connected:
+                self._publish(parts)
+            else:
+                self._unsent.append(parts)  # `_happened` gives it back
+
+    def _confirm(self) -> None:
+        batch, self._batch = self._batch, []
+        if batch:
+            self._nats.ping().addCallback(self._confirmed, batch)
+
+    def _confirmed(self, answered: bool, batch: Sequence[bytes]) -> None:
+        if answered:  # else, the connection is lost, and `_happened` has rejected the jobs, or will do so
+            self._context.copy().run(self._done, batch)
+
+    def _done(self, batch: Sequence[bytes]) -> None:
+        for id in batch:
+            if self._sent.pop(id, None) is not None:
+                self._tell(DONE, id)
+
+    # -- topics without a worker
+
+    def _take_reply(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
+        """Process the status 503. Workers without zroute may send replies, which have no effect."""
+        try:
+            id = bytes.fromhex(subject[len(self._inbox) + 1 :].decode())
+        except ValueError:  # from a program that has made up the subject
+            return
+        if is_unheard(headers, payload) and not self._closed and (topic := self._sent.pop(id, None)) is not None:
+            self._held[topic] = None
+            self._owner.hold(topic)
+            self._context.copy().run(self._owner.returned, _WORKER, id)
+            if self._probing is None:
+                self._probing = self._reactor.callLater(_PROBED, self._probe)
+
+    def _probe(self) -> None:
+        self._probing = None
+        self._release(tuple(islice(self._held, _PROBES)))
+        if self._held:
+            self._probing = self._reactor.callLater(_PROBED, self._probe)
+
+    def _take_announcement(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
+        if not self._held or self._closed:
+            return
+        try:
+            offered = parse_offer((OFFER, payload))
+        except EnvelopeError:
+            return
+        patterns = [pattern for each in offered for pattern in each.patterns]
+        accepted = []
+        for topic in tuple(islice(self._held, _MATCHED)):
+            if any(matches(pattern, topic) is not None for pattern in patterns):
+                accepted.append(topic)
+            else:
+                self._held.move_to_end(topic)
+        self._context.copy().run(self._release, accepted)
+
+    def _release(self, topics: Sequence[bytes]) -> None:
+        for topic in topics:
+            self._held.pop(topic, None)
+            self._owner.release(topic)
+
+    # -- the stop
+
+    def close(self, seconds: float) -> Deferred[None]:
+        """Disconnect, after up to ``seconds`` in which the server receives all jobs."""
+        self._closed = True
+        if self._probing is not None:
+            self._probing.cancel()
+            self._probing = None
+        return self._nats.close(seconds if self._nats.connected else 0.0)
+
+
+_EVERYTHING: Final = pack_offer([(_CREDITS, [startswith(b"")])])
+_NOTHING: Final = pack_offer(())
