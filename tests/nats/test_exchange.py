@@ -7,8 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zroute.errors import EnvelopeError
+from zroute.messages.jobs import JOB, pack_job_meta, parse_job, with_attempt
 from zroute.messages.requests import Kind, pack_failure, pack_reply, plain_failure, request_packer
-from zroute.nats.exchange import answer_of, is_for_handlers, pack_answer, pack_request, request_of
+from zroute.nats.exchange import (
+    answer_of,
+    is_for_handlers,
+    is_job,
+    is_published,
+    job_of,
+    pack_answer,
+    pack_job,
+    pack_request,
+    request_of,
+)
 from zroute.nats.headers import fields_of, parse_block
 
 ID = bytes(range(16))
@@ -61,3 +72,33 @@ def test_any_header_of_a_peer_is_read_or_refused(fields: bytes, is_hex: bool) ->
             answer_of(parse_block(block), b"x")
         except EnvelopeError:
             continue
+
+
+@pytest.mark.parametrize("headers", [None, {"user": "ann", "note": "ä"}])
+def test_a_job_arrives_as_it_was_sent(headers: dict[str, str] | None) -> None:
+    """The conversion to headers and back changes no byte of a job."""
+    meta = with_attempt(pack_job_meta(2, 1, headers), 3)
+    block = pack_job(ID, meta)
+    assert next(iter(fields_of(block))) == "Zr-Job"
+    assert (is_job(block), is_for_handlers(block), is_published(block)) == (True, True, False)
+    parts = job_of(b"a.b", block, b"body", bytes(16))
+    assert parts == (JOB, ID, b"a.b", b"body", meta)
+    assert parse_job(parts).attempt == 3
+
+
+def test_a_foreign_job_gets_an_id() -> None:
+    """A message without headers of zroute is a job of an unknown codec, with its headers."""
+    plain = parse_job(job_of(b"a", None, b"x", ID))
+    assert (plain.id, plain.codec, plain.attempt, plain.headers) == (ID, 0, 1, b"")
+    named = parse_job(job_of(b"a", b"NATS/1.0\r\nuser: ann\r\n\r\n", b"x", ID))
+    assert named.headers == b"\x81\xa4user\xa3ann"
+
+
+@given(st.binary(max_size=40), st.booleans())
+def test_any_header_of_a_job_is_read_or_refused(fields: bytes, is_hex: bool) -> None:
+    """Bytes of a peer raise no error but EnvelopeError."""
+    value = fields.hex().encode() if is_hex else fields.replace(b"\r", b"").replace(b"\n", b"")
+    try:
+        parse_job(job_of(b"a", b"NATS/1.0\r\nZr-Job: " + value + b"\r\n\r\n", b"x", ID))
+    except EnvelopeError:
+        assert not (is_hex and len(fields) == 20 and fields[16:] == b"\x01\x02\x00\x01")

@@ -74,7 +74,7 @@ def is_job(block: bytes | None) -> bool:
 
 
 def is_published(block: bytes | None) -> bool:
-    """Return True for the headers of a message that a zroute app has published on the tracked wire."""
+    """Return True for the headers of a published message of the tracked wire."""
     return block is not None and block.startswith(_VERSION + b"Zr: ")
 
 

@@ -272,7 +272,10 @@ def tracked_of(fixed: bytes | None, headers: Mapping[str, Any], clock_ns: Callab
 
 
 def is_unheard(block: bytes | None, payload: bytes) -> bool:
-    """Return True for the answer of a server to a message with a reply subject that no client has received."""
+    """Return True for the status 503 of a server.
+
+    No client has received a message with a reply subject.
+    """
     if not block or payload:
         return False
     try:

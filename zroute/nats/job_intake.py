@@ -1,6 +1,6 @@
-"""Jobs on NATS, at a worker: takes jobs from the queue group, and passes them to the handlers.
+"""Jobs on NATS, at a worker: takes jobs from the queue group.
 
-To the worker (`zroute.jobs.worker`), this module is the owner of the jobs. A handler has a few jobs more than it runs,
+To the worker (`zroute.jobs.worker`), this module is the owner of the jobs, and passes them on. A handler has a few jobs more than it runs,
 as on ZeroMQ; the others wait here.
 
 **A full handler leaves the queue group.** It unsubscribes when it has as many jobs as it would accept from an owner,
@@ -99,7 +99,7 @@ class _Lane:
 
 @attrs.define(eq=False)
 class _Subject:
-    """A subject, the lanes that may get its jobs, and the id of the subscription if there is one."""
+    """A subject, the lanes that may get its jobs, and the id of its subscription."""
 
     lanes: Sequence[_Lane]
     sid: bytes | None = None
@@ -226,7 +226,10 @@ class JobIntake:
                 each.sid = None
 
     def _weigh(self, lane: _Lane) -> None:
-        """Leave the queue group if a handler is full, and return to it if half of its jobs are done."""
+        """Leave the queue group if a handler is full, or return to it.
+
+        A handler is no longer full if half of its jobs are done.
+        """
         full = lane.number >= lane.credits or (lane.is_full and lane.number > lane.credits // 2)
         if full != lane.is_full:
             lane.is_full = full
@@ -288,7 +291,10 @@ class JobIntake:
         """Do nothing: jobs arrive by subscriptions."""
 
     def stop(self) -> Deferred[None]:
-        """Leave the queue group; return a Deferred that fires when the jobs are done that have arrived."""
+        """Leave the queue group.
+
+        The Deferred fires when the jobs are done that have arrived.
+        """
         if self._left is None:
             self._left = Deferred()
             self._subscribe()
@@ -309,7 +315,10 @@ class JobIntake:
         self._worker.close()
 
     def end(self, seconds: float) -> Deferred[None]:
-        """Publish the jobs again that have not begun, and disconnect after up to ``seconds``."""
+        """Publish the jobs again that have not begun, and disconnect.
+
+        The server has up to ``seconds`` to receive everything.
+        """
         self._worker.stop()  # gives back the jobs that have not begun
         self._closed = True
         self.close()
@@ -319,7 +328,10 @@ class JobIntake:
         return self._nats.close(seconds if self._nats.connected else 0.0).addCallback(lambda _: self._ended(len(held)))
 
     def _pass_on(self, held: Sequence[_Taken]) -> None:
-        """Publish jobs again. NATS reports those without a worker before the connection is closed."""
+        """Publish jobs again.
+
+        NATS reports those without a worker before the connection is closed.
+        """
         inbox = b"_INBOX." + secrets.token_hex(11).encode()
         self._nats.subscribe(inbox, self._unheard)
         for taken in held:

@@ -1,4 +1,4 @@
-"""Jobs on NATS, at the owner: all workers of the servers, as one worker with credits.
+"""Jobs on NATS, at the owner: all workers, as one worker with credits.
 
 A job is a message to its topic. NATS delivers it to one member of the queue group `GROUP`. The owner is not told
 whether the job is done: it sends each job once, and forgets the job as soon as NATS has passed it on.
@@ -213,7 +213,10 @@ class WorkerGroup:
     # -- topics without a worker
 
     def _take_reply(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
-        """Process the status 503. Workers without zroute may send replies, which have no effect."""
+        """Process the status 503.
+
+        Workers without zroute may send replies, which have no effect.
+        """
         try:
             id = bytes.fromhex(subject[len(self._inbox) + 1 :].decode())
         except ValueError:  # from a program that has made up the subject
