@@ -1,7 +1,7 @@
 """Jobs on NATS, at a worker: takes jobs from the queue group.
 
-To the worker (`zroute.jobs.worker`), this module is the owner of the jobs, and passes them on. A handler has a few jobs more than it runs,
-as on ZeroMQ; the others wait here.
+To the worker (`zroute.jobs.worker`), this module is the owner of the jobs, and passes them on. A handler has a few jobs
+more than it runs, as on ZeroMQ; the others wait here.
 
 **A full handler leaves the queue group.** It unsubscribes when it has as many jobs as it would accept from an owner,
 and subscribes again when half of them are done. Meanwhile, NATS passes jobs to other workers. If all workers are full,
