@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.messages.test_wire import named
+from tests.support import ROOT
 from zroute.errors import EnvelopeError
 from zroute.messages.jobs import JOB, pack_job_meta, parse_job, with_attempt
 from zroute.messages.requests import Kind, pack_failure, pack_reply, plain_failure, request_packer
@@ -23,6 +28,7 @@ from zroute.nats.exchange import (
 from zroute.nats.headers import fields_of, parse_block
 
 ID = bytes(range(16))
+VECTORS = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())
 
 
 @pytest.mark.parametrize("headers", [None, {"user": "ann"}])
@@ -102,3 +108,43 @@ def test_any_header_of_a_job_is_read_or_refused(fields: bytes, is_hex: bool) -> 
         parse_job(job_of(b"a", b"NATS/1.0\r\nZr-Job: " + value + b"\r\n\r\n", b"x", ID))
     except EnvelopeError:
         assert not (is_hex and len(fields) == 20 and fields[16:] == b"\x01\x02\x00\x01")
+
+
+@pytest.mark.parametrize("vector", named(VECTORS["nats_requests"]))
+def test_each_vector_of_requests_goes_both_ways(vector: dict[str, Any]) -> None:
+    """A frame of requests and its NATS message have the same content."""
+    headers, payload = vector["headers"].encode(), bytes.fromhex(vector["payload"])
+    frame = bytes.fromhex(vector["frame"])
+    if vector["kind"] == "request":
+        subject = vector["subject"].encode()
+        assert pack_request(frame) == (subject, headers, payload)
+        assert request_of(subject, headers, payload) == (frame,)
+        return
+    assert pack_answer([frame]) == (headers, payload)
+    if vector["kind"] == "failed":
+        assert answer_of(parse_block(headers), payload) == [b"", b"%d" % vector["code"], vector["text"].encode()]
+    else:
+        assert answer_of(parse_block(headers), payload) == [frame]
+
+
+@pytest.mark.parametrize("vector", named(VECTORS["nats_jobs"]))
+def test_each_vector_of_jobs_goes_both_ways(vector: dict[str, Any]) -> None:
+    """A job and its NATS message have the same content."""
+    frames = tuple(bytes.fromhex(frame) for frame in vector["frames"])
+    headers = vector["headers"].encode()
+    assert pack_job(frames[1], frames[4]) == headers
+    assert job_of(vector["subject"].encode(), headers, bytes.fromhex(vector["payload"]), ID) == frames
+
+
+@pytest.mark.parametrize("vector", named(VECTORS["malformed_nats_headers"]))
+def test_each_malformed_header_is_refused(vector: dict[str, Any]) -> None:
+    """The reason of a malformed header is that of its vector."""
+    headers = vector["headers"].encode()
+    read = {
+        "Zr-Job": lambda: job_of(b"a", headers, b"", ID),
+        "Zr-Request": lambda: request_of(b"a", headers, b""),
+        "Zr-Reply": lambda: answer_of(parse_block(headers), b""),
+    }
+    with pytest.raises(EnvelopeError) as refused:
+        next(call for name, call in read.items() if name in vector["headers"])()
+    assert refused.value.reason == vector["reason"]

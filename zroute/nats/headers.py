@@ -57,6 +57,7 @@ __all__ = [
     "message_of",
     "pack_service_error",
     "parse_block",
+    "refusal_of",
     "tracked_of",
 ]
 
@@ -64,7 +65,10 @@ BLOCK_MAX = 4 * HEADERS_MAX
 """The maximum size in bytes of a block of headers that zroute reads. A NATS server allows the size of a payload."""
 
 NO_RESPONDERS = 503
-"""The status of a message with which a server answers a request that has no subscriber."""
+"""The status of a message with which a server answers a request that has no subscriber.
+
+A worker that has no room for a job answers with this number as the code of a failure.
+"""
 
 _NAME: Final = b"Zr"
 _VERSION: Final = b"NATS/1.0"
@@ -269,6 +273,14 @@ def tracked_of(fixed: bytes | None, headers: Mapping[str, Any], clock_ns: Callab
         return fixed
     packed = pack_headers(headers)
     return fixed[:_FLAGS] + bytes([fixed[_FLAGS] | _HAS_HEADERS]) + fixed[_FLAGS + 1 :] + packed
+
+
+def refusal_of(block: bytes | None) -> tuple[int, str] | None:
+    """Return the code and the text with which a worker refuses a job, or None."""
+    try:
+        return parse_block(block).service_error if block else None
+    except EnvelopeError:
+        return None
 
 
 def is_unheard(block: bytes | None, payload: bytes) -> bool:

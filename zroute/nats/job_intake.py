@@ -5,11 +5,14 @@ more than it runs, as on ZeroMQ; the others wait here.
 
 **A full handler leaves the queue group.** It unsubscribes when it has as many jobs as it would accept from an owner,
 and subscribes again when half of them are done. Meanwhile, NATS passes jobs to other workers. If all workers are full,
-the owner learns that no worker is subscribed, and keeps the jobs. Only the jobs that are already on their way still
-arrive, so nothing is dropped. If they exceed `JOBS_HELD` bytes, this worker stops reading.
+the owner learns that no worker is subscribed, and keeps the jobs. The jobs of
+zroute apps that are already on their way are returned to their owners. Those of other programs wait here, since these
+programs do not keep them. If they exceed `JOBS_HELD` bytes, this worker stops reading.
 
 **One group.** All zroute apps take jobs in one queue group, so a job is done once, even if several handlers of one app,
 or of different apps, match its topic. A subject is left while one of the handlers that get its jobs is full.
+
+**A reply** with an empty body confirms the job of a zroute app when it arrives; see `zroute.nats.worker_group`.
 
 **Other programs.** A message without headers of zroute is a job, too. If it has a reply subject, its result goes there:
 an empty message, or the error headers of NATS services. Requests and published messages of zroute apps are no jobs.
@@ -25,13 +28,15 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Final
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.python.failure import Failure
 
+from zroute.awaiting import within
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.logs import printable
 from zroute.messages.jobs import (
@@ -51,7 +56,7 @@ from zroute.messages.topics import Pattern, matches
 from zroute.messages.wire import NUL
 from zroute.nats.client import Client, ClientOptions, Connected, Dropped, Event
 from zroute.nats.exchange import is_for_handlers, is_job, is_published, job_of
-from zroute.nats.headers import is_unheard, pack_service_error
+from zroute.nats.headers import NO_RESPONDERS, is_unheard, pack_service_error, refusal_of
 from zroute.nats.subjects import is_reserved, overlap, subject_of
 from zroute.nats.worker_group import GROUP, JOBS
 from zroute.options import JOBS_HELD
@@ -130,7 +135,8 @@ class JobIntake:
         self._accepted = self._paused = self._closed = False
         self._left: Deferred[None] | None = None  # fires when a stopping worker has done its jobs
         self._reading = True  # False when no further job arrives
-        self._lost = 0  # jobs that no other worker has received
+        self._passed = self._awaited = 0  # jobs that were published again: at other workers, and without a reply
+        self._replied: Deferred[None] | None = None
 
     def open(self, make: MakeWorker) -> None:
         """Connect, and take jobs.
@@ -246,9 +252,7 @@ class JobIntake:
     def _taken(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         if self._closed or is_reserved(subject) or NUL in subject or is_published(headers):
             return
-        if is_for_handlers(headers) and not is_job(headers):
-            if reply is not None:  # a request: no other handler answers, because this one has received it
-                self._answer(reply, 404, "the handlers of this topic do jobs, and answer no requests")
+        if is_for_handlers(headers) and not is_job(headers):  # a request, which a server may also have received
             return
         lane = next((lane for lane in self._lanes if lane.accepts(subject)), None)
         try:
@@ -259,9 +263,14 @@ class JobIntake:
                 raise EnvelopeError("a job that this worker already has")
         except EnvelopeError as error:
             self._say("refused", "a job was refused: %s (topic %s)", error.reason, printable(subject))
-            if reply is not None and not is_job(headers):
+            if reply is not None:
                 self._answer(reply, 400, error.reason)
             return
+        if is_job(headers) and reply is not None:
+            has_room = lane.number < lane.credits and self._left is None
+            self._answer(reply, *((0, "") if has_room else (NO_RESPONDERS, "this worker has no room for the job")))
+            if not has_room:
+                return
         taken = _Taken(parts, reply, headers, sum(map(len, parts)) + _OVERHEAD)
         self._size += taken.size
         lane.held.append(taken)
@@ -325,24 +334,35 @@ class JobIntake:
         held = [taken for lane in self._lanes for taken in lane.held]
         if held:
             self._pass_on(held)
-        return self._nats.close(seconds if self._nats.connected else 0.0).addCallback(lambda _: self._ended(len(held)))
+        return Deferred.fromCoroutine(self._end(seconds if self._nats.connected else 0.0, len(held)))
+
+    async def _end(self, seconds: float, held: int) -> None:
+        if self._awaited:
+            self._replied = Deferred()
+            with suppress(TimeoutError):
+                await within(seconds, self._replied, self._reactor)
+        await self._nats.close(seconds)
+        self._ended(held)
 
     def _pass_on(self, held: Sequence[_Taken]) -> None:
-        """Publish jobs again.
-
-        NATS reports those without a worker before the connection is closed.
-        """
+        """Publish jobs again."""
         inbox = b"_INBOX." + secrets.token_hex(11).encode()
-        self._nats.subscribe(inbox, self._unheard)
+        self._nats.subscribe(inbox, self._passed_on)
         for taken in held:
             topic, body = taken.parts[2:4]
             # The reply subject of another program stays, because it awaits the result.
             foreign = taken.reply is not None and not is_job(taken.headers)
-            if not self._nats.publish(topic, body, taken.reply if foreign else inbox, taken.headers):
-                self._lost += 1
+            sent = self._nats.publish(topic, body, taken.reply if foreign else inbox, taken.headers)
+            if foreign:
+                self._passed += sent
+            else:
+                self._awaited += sent
 
-    def _unheard(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
-        self._lost += is_unheard(headers, payload)  # a worker without zroute may send a reply
+    def _passed_on(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
+        self._passed += not is_unheard(headers, payload) and refusal_of(headers) is None
+        self._awaited -= 1
+        if not self._awaited and self._replied is not None and not self._replied.called:
+            self._replied.callback(None)
 
     def _ended(self, held: int) -> None:
         if held:
@@ -350,7 +370,7 @@ class JobIntake:
                 "%s: %d jobs had not begun at the end of the stop: %d were passed to other workers, and %d are lost",
                 self._name,
                 held,
-                held - self._lost,
-                self._lost,
+                self._passed,
+                held - self._passed,
             )
         self._reports.close()

@@ -1,16 +1,22 @@
 """Jobs on NATS, at the owner: all workers, as one worker with credits.
 
-A job is a message to its topic. NATS delivers it to one member of the queue group `GROUP`. The owner is not told
-whether the job is done: it sends each job once, and forgets the job as soon as NATS has passed it on.
+A job is a message to its topic. NATS delivers it to one member of the queue group `GROUP`, which confirms it when it
+arrives. The owner is not told whether the job is done: it sends each job once, and forgets a confirmed job.
 
 ============================== ==============================================================================
 event                          the job, for the owner (`zroute.jobs.owner`)
 ============================== ==============================================================================
-the answer of a PING           done: the server has passed the job on
-the status 503                 waits again, because no worker has subscribed to the topic
+a reply                        done: a worker has the job
+a reply with the error 503     waits again, because the worker has no room
+a reply with another error     rejected
+the status 503 of the server   waits again, because no worker has subscribed to the topic
+no reply in `_CONFIRMED`       rejected: a worker may have the job, so it must not be sent again
 no room in the send buffer     waits here until there is room
-a lost connection              rejected: a worker may have the job, so it must not be sent again
+a lost connection              rejected, for the same reason
 ============================== ==============================================================================
+
+The status 503 alone would not be enough: a subscriber of all messages is also a receiver to NATS, so NATS would report
+nothing although no worker has the job.
 
 **No worker.** The owner sends no further jobs of a topic after the status 503. Workers announce themselves under
 `JOBS`; the owner then tries the topics that they accept. Programs without zroute announce nothing, so the owner also
@@ -18,7 +24,7 @@ tries some topics each second.
 
 **Credits.** A worker that has enough jobs leaves the queue group, so that the jobs wait here, as on ZeroMQ; see
 `zroute.nats.job_intake`. Until the server knows this, the worker may receive the jobs that are on their way. Their
-number is limited by `_CREDITS`.
+number is limited by `_CREDITS`, and the worker returns those for which it has no room.
 """
 
 from __future__ import annotations
@@ -51,7 +57,7 @@ from zroute.messages.jobs import (
 from zroute.messages.topics import matches, startswith
 from zroute.nats.client import Client, ClientOptions, Connected, Event, Lost
 from zroute.nats.exchange import pack_job
-from zroute.nats.headers import check_headers, is_unheard
+from zroute.nats.headers import NO_RESPONDERS, check_headers, is_unheard, refusal_of
 from zroute.nats.subjects import check_topic
 from zroute.transport import JobOwner, SendJob
 
@@ -65,6 +71,7 @@ JOBS: Final = b"_zr.jobs"
 
 _WORKER: Final = b"NATS"  # the identity of the worker that stands for all
 _CREDITS: Final = 8
+_CONFIRMED: Final = 10.0  # seconds
 _PROBED: Final = 1.0  # seconds
 _PROBES: Final = 100
 """The number of topics without a worker that the owner tries each `_PROBED` seconds."""
@@ -91,11 +98,11 @@ class WorkerGroup:
         self._inbox = b"_INBOX." + secrets.token_hex(11).encode()
         self._context = copy_context()
         self._owner: JobOwner
-        self._sent: dict[bytes, bytes] = {}  # the topics of the jobs that NATS has not confirmed, by id
+        self._sent: dict[bytes, tuple[bytes, float]] = {}  # topic and time of unconfirmed jobs by id, the oldest first
         self._unsent: deque[Sequence[bytes]] = deque()  # without room in the send buffer
-        self._batch: list[bytes] = []  # the ids of the jobs that were sent after the last PING
         self._held: OrderedDict[bytes, None] = OrderedDict()  # the topics without a worker
         self._probing: Any = None
+        self._waiting: Any = None  # the timer for the oldest unconfirmed job
         self._closed = False
 
     def open(self, owner: JobOwner) -> SendJob:
@@ -110,7 +117,7 @@ class WorkerGroup:
         self._nats.subscribe(JOBS, self._take_announcement)
         _log.info(
             "%s: jobs on NATS are sent at most once: a job is lost if its worker ends before the job is done, and "
-            "'done' counts the jobs that NATS has passed to a worker",
+            "'done' counts the jobs that a worker has received",
             self._name,
         )
         self._nats.start().addErrback(self._not_started)
@@ -133,7 +140,7 @@ class WorkerGroup:
                 self._owner.received(_WORKER, (OFFER, _EVERYTHING))
             case Lost(server):
                 self._owner.received(_WORKER, (CHANGED, _NOTHING))
-                sent, self._sent, self._batch = self._sent, {}, []
+                sent, self._sent = self._sent, {}
                 for id in sent:
                     self._reject(
                         id,
@@ -182,11 +189,9 @@ class WorkerGroup:
             self._unsent.append(parts)
             self._nats.ping().addCallback(self._drained)
             return
-        self._sent[id] = topic
-        if not self._batch:
-            # In the next turn, so that one PING confirms all jobs of this turn.
-            self._reactor.callLater(0, self._confirm)
-        self._batch.append(id)
+        self._sent[id] = topic, self._reactor.seconds()
+        if self._waiting is None:
+            self._waiting = self._reactor.callLater(_CONFIRMED, self._look_for_lost)
 
     def _drained(self, _: bool) -> None:
         unsent, self._unsent = self._unsent, deque()
@@ -196,37 +201,49 @@ class WorkerGroup:
             else:
                 self._unsent.append(parts)  # `_happened` gives it back
 
-    def _confirm(self) -> None:
-        batch, self._batch = self._batch, []
-        if batch:
-            self._nats.ping().addCallback(self._confirmed, batch)
-
-    def _confirmed(self, answered: bool, batch: Sequence[bytes]) -> None:
-        if answered:  # else, the connection is lost, and `_happened` has rejected the jobs, or will do so
-            self._context.copy().run(self._done, batch)
-
-    def _done(self, batch: Sequence[bytes]) -> None:
-        for id in batch:
-            if self._sent.pop(id, None) is not None:
-                self._tell(DONE, id)
-
-    # -- topics without a worker
+    def _look_for_lost(self) -> None:
+        """Give up on jobs that no worker has confirmed in time."""
+        self._waiting = None
+        now = self._reactor.seconds()
+        for id, (_, sent) in tuple(self._sent.items()):
+            if now - sent < _CONFIRMED:
+                self._waiting = self._reactor.callLater(sent + _CONFIRMED - now, self._look_for_lost)
+                return
+            del self._sent[id]
+            self._reject(
+                id,
+                f"no worker has confirmed the job in {_CONFIRMED:g} s: it may be lost, or at a worker without zroute "
+                "that sends no reply; on NATS, a job is sent only once",
+            )
 
     def _take_reply(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
-        """Process the status 503.
+        self._context.copy().run(self._replied, subject, headers, payload)
 
-        Workers without zroute may send replies, which have no effect.
-        """
+    def _replied(self, subject: bytes, headers: bytes | None, payload: bytes) -> None:
         try:
             id = bytes.fromhex(subject[len(self._inbox) + 1 :].decode())
         except ValueError:  # from a program that has made up the subject
             return
-        if is_unheard(headers, payload) and not self._closed and (topic := self._sent.pop(id, None)) is not None:
-            self._held[topic] = None
-            self._owner.hold(topic)
-            self._context.copy().run(self._owner.returned, _WORKER, id)
-            if self._probing is None:
-                self._probing = self._reactor.callLater(_PROBED, self._probe)
+        topic, _ = self._sent.pop(id, (None, 0.0))
+        if topic is None or self._closed:
+            return
+        if is_unheard(headers, payload):
+            self._hold(topic)
+            self._owner.returned(_WORKER, id)
+        elif (refusal := refusal_of(headers)) is None:
+            self._tell(DONE, id)
+        elif refusal[0] == NO_RESPONDERS:
+            self._owner.returned(_WORKER, id)
+        else:
+            self._reject(id, refusal[1])
+
+    # -- topics without a worker
+
+    def _hold(self, topic: bytes) -> None:
+        self._held[topic] = None
+        self._owner.hold(topic)
+        if self._probing is None:
+            self._probing = self._reactor.callLater(_PROBED, self._probe)
 
     def _probe(self) -> None:
         self._probing = None
@@ -260,9 +277,10 @@ class WorkerGroup:
     def close(self, seconds: float) -> Deferred[None]:
         """Disconnect, after up to ``seconds`` in which the server receives all jobs."""
         self._closed = True
-        if self._probing is not None:
-            self._probing.cancel()
-            self._probing = None
+        for timer in (self._probing, self._waiting):
+            if timer is not None:
+                timer.cancel()
+        self._probing = self._waiting = None
         return self._nats.close(seconds if self._nats.connected else 0.0)
 
 
