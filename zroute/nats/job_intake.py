@@ -367,9 +367,8 @@ class JobIntake:
     def _ended(self, held: int) -> None:
         if held:
             _log.warning(
-                "%s: %d jobs had not begun at the end of the stop: %d were passed to other workers, and %d are lost",
+                "%s: jobs that had not begun at the end of the stop: %d passed to other workers, %d lost",
                 self._name,
-                held,
                 self._passed,
                 held - self._passed,
             )
