@@ -12,6 +12,9 @@ the merged subjects            messages of publishers, with or without zroute
 ``_zr.ask``, ``_zr.EPOCH.*``   questions of subscribers to this publisher
 ============================== ==============================================================================
 
+Requests and jobs have connections of their own; see `zroute.nats.requests`, `zroute.nats.worker_group` and
+`zroute.nats.job_intake`.
+
 **Reading.** The client calls a function for each message. The function puts the frame into the inbox, and the loop's
 next turn passes the inbox to ``receive``. Statements go through the same inbox, so they keep their place among the
 messages. If the inbox is not empty after `_TURN` seconds, the client pauses until it is.
@@ -219,7 +222,15 @@ class NatsTransport:
     def summary(self) -> Iterator[tuple[int, str]]:
         """Yield a log line with the servers."""
         ends = self._request.ends
-        verbs = " and ".join([*["subscribes"] * bool(ends.sub), *["publishes"] * bool(ends.pub)]) or "connects"
+        sides = {
+            "subscribes": ends.sub,
+            "publishes": ends.pub,
+            "answers requests": ends.rep,
+            "hands out jobs": ends.jobs,
+            "takes jobs": ends.work,
+        }
+        *others, last = [verb for verb, side in sides.items() if side] or ["connects"]
+        verbs = f"{', '.join(others)} and {last}" if others else last
         yield logging.INFO, f"{self._name}: {verbs} on NATS, connected to {self._client.server or 'no server'}"
 
     def leave(self) -> None:
