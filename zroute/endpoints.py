@@ -240,6 +240,7 @@ class Cluster:
         address: The same without credentials, for log lines and errors.
         creds: The file of credentials, or None.
         echo: True if the app receives its own messages.
+        asks_itself: True if the app may answer its own requests.
         publishes_anything: True if an app without a publication is a publisher, whose topics are not known before.
     """
 
@@ -247,6 +248,7 @@ class Cluster:
     address: str
     creds: Path | None = None
     echo: bool = True
+    asks_itself: bool = True
     publishes_anything: bool = True
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "ENVELOPE_MAX",
     "HEADERS_MAX",
     "IPC_MODE",
+    "JOBS_HELD",
     "JOBS_WAITING",
     "JOB_LOSSES",
     "JOB_MESSAGES",
@@ -286,6 +287,13 @@ A slice takes about 5 ms, so new patterns use at most a quarter of the CPU time 
 
 JOB_TEXT = 1_024
 """The maximum size in bytes of the text with which a worker reports a failed job."""
+
+JOBS_HELD = 64 << 20
+"""The maximum size in bytes of the jobs that a worker on NATS has received and not begun, with 1 KiB for each job.
+
+A full worker leaves its queue group, but a NATS server may already have sent it up to 64 MB. Above this limit, the
+worker stops reading.
+"""
 
 JOB_LOSSES = 20
 """The maximum number of workers that may end or become silent while they have the same job.

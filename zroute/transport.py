@@ -348,7 +348,14 @@ class TransportSession(Protocol):
 
 
 class JobOwner(Protocol):
-    """The owner of an app's jobs, as the transport sees it; see `zroute.jobs.owner`."""
+    """The owner of an app's jobs, as the transport sees it; see `zroute.jobs.owner`.
+
+    Attributes:
+        check: Called with the topic, the body and the headers of each new job. A transport that does not carry all
+            jobs replaces this function by one that raises TopicError or EncodeError.
+    """
+
+    check: Callable[[bytes, bytes, Mapping[str, Any] | None], object]
 
     def received(self, id: bytes, parts: Sequence[bytes]) -> object:
         """Process a message from the worker ``id``.
@@ -358,6 +365,18 @@ class JobOwner(Protocol):
 
     def probe(self) -> None:
         """Send a message to all workers, to find workers whose connections have ended."""
+
+    def ended(self, id: bytes) -> None:
+        """Process the end of the connection to a worker."""
+
+    def returned(self, id: bytes, job_id: bytes) -> None:
+        """Let a job wait again, because no worker has received it."""
+
+    def hold(self, topic: bytes) -> None:
+        """Send no jobs of a topic until `release`, because no worker accepts it."""
+
+    def release(self, topic: bytes) -> None:
+        """Send the jobs of a topic again."""
 
 
 class JobWorker(Protocol):
@@ -520,8 +539,11 @@ class Transport(Protocol):
         """
         raise EndpointError("this transport does not support requests: use tcp://, ipc:// or inproc:// for rep and req")
 
-    def answer(self) -> None:
-        """Begin to read requests: the app has started."""
+    def answer(self, patterns: Sequence[Pattern]) -> None:
+        """Begin to read requests: the app has started.
+
+        ``patterns`` are those of its handlers, for a network on which servers state the topics that they answer.
+        """
 
     # -- receiving
 

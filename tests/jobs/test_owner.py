@@ -685,3 +685,50 @@ def test_a_storm_of_workers_is_a_few_lines(caplog: pytest.LogCaptureFixture) -> 
         bench.offer(b"w%d" % number, (1, "jobs.*"))
     bench.clock.advance(0.5)
     assert len(caplog.records) == 5
+
+
+def test_a_held_topic_waits_and_others_pass() -> None:
+    """A job that the transport returns waits first in its topic; after a release, it is sent before later jobs."""
+    bench = Bench()
+    bench.offer(b"w", (2, "jobs.*"))
+    bench.put(b"jobs.a", b"jobs.a", b"jobs.a", b"jobs.b")
+    first, second = bench.jobs()
+    bench.owner.hold(b"jobs.a")
+    bench.owner.returned(b"w", first)
+    assert bench.topics() == [b"jobs.b"]
+    stats = bench.queue.stats
+    assert (stats.waiting, stats.in_flight, stats.given_back) == (2, 2, 0)
+    bench.put(b"jobs.a")
+    bench.done(b"w", second)
+    assert bench.jobs() == []
+    assert list(bench.owner.unserved()) == [(b"jobs.a", 3)]
+    bench.owner.release(b"jobs.a")
+    assert bench.jobs() == [first]
+    bench.owner.returned(b"w", b"unknown")
+    bench.owner.returned(b"gone", first)
+    assert stats.in_flight == 2
+
+
+def test_a_transport_may_refuse_jobs() -> None:
+    """The check of a transport raises its error in put, and the job is not added."""
+    bench = Bench()
+
+    def check(topic: bytes, body: bytes, headers: object) -> None:
+        raise EncodeError("no such topic")
+
+    bench.owner.check = check
+    with pytest.raises(EncodeError):
+        bench.queue.put_nowait(b"jobs.a", 2, b"{}")
+    assert bench.queue.stats.put == 0
+
+
+def test_held_topics_survive_new_patterns() -> None:
+    """An offer of new patterns sends no job of a held topic, also if the topic is new."""
+    bench = Bench()
+    bench.owner.hold(b"jobs.a")
+    bench.put(b"jobs.a")
+    bench.offer(b"w", (2, "jobs.*"))
+    bench.offer(b"v", (2, ">"))
+    assert bench.jobs() == []
+    bench.owner.release(b"jobs.a")
+    assert len(bench.jobs()) == 1

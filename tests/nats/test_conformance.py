@@ -13,7 +13,7 @@ def test_nats_behaves_as_the_other_transports() -> None:
     """The conformance suite passes over a real server; a test process has only one reactor, so another one runs it."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--reactor", "asyncio", "-k", "nats"]
     done = subprocess.run(
-        [*command, "tests/transports/test_conformance.py"],
+        [*command, "tests/transports/test_conformance.py", "tests/transports/test_conformance_of_jobs.py"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

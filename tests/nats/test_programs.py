@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from pathlib import Path
 
 import nats
@@ -91,3 +92,65 @@ def test_examples_run_unchanged(server: NatsServer, apps: str) -> None:
         assert (failed, unrouted, malformed) == ("0", "0", "0"), done.stderr
         assert lost in ("0", "not"), done.stderr
         assert received == "0" or handled != "0", done.stderr
+
+
+def test_an_app_and_its_client_run_unchanged(server: NatsServer) -> None:
+    """The price service and its client, in two processes, get on NATS what they get on ZeroMQ."""
+    given = ("-m", "zroute", "run", "--app-dir", str(ROOT / "examples"))
+    env = {"ZROUTE_NATS": server.url}
+    with (
+        Child(*given, "price_service", env=env) as service,
+        Child(*given, "price_service:client", env=env) as client,
+    ):
+        wanted = ("ACME: 3 cost", "NVR: 3 cost", "LOST: 409 no symbol LOST")
+        client.wait_for(lambda lines: all(any(text in line for line in lines) for text in wanted))
+        assert client.end(signal.SIGINT) == 0, client.err
+        assert service.end(signal.SIGINT) == 0, service.err
+
+
+def test_an_example_that_needs_retries_is_refused(server: NatsServer) -> None:
+    """The office of the farm retries its jobs, which core NATS can't do; the error says so, and what to do."""
+    done = zroute("run", "--app-dir", str(ROOT / "examples"), "farm:office", ZROUTE_NATS=server.url)
+    assert done.returncode == 5
+    assert "has retry= or dead=, but on NATS a job is given to one worker once" in done.stderr
+
+
+FARM = """
+import zlib
+from zroute import App
+
+office = App(jobs="tcp://127.0.0.1:1", name="office")
+queue = office.job_queue("jobs.{customer}", str)
+
+@office.every(0.01)
+async def order():
+    if queue.stats.put < 300:
+        await queue.put(f"order {queue.stats.put}", customer="ann")
+    elif queue.stats.done == 300:
+        office.stop()
+
+worker = App(work="tcp://127.0.0.1:1", name="worker")
+
+@worker.work("jobs.{customer}")
+def compute(text: str, customer: str) -> None:
+    print(f"{customer} {text} {zlib.crc32(text.encode())}\\n", end="", flush=True)  # one text: other threads print too
+"""
+
+
+def test_a_farm_runs_on_nats(server: NatsServer, tmp_path: Path) -> None:
+    """Two workers in their own processes share the jobs of an office, and each job is done once."""
+    (tmp_path / "farm.py").write_text(FARM)
+    env = {"ZROUTE_NATS": server.url}
+    given = ("-m", "zroute", "run")
+    with (
+        Child(*given, "farm:worker", cwd=tmp_path, env=env) as first,
+        Child(*given, "farm:worker", cwd=tmp_path, env=env) as second,
+        Child(*given, "farm:office", cwd=tmp_path, env=env) as office,
+    ):
+        assert office.process.wait(PATIENCE) == 0, office.err
+        for worker in (first, second):
+            assert worker.end(signal.SIGINT) == 0, worker.err
+    lines = [line for worker in (first, second) for line in worker.out if line.startswith("ann order")]
+    assert sorted(int(line.split()[2]) for line in lines) == list(range(300))
+    (counters,) = [line for line in office.err if "jobs_put" in line]
+    assert "jobs_put 300, jobs_done 300, jobs_failed 0" in counters

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, redirect_stdout
 from importlib import import_module
@@ -71,6 +72,7 @@ def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "nats":
         return OnNats(request.getfixturevalue("nats_url"))
     bus = Bus()
+    bus.requests.begin(reactor, time.time)
     made: dict[str, Make] = {
         "zeromq": ZmqTransport,
         "memory": lambda asked: MemoryTransport(asked, bus, reactor),

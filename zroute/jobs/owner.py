@@ -176,6 +176,7 @@ class OwnedQueue:
         return self.stats.waiting >= self.settings.waiting or bool(self.putting)
 
     def _made(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any] | None) -> Job:
+        self._owner.check(topic, body, headers)
         return Job(self, topic, codec, body, pack_job_meta(codec, 1, headers))
 
 
@@ -209,6 +210,8 @@ class JobOwner:
         logs_workers: False if the only worker is in the same app, so that no line reports that a worker joins or
             leaves.
         admitted: A function that the owner calls with each added job, or None. Tests set it.
+        check: A function that the owner calls with the topic, the body and the headers of each new job. It raises an
+            error if the transport does not carry such a job.
         workers_changed: A function that the owner calls with the number of workers when that number has changed.
     """
 
@@ -235,6 +238,7 @@ class JobOwner:
         self.malformed = self.unknown = 0
         self.logs_workers = True
         self.admitted: Callable[[Job], object] | None = None
+        self.check: Callable[[bytes, bytes, Mapping[str, Any] | None], object] = lambda topic, body, headers: None
         self.workers_changed: Callable[[int], object] = lambda number: None
 
     # -- jobs ------------------------------------------------------------------------------------------------
@@ -464,6 +468,27 @@ class JobOwner:
         self._send_ready()
         if job.queue.putting:
             self._admit_waiting(job.queue)
+
+    def returned(self, id: bytes, job_id: bytes) -> None:
+        """Let a job wait again, because no worker has received it."""
+        worker = self._workers.get(id)
+        job = None if worker is None else worker.jobs.pop(job_id, None)
+        if job is None:
+            return
+        self._leave(job)
+        if not job.ended:
+            job.queue.stats.in_flight -= 1
+            self._again(job)
+        self._settle()
+
+    def hold(self, topic: bytes) -> None:
+        """Send no jobs of a topic until `release`, because no worker accepts it."""
+        self._scheduler.hold(topic)
+
+    def release(self, topic: bytes) -> None:
+        """Send the jobs of a topic again."""
+        self._scheduler.release(topic)
+        self._settle()
 
     def _late(self, id: bytes) -> None:
         """Process the DONE report of a worker that no longer has the job."""

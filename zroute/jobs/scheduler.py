@@ -207,6 +207,7 @@ class Scheduler(Generic[J]):
         self._groups: WeakValueDictionary[tuple[_Slot, ...], _Group[J]] = WeakValueDictionary()
         self._topics: OrderedDict[bytes, _Topic[J]] = OrderedDict()  # in the order of their last look-up
         self._ready: deque[_Slot] = deque()  # the slots that may have jobs and credit
+        self._held: set[bytes] = set()
         self._turns = count(1)
         self._behind, self._ahead = count(), count(-1, -1)
 
@@ -324,6 +325,28 @@ class Scheduler(Generic[J]):
         self._leave(topic)
         topic.last, topic.number = None, 0
 
+    def hold(self, topic: bytes) -> None:
+        """Assign no job of a topic until `release`."""
+        self._held.add(topic)
+        self._move(topic)
+
+    def release(self, topic: bytes) -> None:
+        """Assign the jobs of a topic again."""
+        self._held.discard(topic)
+        self._move(topic)
+
+    def _move(self, name: bytes) -> None:
+        """Look up a topic again."""
+        topic = self._topics.get(name)
+        if topic is None:
+            return
+        if topic.number:
+            self._leave(topic)
+        self._topics.move_to_end(name)
+        topic.group, topic.seen = self._look_up(name)[0], self._newest
+        if topic.number:
+            self._join(topic, topic.number)
+
     # -- lanes -----------------------------------------------------------------------------------------------
 
     def open(self, owner: Any, offered: Sequence[Offered]) -> tuple[Lane, ...]:
@@ -376,7 +399,7 @@ class Scheduler(Generic[J]):
 
     def is_served(self, topic: bytes) -> bool:
         """Return True if a worker accepts jobs of ``topic``."""
-        return any(slot.lanes for slot in self._patterns.find(topic)[0].values())
+        return topic not in self._held and any(slot.lanes for slot in self._patterns.find(topic)[0].values())
 
     def _queue(self, lane: Lane) -> None:
         lane.queued = True
@@ -466,7 +489,7 @@ class Scheduler(Generic[J]):
 
     def _look_up(self, topic: bytes) -> tuple[_Group[J], int]:
         """Return the group of a topic, and the number of steps to find it."""
-        found, steps = self._patterns.find(topic)
+        found, steps = ({}, 1) if topic in self._held else self._patterns.find(topic)
         slots = tuple([found[kind] for kind in sorted(found)])
         group = self._groups.get(slots)
         if group is None:

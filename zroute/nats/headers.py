@@ -24,6 +24,7 @@ This module does no I/O.
 from __future__ import annotations
 
 import re
+import time
 from binascii import hexlify, unhexlify
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -52,16 +53,22 @@ __all__ = [
     "check_headers",
     "fields_of",
     "frame_of",
+    "is_unheard",
     "message_of",
     "pack_service_error",
     "parse_block",
+    "refusal_of",
+    "tracked_of",
 ]
 
 BLOCK_MAX = 4 * HEADERS_MAX
 """The maximum size in bytes of a block of headers that zroute reads. A NATS server allows the size of a payload."""
 
 NO_RESPONDERS = 503
-"""The status of a message with which a server answers a request that has no subscriber."""
+"""The status of a message with which a server answers a request that has no subscriber.
+
+A worker that has no room for a job answers with this number as the code of a failure.
+"""
 
 _NAME: Final = b"Zr"
 _VERSION: Final = b"NATS/1.0"
@@ -77,6 +84,7 @@ _REFUSED: Final = MAGIC
 """A body that the receiving loop counts as malformed, because it is shorter than a tracked header."""
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token of RFC 9110; all NATS clients accept it as a name
+_OWN: Final = ("zr", "zr-request", "zr-reply", "zr-job")
 _STATUS = re.compile(rb"NATS/1\.0(?:[ \t]+(\d{3})(?:[ \t]+([^\r\n]*))?)?[ \t]*")
 _ERROR, _CODE = "Nats-Service-Error", "Nats-Service-Error-Code"
 _SERVICE_TEXT = 1024  # bytes
@@ -129,7 +137,7 @@ def _fault_of_name(name: object) -> str:
         return f"the name must be text, not {type(name).__name__}"
     if not _TOKEN.fullmatch(name):
         return "expected a name of ASCII letters, digits and the characters !#$%&'*+-.^_`|~"
-    if name.lower() == "zr":
+    if name.lower() in _OWN:
         return "zroute uses this name for its own header; choose another name"
     return ""
 
@@ -246,13 +254,46 @@ def frame_of(subject: bytes, block: bytes | None, payload: bytes, clock_ns: Call
 
 def _header_of(block: Block, clock_ns: Callable[[], int]) -> bytes:
     """Return the tracked header of a message, including the application's headers."""
-    fixed = block.tracked
     if not block.headers:
-        return fixed or b""
+        return block.tracked or b""
+    return tracked_of(block.tracked, block.headers, clock_ns)
+
+
+def tracked_of(fixed: bytes | None, headers: Mapping[str, Any], clock_ns: Callable[[], int] = time.time_ns) -> bytes:
+    """Return a tracked header with headers of the application.
+
+    ``fixed`` is the tracked header without them; None for a message of another program, which has the epoch 0.
+
+    Raises:
+        EncodeError: The headers are too large.
+    """
     if fixed is None:
         fixed = FIXED.pack(pack_head(kind=Kind.DATA, codec=0, epoch=0), 0, clock_ns())
-    packed = pack_headers(block.headers)
+    if not headers:
+        return fixed
+    packed = pack_headers(headers)
     return fixed[:_FLAGS] + bytes([fixed[_FLAGS] | _HAS_HEADERS]) + fixed[_FLAGS + 1 :] + packed
+
+
+def refusal_of(block: bytes | None) -> tuple[int, str] | None:
+    """Return the code and the text with which a worker refuses a job, or None."""
+    try:
+        return parse_block(block).service_error if block else None
+    except EnvelopeError:
+        return None
+
+
+def is_unheard(block: bytes | None, payload: bytes) -> bool:
+    """Return True for the status 503 of a server.
+
+    No client has received a message with a reply subject.
+    """
+    if not block or payload:
+        return False
+    try:
+        return parse_block(block).status == NO_RESPONDERS
+    except EnvelopeError:
+        return False
 
 
 def parse_block(block: bytes) -> Block:

@@ -416,21 +416,26 @@ class Plan:
         found = parse_cluster(nats, creds)
         # An app with endpoints that does not receive its own messages on ZeroMQ does not receive them on NATS either.
         ends = self.addresses.ends
-        return found and attrs.evolve(found, echo=ends.hears_itself or not (ends.sub or ends.pub))
+        answered = {endpoint.address for endpoint in ends.rep}
+        return found and attrs.evolve(
+            found,
+            echo=ends.hears_itself or not (ends.sub or ends.pub),
+            asks_itself=not (ends.rep and ends.req) or any(each.address in answered for each in ends.req),
+        )
 
     def _on_nats(self, cluster: Cluster) -> Ends:
         """Return the endpoints of a run on NATS.
 
-        Each side that the app uses has one endpoint, the cluster.
-        An app with endpoints uses the same sides as on ZeroMQ. Any other app may subscribe and publish, too.
+        Each side that the app uses has one endpoint, the cluster. An app with endpoints uses the same sides as on
+        ZeroMQ. Any other app may also subscribe, publish, and request.
         """
         parts, own = self.parts, self.addresses.ends
         self._check_nats()
         here = (Endpoint(cluster.address, bind=False),)
         used = {side.name for side in SIDES if own.of(side)}
         if not used:
-            used = {"sub", "pub"}
-            used |= {"rep", "req"} if parts.replies or parts.requesters else set()
+            used = {"sub", "pub", "req"}
+            used |= {"rep"} if parts.replies else set()
             used |= {"jobs", "work"} if parts.queues else {"work"} if parts.works else set()
             # An app with handlers and without publications is taken for a subscriber. Otherwise all subscribers of a
             # cluster would ask each other for numbers.
@@ -461,6 +466,18 @@ class Plan:
                     where=queue.queue.where,
                 )
         check_subjects(self.parts.handlers)
+        for queue in self.parts.queues:
+            _check_subject(queue.pattern, queue.queue.where)
+        for route in self.parts.works:
+            for pattern in route.patterns:
+                if pattern.prefix and not pattern.prefix.endswith(b"."):
+                    raise PatternError(
+                        f"{pattern.text} of {route.name} ends inside a segment, but NATS filters by whole segments: it "
+                        "would give this worker jobs that it does not accept, and each job is sent once. Let the "
+                        "prefix end with a dot, or use a pattern such as 'jobs.*'",
+                        pattern=pattern.text,
+                        where=route.route.where,
+                    )
         for outlet in self.parts.outlets:
             _check_subject(outlet.pattern, outlet.publication.where)
 

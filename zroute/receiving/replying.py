@@ -441,6 +441,7 @@ class Replying:
             number, start = header.codec, start + header.size
         else:
             number = 0
+        if not number:
             asked.json = detect(frame[start:]) is JSON
         if len(frame) - start > self._max_message:
             raise EnvelopeError(

@@ -103,6 +103,8 @@ class Client:
         self.later = later
         self.check: Callable[[], None] = lambda: None
         """Raises an error if the caller can't use the sockets. The transport replaces this function."""
+        self.servers = "that App(req=…) contains its address"
+        """What to check if no server is connected, for errors. The transport replaces this text."""
         self.answers_later = False
         """True if the app of this client has handlers, but does not answer yet."""
         self._stats = stats
@@ -327,8 +329,7 @@ class Client:
         """Return the error for a request whose timeout has passed."""
         if self.queue.lacks_server(id):
             return NoServerError(
-                f"no server was connected within {seconds:g} s: check that the server is running, and that "
-                "App(req=…) contains its address"
+                f"no server was connected within {seconds:g} s: check that the server is running, and {self.servers}"
             )
         if self.queue.waiting:  # the handler of this request may itself wait for an unsent request
             return RequestTimeoutError(

@@ -94,6 +94,7 @@ class Lane:
 
     - `writable` when ``send`` may work again,
     - `received` with each reply,
+    - `fail` for a request that will not be answered,
     - `lost` when the peer has disconnected.
     """
 
@@ -153,6 +154,15 @@ class Lane:
         request.lane = None
         self.load -= request.counts
         self.given_up -= not request.waits
+
+    def fail(self, id: bytes, error: Callable[[], Exception]) -> None:
+        """Fail one request, because its peer will not answer.
+
+        If the request is unknown, do nothing.
+        """
+        request = self.sent.get(id)
+        if request is not None:
+            self._requests.fail(self, request, error)
 
     def lost(self, error: Callable[[], Exception] | None) -> None:
         """Process the disconnection of the peer, which loses the peer's requests.
@@ -306,6 +316,11 @@ class Requests:
         self._cancel_timer(request)
         lane.drop(request)
         self.pump()
+
+    def fail(self, lane: Lane, request: Unanswered, error: Callable[[], Exception]) -> None:
+        """See `Lane.fail`."""
+        self._end(lane, request)
+        self._fail([request], error)
 
     def lost(self, lane: Lane, error: Callable[[], Exception] | None) -> None:
         """See `Lane.lost`."""

@@ -111,7 +111,8 @@ class Jobs:
         owner = self._owner = JobOwner(self._clock, lambda id, parts: send(id, parts), self._reports, self._plan.name)
         send: SendJob = self._transport.hand_out(owner)
         owner.workers_changed = self._workers_changed
-        owner.logs_workers = not any(each.address.startswith(LOOP) for each in self._ends.jobs)
+        inside = any(each.address.startswith(LOOP) for each in self._ends.jobs)
+        owner.logs_workers = not inside and self._ends.nats is None  # all workers on NATS are one to the owner
         owner.start()
         for queue in queues:
             owned = owner.add(queue.settings, self._giving_up(queue))

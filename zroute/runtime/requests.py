@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from zroute.endpoints import Ends
+from zroute.messages.topics import Pattern
 from zroute.planning.plan import Plan
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.in_flight import InFlight
@@ -37,6 +38,7 @@ class RequestRun:
         self._results = results(codecs=plan.parts.codecs, max_message=plan.limits.max_message, reading=self)
         self._replying: Replying | None = None
         self._client: Client | None = None
+        self._patterns: list[Pattern] = []
 
     @property
     def unfinished(self) -> InFlight:
@@ -54,6 +56,7 @@ class RequestRun:
         if ends.rep:
             given = routes, plan.parts.codecs, self._results, self._stats, plan.limits.max_message
             self._replying = Replying(*given)
+            self._patterns = [pattern for route in routes for pattern in route.patterns]
         if ends.req:
             self._client = Client(
                 self._reactor,
@@ -75,7 +78,7 @@ class RequestRun:
     def answer(self, transport: Transport) -> None:
         """Start to answer requests."""
         if self._replying is not None:
-            transport.answer()
+            transport.answer(self._patterns)
             if self._client is not None:
                 self._client.answers_later = False
 

@@ -39,6 +39,7 @@ class _Connection:
         self.id = id
         self.owner = owner
         self.is_open = True
+        self.has_owner = True  # what a worker has sent before its end still arrives
         # Reconnecting does nothing, because no connection of a test breaks.
         self.worker: JobWorker = make(OwnerLink("another app of the test", self.tell, lambda: None, lambda: peer))
 
@@ -53,7 +54,7 @@ class _Connection:
         self._bus.later(self._to_worker, list(parts))
 
     def _to_owner(self, parts: list[bytes]) -> None:
-        if self.is_open:
+        if self.has_owner:
             # `JobOwner` has counted the malformed message; only a socket would log the error.
             with suppress(EnvelopeError):
                 self.owner.received(self.id, parts)
@@ -155,6 +156,7 @@ class JobBus:
             if member is owning or member is mine:
                 del self._connections[id]
                 connection.is_open = False
+                connection.has_owner = member is not owning
                 if member is mine:
                     connection.worker.close()
                     # The id is deleted, so the probe fails, and the owner loses this worker.

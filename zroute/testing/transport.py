@@ -194,7 +194,7 @@ class MemoryTransport:
         """Connect the requests of this app and of the other apps."""
         self._answer = self._bus.requests.join(self, client, on_request, self._request.stats)
 
-    def answer(self) -> None:
+    def answer(self, patterns: Sequence[Pattern]) -> None:
         """Start to receive requests."""
         self._answer()
 

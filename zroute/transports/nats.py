@@ -12,6 +12,9 @@ the merged subjects            messages of publishers, with or without zroute
 ``_zr.ask``, ``_zr.EPOCH.*``   questions of subscribers to this publisher
 ============================== ==============================================================================
 
+Requests and jobs have connections of their own; see `zroute.nats.requests`, `zroute.nats.worker_group` and
+`zroute.nats.job_intake`.
+
 **Reading.** The client calls a function for each message. The function puts the frame into the inbox, and the loop's
 next turn passes the inbox to ``receive``. Statements go through the same inbox, so they keep their place among the
 messages. If the inbox is not empty after `_TURN` seconds, the client pauses until it is.
@@ -42,7 +45,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+import attrs
+from twisted.internet.defer import Deferred, gatherResults
 
 from zroute.errors import EncodeError, EndpointError
 from zroute.logs import printable
@@ -50,16 +54,33 @@ from zroute.messages.topics import Pattern
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
 from zroute.nats.asks import ASK, HELLO, private_subject
 from zroute.nats.client import Client, ClientOptions, Connected, Dropped, Event, Lost
-from zroute.nats.headers import NO_RESPONDERS, frame_of, message_of, parse_block
+from zroute.nats.exchange import is_for_handlers
+from zroute.nats.headers import frame_of, is_unheard, message_of
+from zroute.nats.job_intake import JobIntake
 from zroute.nats.publisher import TopicPublisherSession
+from zroute.nats.requests import NatsRequests
 from zroute.nats.servers import parse_servers
 from zroute.nats.session import TopicAccounts
 from zroute.nats.subjects import check_topic, generalise, is_reserved, subject_of
 from zroute.nats.wants import Wants
+from zroute.nats.worker_group import WorkerGroup
 from zroute.options import LINGER_DRAIN, MAX_MESSAGE, READ_BUDGET, frame_limit
 from zroute.receiving.hearing import ANSWER_SECONDS
+from zroute.requests.asked import Asked
+from zroute.requests.client import Client as Requests
 from zroute.throttle import ThrottledLog
-from zroute.transport import Reader, Receive, SessionRequest, Transport, TransportRequest, TransportSession
+from zroute.transport import (
+    JobOwner,
+    JobWorker,
+    MakeWorker,
+    Reader,
+    Receive,
+    SendJob,
+    SessionRequest,
+    Transport,
+    TransportRequest,
+    TransportSession,
+)
 
 __all__ = ["NatsTransport"]
 
@@ -95,11 +116,9 @@ class NatsTransport:
     addresses = Transport.addresses
     add = Transport.add
     remove = Transport.remove
-    answer = Transport.answer
     name_peers = Transport.name_peers
     announce = Transport.announce
     count_subscribers = Transport.count_subscribers
-    workers = Transport.workers
 
     def __init__(self, request: TransportRequest) -> None:
         cluster, app = request.ends.nats, request.app
@@ -111,7 +130,14 @@ class NatsTransport:
         # Statements of publishers are small, but not limited by the app.
         most = frame_limit(max(app.max_message, MAX_MESSAGE))
         servers = parse_servers(cluster.servers)
-        self._client = Client(ClientOptions(servers, app.name, cluster.creds, max_message=most, echo=cluster.echo))
+        self._options = options = ClientOptions(servers, app.name, cluster.creds, max_message=most)
+        self._client = Client(attrs.evolve(options, echo=cluster.echo))
+        asking = attrs.evolve(options, echo=cluster.asks_itself)
+        self._requests = NatsRequests(request.reactor, asking, request.stats)
+        # Jobs have connections of their own: a handler that waits for room in a job queue, or a worker with too many
+        # jobs, may stop a connection.
+        self._group: WorkerGroup | None = None
+        self._intake: JobIntake | None = None
         self._client.on_event = self._happened
         self._client.after_read = self._wake
         self._inbox_subject = b"_INBOX." + secrets.token_hex(11).encode()
@@ -179,6 +205,8 @@ class NatsTransport:
         except EndpointError as error:
             opened.errback(error)
         else:
+            if self._request.ends.rep:
+                connected.addCallback(lambda _: self._requests.start())
             connected.addCallbacks(opened.callback, opened.errback)
 
     def confirmed(self) -> Deferred[None]:
@@ -190,8 +218,8 @@ class NatsTransport:
 
     def _check_sizes(self, _: None) -> None:
         """Raise EndpointError if the server accepts only smaller messages."""
-        most, allowed = self._client.max_payload, self._request.app.max_message
-        if most is not None and self._request.ends.pub and allowed > most:
+        most, allowed, ends = self._client.max_payload, self._request.app.max_message, self._request.ends
+        if most is not None and (ends.pub or ends.rep or ends.req or ends.jobs) and allowed > most:
             raise EndpointError(
                 f"{self._client.server} accepts messages of at most {most} bytes, but the app may send {allowed}: set "
                 f"App(limits=Limits(max_message={most})), or raise max_payload in the server's configuration",
@@ -201,7 +229,15 @@ class NatsTransport:
     def summary(self) -> Iterator[tuple[int, str]]:
         """Yield a log line with the servers."""
         ends = self._request.ends
-        verbs = " and ".join([*["subscribes"] * bool(ends.sub), *["publishes"] * bool(ends.pub)]) or "connects"
+        sides = {
+            "subscribes": ends.sub,
+            "publishes": ends.pub,
+            "answers requests": ends.rep,
+            "hands out jobs": ends.jobs,
+            "takes jobs": ends.work,
+        }
+        *others, last = [verb for verb, side in sides.items() if side] or ["connects"]
+        verbs = f"{', '.join(others)} and {last}" if others else last
         yield logging.INFO, f"{self._name}: {verbs} on NATS, connected to {self._client.server or 'no server'}"
 
     def leave(self) -> None:
@@ -217,7 +253,13 @@ class NatsTransport:
         if self._session is not None:
             self._session.stop()
         self._reports.close()
-        return self._client.close(LINGER_DRAIN / 1000 if self._client.connected else 0.0)
+        linger = LINGER_DRAIN / 1000
+        closed = [self._requests.close(linger), self._client.close(linger if self._client.connected else 0.0)]
+        if self._group is not None:
+            closed.append(self._group.close(linger))
+        if self._intake is not None:
+            closed.append(self._intake.end(linger))
+        return gatherResults(closed).addCallback(lambda _: None)
 
     # -- what the client reports
 
@@ -288,7 +330,8 @@ class NatsTransport:
             )
 
     def _take(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
-        self._inbox.append(frame_of(subject, headers, payload, time.time_ns))
+        if not is_for_handlers(headers):
+            self._inbox.append(frame_of(subject, headers, payload, time.time_ns))
 
     def _filtering(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         wanted = self._known.get(subject)
@@ -296,12 +339,12 @@ class NatsTransport:
             if len(self._known) >= _TOPICS:
                 self._known.clear()
             wanted = self._known[subject] = not is_reserved(subject) and NUL not in subject and subject in self._wants
-        if wanted:
+        if wanted and not is_for_handlers(headers):
             self._inbox.append(frame_of(subject, headers, payload, time.time_ns))
 
     def _take_private(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         if headers and not payload:
-            if _status(headers) == NO_RESPONDERS:
+            if is_unheard(headers, payload):
                 self.accounts.unheard(subject)
         elif payload.startswith(MAGIC):
             self._inbox.append(subject + NUL + payload)
@@ -432,6 +475,7 @@ class NatsTransport:
 
     async def _finish(self, reader: Reader, left: Callable[[], float]) -> int:
         clock = self._reactor.seconds
+        self._requests.withdraw()
         if self._listening and self._client.connected and reader.reads_on:
             self.accounts.ask_last()
             self._read_on()
@@ -564,28 +608,32 @@ class NatsTransport:
     def _take_question(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         assert self._session is not None
         if headers and not payload:
-            if _status(headers) == NO_RESPONDERS:
+            if is_unheard(headers, payload):
                 self._session.unheard(subject)
         else:
             self._session.asked(reply or b"", payload)
 
     # -- requests and jobs
 
-    def open_requests(self, client: Any, on_request: Any) -> None:
-        """Raise EndpointError: requests on NATS are not supported."""
-        raise EndpointError("requests are not supported on NATS: run the app on ZeroMQ", endpoint=self._cluster.address)
+    def open_requests(self, client: Requests | None, on_request: Callable[[Asked], object] | None) -> None:
+        """Prepare to send and to answer requests."""
+        self._requests.open(client, on_request)
 
-    def hand_out(self, owner: Any) -> Any:
-        """Raise EndpointError: jobs on NATS are not supported."""
-        raise EndpointError("jobs are not supported on NATS: run the app on ZeroMQ", endpoint=self._cluster.address)
+    def answer(self, patterns: Sequence[Pattern]) -> None:
+        """Subscribe to the requests that the handlers answer."""
+        self._requests.answer(patterns)
 
-    def take_jobs(self, make: Any) -> None:
-        """Raise EndpointError: jobs on NATS are not supported."""
-        raise EndpointError("jobs are not supported on NATS: run the app on ZeroMQ", endpoint=self._cluster.address)
+    def hand_out(self, owner: JobOwner) -> SendJob:
+        """Connect to the workers of the app's jobs."""
+        self._group = WorkerGroup(self._reactor, self._options)
+        return self._group.open(owner)
 
+    def take_jobs(self, make: MakeWorker) -> None:
+        """Take jobs from the queue group."""
+        self._intake = JobIntake(self._reactor, self._options, self._cluster.address)
+        self._intake.open(make)
 
-def _status(headers: bytes) -> int | None:
-    try:
-        return parse_block(headers).status
-    except Exception:
-        return None
+    @property
+    def workers(self) -> Sequence[JobWorker]:
+        """The worker of the queue group."""
+        return () if self._intake is None else (self._intake,)

@@ -155,7 +155,7 @@ class ZmqTransport(SocketPair):
         """Open the sockets for requests; see `RequestSockets.open`."""
         self._requests.open(client, self._request.ends.req, on_request, self._request.ends.rep)
 
-    def answer(self) -> None:
+    def answer(self, patterns: Sequence[Pattern]) -> None:
         """Begin to read requests."""
         self._requests.listen()
 
