@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.support import PATIENCE, free_port
 
@@ -118,3 +119,12 @@ def cluster(folder: Path, size: int = 3, config: str = "") -> Iterator[list[Nats
         for server in servers:
             server.wait_for("Route connection created", size - 1)
         yield servers
+
+
+async def known(client: Any) -> None:
+    """Return when the server knows the subscriptions of a client of nats-py.
+
+    Its ``flush`` sends the PING ahead of the subscriptions that wait, so the second one follows them.
+    """
+    await client.flush()
+    await client.flush()

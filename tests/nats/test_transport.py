@@ -14,7 +14,7 @@ import pytest
 from twisted.internet import reactor as default_reactor
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 
-from tests.nats.servers import NatsServer
+from tests.nats.servers import NatsServer, known
 from tests.support import PATIENCE, free_port
 from zroute import App, Envelope, Frames, Limits, Reject, startswith
 from zroute.errors import (
@@ -29,6 +29,8 @@ from zroute.errors import (
 )
 from zroute.transports import choosing
 from zroute.transports import nats as transport_module
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 async def until(done: Callable[[], object]) -> None:
@@ -127,7 +129,7 @@ def test_other_clients_take_part_with_clean_bodies(server: NatsServer, wire: Any
         client = await nats.connect(server.url)
         async with app.running():
             heard = await client.subscribe("out.>")
-            await client.flush()
+            await known(client)
             app.publish("out.a", {"n": 1}, headers={"user": "ann"} if wire == "tracked" else None)
             message = await heard.next_msg(timeout=PATIENCE)
             assert message.data == b'{"n":1}'
