@@ -1,4 +1,4 @@
-"""Run apps on the public functions of nats-py: a plugin of pytest for processes, and a function for one test."""
+"""Run apps on the public functions of nats-py, in one test or in a process (a plugin of pytest)."""
 
 from __future__ import annotations
 

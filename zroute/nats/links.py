@@ -472,7 +472,7 @@ class _Arrived(Msg):
     """A received message.
 
     Attributes:
-        subscription: The id of its subscription. nats-py passes the message to this subscription in a later turn of the loop.
+        subscription: The id of its subscription, to which nats-py passes the message in a later turn of the loop.
     """
 
     subscription: bytes | None = None
@@ -561,7 +561,7 @@ class PublicLink(_BaseLink):
 
     @property
     def waiting(self) -> int:
-        """The number of bytes that wait to be sent, without those that nats-py has passed to asyncio."""
+        """The number of bytes that wait to be sent, without the buffer of asyncio."""
         return 0 if self.dead else self._size + self.client.pending_data_size
 
     def subscribe(self, sid: bytes, subject: bytes, queue: bytes | None, take: Take) -> None:

@@ -339,10 +339,7 @@ class TopicAccounts(Ticking):
         self._serve()
 
     def _tell(self, events: Iterable[Event]) -> None:
-        """Handle the events of the tracker.
-
-        Many questions are combined in one join to all publishers.
-        """
+        """Handle the events of the tracker."""
         overdue: dict[int, None] = {}
         for event in events:
             if isinstance(event, Overdue):
@@ -351,12 +348,18 @@ class TopicAccounts(Ticking):
                 self._check(event.publisher)
             else:
                 self._do[type(event)](self, event)
-        if len(overdue) > _TOGETHER:
-            overdue.clear()
-            self._stats.join_retries += 1
+        self._ask_to_join(overdue)
+
+    def _ask_to_join(self, epochs: Collection[int]) -> None:
+        """Send joins to publishers; many are combined in one join to all publishers."""
+        # A publisher that was just discovered is asked for the first time, which is no repetition.
+        late = sum(map(self._tracker.is_late, epochs))
+        if len(epochs) > _TOGETHER:
+            self._stats.join_retries += late > 0
             self._join()
-        for epoch in overdue:
-            self._stats.join_retries += 1
+            return
+        self._stats.join_retries += late
+        for epoch in epochs:
             self._join(epoch)
 
     def _gap(self, gap: Gap) -> None:
@@ -464,7 +467,8 @@ class TopicAccounts(Ticking):
             if now < self._given_at + self._giving_pause:
                 return
             self._giving_pause = min(2 * self._giving_pause, _GIVING_MAX)
-            self._tell(map(Overdue, giving))
+            self._stats.join_retries += 1
+            self._ask_to_join(giving)
         self._given_at = now
 
     def close(self) -> None:
