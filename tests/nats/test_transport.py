@@ -145,6 +145,38 @@ def test_other_clients_take_part_with_clean_bodies(server: NatsServer, wire: Any
     run(check())
 
 
+def test_headers_that_nats_does_not_carry_are_not_copied(server: NatsServer, direct: bool) -> None:
+    """Headers of a peer that are not UTF-8 or repeated reach the handler; its result has only the others."""
+    block = b"NATS/1.0\r\ntraceparent: \xff\r\ncorrelation-id: c\r\nbaggage: 1\r\nbaggage: 2\r\n\r\n"
+
+    async def check() -> None:
+        bridge, reader, got = App(nats=server.url), App(nats=server.url), list[Envelope]()
+
+        @bridge.publisher("out", int)
+        @bridge.subscribe("in")
+        def forward(number: int, envelope: Envelope) -> int:
+            got.append(envelope)
+            return number
+
+        @reader.subscribe("out")
+        def handle(envelope: Envelope) -> None:
+            got.append(envelope)
+
+        async with bridge.running(), reader.running():
+            await reader.ready(1)
+            _, peer = await asyncio.open_connection("127.0.0.1", server.port)
+            peer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+            peer.write(b"HPUB in %d %d\r\n%b\x07\r\n" % (len(block), len(block) + 1, block))
+            await until(lambda: len(got) == 2)
+            peer.close()
+        if direct:  # else nats-py has changed the headers
+            assert (got[0].headers["traceparent"], got[0].headers["baggage"]) == (b"\xff", ["1", "2"])
+            assert dict(got[1].headers) == {"correlation-id": "c"}
+        assert (bridge.stats.publish_errors, reader.stats.received - reader.stats.control) == (0, 1)
+
+    run(check())
+
+
 def test_a_new_subscriber_gets_kept_messages(server: NatsServer) -> None:
     """A publisher answers a join with its kept messages, and knows its subscribers."""
 
