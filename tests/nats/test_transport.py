@@ -177,6 +177,35 @@ def test_headers_that_nats_does_not_carry_are_not_copied(server: NatsServer, dir
     run(check())
 
 
+def test_several_messages_in_a_frame_arrive_and_are_counted(server: NatsServer) -> None:
+    """With ``coalesce``, messages of one turn share frames; each arrives in order, and none counts as lost."""
+
+    async def check() -> None:
+        feed, reader, got = App(nats=server.url, coalesce=True), App(nats=server.url), list[int]()
+        client, frames = await nats.connect(server.url), list[Any]()
+
+        async def count(frame: Any) -> None:
+            frames.append(frame)
+
+        await client.subscribe("numbers.a", cb=count)
+        await known(client)
+        numbers = feed.publisher("numbers.{x}", int)
+        reader.add_route(got.append, "numbers.a")
+        async with feed.running(), reader.running():
+            await reader.ready(1)
+            for number in range(1_000):
+                numbers.publish(number, x="a")
+                numbers.publish(number, x="b")
+            await until(lambda: len(got) == 1_000)
+            await known(client)
+        await client.close()
+        assert got == list(range(1_000))
+        assert 0 < len(frames) < 1_000
+        assert (reader.stats.lost, reader.stats.malformed, reader.stats.duplicate) == (0, 0, 0)
+
+    run(check())
+
+
 def test_a_new_subscriber_gets_kept_messages(server: NatsServer) -> None:
     """A publisher answers a join with its kept messages, and knows its subscribers."""
 
