@@ -364,7 +364,7 @@ def entry(prefix: bytes, number: int) -> bytes:
 
 
 def cut_name(name: str) -> bytes:
-    """Return the name of a publisher as a statement contains it, cut to `MAX_TOPIC` bytes.
+    """Return the name of a publisher for a statement, cut to `MAX_TOPIC` bytes.
 
     It is never cut inside a character, because a reader refuses a name that is not UTF-8.
     """

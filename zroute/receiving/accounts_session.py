@@ -1,4 +1,4 @@
-"""The parts that the sessions of all transports share: counting, logging, and `ready`.
+"""The parts that the sessions of all transports share: counts, logs and `ready`.
 
 A session is the subscriber's side of the accounts: `zroute.receiving.session` on ZeroMQ, `zroute.nats.session` on NATS.
 """
