@@ -6,6 +6,9 @@ counted every message: ``lost`` is what is really missing, no message arrives tw
 topic. NATS itself reports none of these losses.
 
     python -m chaos.nats --seeds 100
+    python -m chaos.nats --seeds 20 --public
+
+With ``--public``, subscribers use only the public functions of nats-py.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import attrs
 from tests.nats.servers import NatsServer, cluster
 from tests.support import PATIENCE, ROOT
 from zroute import App, Topic
+from zroute.nats import client
 
 TOPICS = 8
 FAULTS = ("restart", "member", "lame_duck", "freeze_server", "slow_subscriber")
@@ -160,12 +164,13 @@ def _servers(folder: Path, size: int, config: str) -> Iterator[list[NatsServer]]
         yield [server]
 
 
-def play(seed: int, *faults: str) -> Found:
+def play(seed: int, *faults: str, public: bool = False) -> Found:
     """Play a seed.
 
     Args:
         seed: decides the numbers of servers and clients, and the faults and their times.
         faults: the faults, instead of those that the seed chooses.
+        public: True if subscribers use only the public functions of nats-py.
     """
     chosen = random.Random(seed)
     kinds = faults or tuple(chosen.choices(FAULTS, k=chosen.choice((1, 1, 2))))
@@ -188,7 +193,8 @@ def play(seed: int, *faults: str) -> Found:
         sending = [started("publish", "--name", f"p{at}", "--size", 8_000 if slow else 100) for at in range(publishers)]
         for process in sending:
             process.read()
-        reading = [started("subscribe", "--publishers", publishers) for _ in range(subscribers)]
+        way = ["--public"] * public
+        reading = [started("subscribe", "--publishers", publishers, *way) for _ in range(subscribers)]
         for process in (*reading, *sending):
             if process in reading:
                 process.read()
@@ -258,19 +264,22 @@ def main() -> None:
     parser.add_argument("--name")
     parser.add_argument("--size", type=int, default=100)
     parser.add_argument("--publishers", type=int, default=1)
+    parser.add_argument("--public", action="store_true")
     given = parser.parse_args()
     if given.role == "publish":
         asyncio.run(publish(given.url, given.name, given.size))
     elif given.role == "subscribe":
+        if given.public:
+            client.missing_names = lambda: ["_ps"]
         asyncio.run(subscribe(given.url, given.publishers))
     else:
-        _campaign(range(given.first, given.first + given.seeds))
+        _campaign(range(given.first, given.first + given.seeds), public=given.public)
 
 
-def _campaign(seeds: range) -> None:
+def _campaign(seeds: range, *, public: bool) -> None:
     failed, missing, unknown = [], 0, 0
     for seed in seeds:
-        found = play(seed)
+        found = play(seed, public=public)
         print(
             f"seed {seed}: {' and '.join(found.faults)}: {found.missing} missing, {found.counted} counted, "
             f"{found.unknown} unknown losses",

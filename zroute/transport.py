@@ -325,7 +325,10 @@ class TransportSession(Protocol):
         """
 
     def carried(self, headers: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the headers of a dead letter that the network carries."""
+        """Return the headers of a received message that the network carries again.
+
+        They are the headers of dead letters, and those that zroute copies to results.
+        """
 
     def number(self, pattern: Pattern) -> int:
         """Return the number of subscribers to topics of ``pattern``."""

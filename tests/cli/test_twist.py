@@ -214,6 +214,8 @@ def test_options_are_those_of_zroute_run() -> None:
     assert options["drain-timeout"] == 0.5
     assert options["ends"] == {
         **{side.name: (Endpoint("ipc://x", side.binds), Endpoint("ipc://y", bind=True)) for side in SIDES},
+        "nats": None,
+        "nats_creds": None,
         "keys": None,
         "peers": None,
         "insecure": None,
@@ -225,7 +227,10 @@ def test_keys_replace_those_of_all_apps() -> None:
     """The options for keys reach the apps as for ``zroute run``, also if there are several apps."""
     options = Options()
     options.parseOptions(["--keys", "k/desk.key_secret", "--peers", "anyone", "--insecure", "a", "b"])
-    assert options["ends"] == {"keys": "k/desk.key_secret", "peers": "anyone", "insecure": True}
+    given = {name: value for name, value in options["ends"].items() if value is not None}
+    assert given == {"keys": "k/desk.key_secret", "peers": "anyone", "insecure": True}
+    options.parseOptions(["--nats", "nats://a,nats://b:1", "--nats-creds", "desk.creds", "a", "b"])
+    assert (options["ends"]["nats"], options["ends"]["nats_creds"]) == ("nats://a,nats://b:1", "desk.creds")
 
 
 @pytest.mark.parametrize("program", [TWIST, TWISTD], ids=["twist", "twistd"])

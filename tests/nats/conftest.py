@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nats.public import only_public
 from tests.nats.servers import NatsServer
 
 
@@ -21,3 +22,10 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 def direct(request: pytest.FixtureRequest) -> bool:
     """Whether a client uses zroute's parser, or only the public functions of nats-py."""
     return bool(request.param)
+
+
+@pytest.fixture
+def both_ways(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the apps of a test twice: with zroute's parser, and with only the public functions of nats-py."""
+    if not direct:
+        only_public(monkeypatch)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,25 @@ def _text(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-class Operator:
-    """An operator with an account and a user, who may only use subjects that begin with ``news.``."""
+NEWS = ("news.>", "_INBOX.>")
 
-    def __init__(self) -> None:
+
+class Operator:
+    """An operator with an account and a user, who may use only some subjects.
+
+    Args:
+        subscribe: The subjects to which the user may subscribe.
+        publish: The subjects to which the user may publish.
+    """
+
+    def __init__(self, subscribe: Sequence[str] = NEWS, publish: Sequence[str] = NEWS) -> None:
         operator, account, self.user = (
             Identity(prefix)
             for prefix in (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_USER)
         )
         limits = dict.fromkeys(("subs", "conn", "leaf", "imports", "exports", "data", "payload"), -1)
-        allowed = {"allow": ["news.>", "_INBOX.>"]}
-        self.jwt = account.signed(self.user, "user", pub=allowed, sub=allowed, subs=-1, data=-1, payload=-1)
+        allowed = {"pub": {"allow": publish}, "sub": {"allow": subscribe}}
+        self.jwt = account.signed(self.user, "user", **allowed, subs=-1, data=-1, payload=-1)
         self.config = (
             f"operator: {operator.signed(operator, 'operator')}\n"
             f"resolver: MEMORY\nresolver_preload: {{ {account.public}: "

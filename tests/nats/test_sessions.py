@@ -97,6 +97,23 @@ def test_a_late_subscriber_misses_nothing_in_silence() -> None:
     assert other.found == [Gap(b"t.0", one.epoch, 4, 4), Gap(b"t.1", one.epoch, 1, 1)]
 
 
+def test_only_joins_that_are_sent_again_are_retries() -> None:
+    """The first join of a new publisher is no retry; a join whose answer is lost is repeated, and counted."""
+    net = cluster()
+    _, other = joined(net)
+    net.publishers.append(Publisher(net, "q", ["t.{n}"]))
+    net.time.run(60.0)
+    assert sorted(other.session.complete) == ["p", "q"]
+    assert other.stats.join_retries == 0
+    other.connection.down.send = lambda item: None  # type: ignore[method-assign]
+    other.listen(["t.1"])
+    net.time.run(0.1)
+    del other.connection.down.send
+    net.time.run(5.0)
+    assert sorted(other.session.complete) == ["p", "q"]
+    assert other.stats.join_retries == 2
+
+
 @pytest.mark.parametrize("publishers", [1, None])
 def test_ready_waits_for_the_answers(publishers: int | None) -> None:
     """The Deferred fires after the answer of a publisher, and never without one."""

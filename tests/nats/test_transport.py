@@ -14,7 +14,7 @@ import pytest
 from twisted.internet import reactor as default_reactor
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 
-from tests.nats.servers import NatsServer, settle
+from tests.nats.servers import NatsServer, known
 from tests.support import PATIENCE, free_port
 from zroute import App, Envelope, Frames, Limits, Reject, startswith
 from zroute.errors import (
@@ -29,6 +29,8 @@ from zroute.errors import (
 )
 from zroute.transports import choosing
 from zroute.transports import nats as transport_module
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 async def until(done: Callable[[], object]) -> None:
@@ -127,7 +129,7 @@ def test_other_clients_take_part_with_clean_bodies(server: NatsServer, wire: Any
         client = await nats.connect(server.url)
         async with app.running():
             heard = await client.subscribe("out.>")
-            await settle(client)
+            await known(client)
             app.publish("out.a", {"n": 1}, headers={"user": "ann"} if wire == "tracked" else None)
             message = await heard.next_msg(timeout=PATIENCE)
             assert message.data == b'{"n":1}'
@@ -139,6 +141,67 @@ def test_other_clients_take_part_with_clean_bodies(server: NatsServer, wire: Any
         await client.close()
         assert [(each.body, dict(each.headers)) for each in got] == [(b'{"n":2}', {"user": "bob"}), (b'{"n":3}', {})]
         assert (app.stats.malformed, app.stats.lost) == (0, 0)
+
+    run(check())
+
+
+def test_headers_that_nats_does_not_carry_are_not_copied(server: NatsServer, direct: bool) -> None:
+    """Headers of a peer that are not UTF-8 or repeated reach the handler; its result has only the others."""
+    block = b"NATS/1.0\r\ntraceparent: \xff\r\ncorrelation-id: c\r\nbaggage: 1\r\nbaggage: 2\r\n\r\n"
+
+    async def check() -> None:
+        bridge, reader, got = App(nats=server.url), App(nats=server.url), list[Envelope]()
+
+        @bridge.publisher("out", int)
+        @bridge.subscribe("in")
+        def forward(number: int, envelope: Envelope) -> int:
+            got.append(envelope)
+            return number
+
+        @reader.subscribe("out")
+        def handle(envelope: Envelope) -> None:
+            got.append(envelope)
+
+        async with bridge.running(), reader.running():
+            await reader.ready(1)
+            _, peer = await asyncio.open_connection("127.0.0.1", server.port)
+            peer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+            peer.write(b"HPUB in %d %d\r\n%b\x07\r\n" % (len(block), len(block) + 1, block))
+            await until(lambda: len(got) == 2)
+            peer.close()
+        if direct:  # else nats-py has changed the headers
+            assert (got[0].headers["traceparent"], got[0].headers["baggage"]) == (b"\xff", ["1", "2"])
+            assert dict(got[1].headers) == {"correlation-id": "c"}
+        assert (bridge.stats.publish_errors, reader.stats.received - reader.stats.control) == (0, 1)
+
+    run(check())
+
+
+def test_several_messages_in_a_frame_arrive_and_are_counted(server: NatsServer) -> None:
+    """With ``coalesce``, messages of one turn share frames; each arrives in order, and none counts as lost."""
+
+    async def check() -> None:
+        feed, reader, got = App(nats=server.url, coalesce=True), App(nats=server.url), list[int]()
+        client, frames = await nats.connect(server.url), list[Any]()
+
+        async def count(frame: Any) -> None:
+            frames.append(frame)
+
+        await client.subscribe("numbers.a", cb=count)
+        await known(client)
+        numbers = feed.publisher("numbers.{x}", int)
+        reader.add_route(got.append, "numbers.a")
+        async with feed.running(), reader.running():
+            await reader.ready(1)
+            for number in range(1_000):
+                numbers.publish(number, x="a")
+                numbers.publish(number, x="b")
+            await until(lambda: len(got) == 1_000)
+            await known(client)
+        await client.close()
+        assert got == list(range(1_000))
+        assert 0 < len(frames) < 1_000
+        assert (reader.stats.lost, reader.stats.malformed, reader.stats.duplicate) == (0, 0, 0)
 
     run(check())
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.nats.servers import NatsServer
 from tests.support import ROOT, free_port
 
 EXAMPLES = ROOT / "examples"
@@ -25,3 +26,14 @@ def copied(tmp_path: Path) -> Callable[[str], Path]:
         return tmp_path
 
     return copy
+
+
+@pytest.fixture(params=["zeromq", "nats"])
+def network(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The network of a program: the ZeroMQ endpoints that it declares, or a NATS server in their place."""
+    if request.param == "zeromq":
+        yield request.param
+        return
+    with NatsServer(tmp_path) as server:
+        monkeypatch.setenv("ZROUTE_NATS", server.url)
+        yield request.param

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support import PATIENCE, Child
 from zroute.testing import TestApp
 
@@ -82,13 +84,14 @@ def test_a_line_that_is_nothing_is_answered(example: Callable[[str], Any], test_
     assert not t.published()
 
 
+@pytest.mark.usefixtures("network")
 def test_two_people_talk(copied: Callable[[str], Path]) -> None:
     """With two real clients, one hears the other in the lobby until the other leaves."""
     folder = copied("chat")
     command = ("-m", "zroute", "run", "--app-dir", str(folder), "chat")
     with Child(*command, env={"CHAT": "tcp:0:interface=127.0.0.1"}) as child:
         port = int(re.findall(r"port (\d+)", child.line_with("listens on port"))[0])
-        child.wait_for(lambda lines: any("connects to" in line for line in lines), stream="err")
+        child.wait_for(lambda lines: any("connects to" in line or "on NATS" in line for line in lines), stream="err")
         with (
             socket.create_connection(("127.0.0.1", port), PATIENCE) as ada,
             socket.create_connection(("127.0.0.1", port), PATIENCE) as bob,

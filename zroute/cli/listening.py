@@ -21,11 +21,12 @@ from twisted.python.failure import Failure
 from zroute.app import App
 from zroute.cli.options import reachable
 from zroute.declarations.limits import Limits
-from zroute.endpoints import Access, Endpoint, EndpointOptions
-from zroute.errors import EndpointError
+from zroute.endpoints import Access, Cluster, Endpoint, EndpointOptions
+from zroute.errors import EndpointError, PatternError
 from zroute.logs import set_up_logging
 from zroute.messages.topics import Pattern, any_of, minimal_cover, startswith
 from zroute.messages.wire import Envelope
+from zroute.nats.subjects import subject_of
 from zroute.options import MAX_MESSAGE
 from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_TIMED_OUT
 from zroute.runtime.runner import install_reactor
@@ -54,7 +55,7 @@ class Listening:
     """A subscriber that calls ``take`` with every message that matches the patterns.
 
     Args:
-        endpoints: The endpoints to subscribe to.
+        endpoints: The endpoints to subscribe to, or NATS servers.
         patterns: The topics to receive; all topics if empty.
         take: Called with the envelope of each message; `Envelope.frames` contains the raw frames. ``take`` may call
             `stop`. If ``take`` raises an error, the subscriber stops, and `run` raises this error.
@@ -73,7 +74,7 @@ class Listening:
 
     def __init__(
         self,
-        endpoints: Sequence[Endpoint],
+        endpoints: Sequence[Endpoint] | Cluster,
         patterns: Sequence[Pattern],
         take: Callable[[Envelope], object],
         access: Access,
@@ -83,17 +84,17 @@ class Listening:
         self.taken = 0
         self.ignored = 0
         self.unmatched = 0
-        self.reactor = install_reactor(None)
+        on_nats = isinstance(endpoints, Cluster)
+        self.reactor = install_reactor("asyncio" if on_nats else None)
         self.stats = Stats()
         self._kept = 0
-        self._endpoints = tuple(endpoints)
+        self._endpoints = endpoints
         self._access = access
         self._take = take
         self._is_ignored = any_of(ignore)
         self._is_wanted = any_of(patterns) if patterns else lambda _topic: True
-        prefixes = minimal_cover(pattern.subscription for pattern in patterns) if patterns else (b"",)
         self._app = App(name=click.get_current_context().command_path, limits=Limits(max_message=_MAX_BODY))
-        self._app.add_route(self._receive, *map(startswith, prefixes))
+        self._app.add_route(self._receive, *(_subjects(patterns) if on_nats else _prefixes(patterns)))
         self._service: AppService | None = None
         self._timers: list[tuple[float, Callable[[], object]]] = []
         self._signals = StopSignals(
@@ -184,27 +185,44 @@ class Listening:
     def _open(self, wait: float | None, seconds: float | None) -> None:
         """Start the app and the timers, in the running reactor."""
         try:
-            endpoints = tuple(map(reachable, self._endpoints))
-            given: EndpointOptions = {**self._access.options, "sub": endpoints, "pub": ()}
-            service = AppService(self._app.compile(), self.reactor, **given, drain_timeout=_LAST)
+            service = AppService(self._app.compile(), self.reactor, **self._given(), drain_timeout=_LAST)
             self._service = service
-            service.reports = False
+            service.reports = service.logs_failed_start = False
             service.startService()
         except EndpointError as error:
             say(error.text)  # without the line of the app, which is zroute's own
             self.stop(EXIT_ENDPOINT)
             return
         self.stats = self._app.stats
-        (connection,) = cast("SocketPair", service.transport).readers
-        connection.endpoint_option, connection.size_option = "ENDPOINT", None  # the names that its log lines use
-        for endpoint, resolved in zip(endpoints, self._app.addresses.sub, strict=True):
-            _say_opened(endpoint, resolved, self._access)
+        if isinstance(self._endpoints, Cluster):
+            say(f"connects to {self._endpoints.address}")
+            service.started.addErrback(self._not_started)
+        else:
+            (connection,) = cast("SocketPair", service.transport).readers
+            connection.endpoint_option, connection.size_option = "ENDPOINT", None  # the names that its log lines use
+            for endpoint, resolved in zip(self._endpoints, self._app.addresses.sub, strict=True):
+                _say_opened(endpoint, resolved, self._access)
         for period, function in self._timers:
             LoopingCall(self.guarded, function).start(period, now=False)
         if wait is not None:
             self.reactor.callLater(wait, self._give_up, wait)
         if seconds is not None:
             self.reactor.callLater(seconds, self.finish)
+
+    def _given(self) -> EndpointOptions:
+        if isinstance(self._endpoints, Cluster):
+            # Without the empty side, the app would also be a publisher.
+            return {"nats": self._endpoints.servers, "nats_creds": self._endpoints.creds, "pub": ()}
+        endpoints = tuple(map(reachable, self._endpoints))
+        return {**self._access.options, "sub": endpoints, "pub": ()}
+
+    def _not_started(self, failure: Failure) -> None:
+        """Stop, because the servers do not accept this client."""
+        if not isinstance(failure.value, EndpointError):
+            self._stop_failed(failure)
+        elif not self._stopped:
+            say(failure.value.text)
+        self.stop(EXIT_ENDPOINT)
 
     def _end(self, _: object = None) -> None:
         with suppress(ReactorNotRunning):
@@ -246,6 +264,25 @@ class Listening:
         else:
             self.taken += 1
             self.guarded(self._take, envelope)
+
+
+def _prefixes(patterns: Sequence[Pattern]) -> tuple[Pattern, ...]:
+    """Return the subscriptions of ZeroMQ for patterns, without overlaps."""
+    prefixes = minimal_cover(pattern.subscription for pattern in patterns) if patterns else (b"",)
+    return tuple(map(startswith, prefixes))
+
+
+def _subjects(patterns: Sequence[Pattern]) -> Sequence[Pattern]:
+    """Return the patterns for NATS, or all topics without patterns.
+
+    A pattern that NATS can't filter is a usage error.
+    """
+    for pattern in patterns:
+        try:
+            subject_of(pattern)
+        except PatternError as error:
+            raise click.UsageError(str(error)) from error
+    return patterns or (startswith(""),)
 
 
 def _say_opened(endpoint: Endpoint, resolved: str, access: Access) -> None:

@@ -7,7 +7,7 @@ Options created with `option` can also be set by an environment variable, for ex
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,20 +16,22 @@ import attrs
 import click
 from click.shell_completion import CompletionItem
 
-from zroute.endpoints import SIDES, Endpoint, EndpointOptions, parse_access, parse_endpoint
+from zroute.endpoints import NO_KEYS, SIDES, Access, Cluster, Endpoint, EndpointOptions, parse_access, parse_endpoint
 from zroute.errors import EndpointError, KeyFileError, PatternError, SetupError
 from zroute.messages.frames import parse_form, stated_form
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
-from zroute.nats.servers import parse_cluster
+from zroute.nats.servers import is_nats, masked, parse_cluster
 
 __all__ = [
     "ACCESS",
     "DURATION",
     "INSECURE",
+    "NATS",
     "PATTERN",
     "EndpointType",
     "access_options",
     "app_options",
+    "cluster_options",
     "complete_target",
     "endpoint_options",
     "fault_of_several",
@@ -39,9 +41,19 @@ __all__ = [
     "option",
     "reachable",
     "separator_option",
+    "source_of",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+CREDS = "The file of credentials for NATS: a JWT and a seed."
+"""The help of ``--nats-creds``."""
+
+NATS = (
+    ("--nats", "URL,…", "Run on these NATS servers, separated by commas, instead of the app's endpoints."),
+    ("--nats-creds", "FILE", CREDS),
+)
+"""The options that set the NATS servers of apps: flag, name of the value, help."""
 
 ACCESS = (
     ("--keys", "FILE", "The secret file of a key (see zroute keys); encrypts all connections."),
@@ -100,18 +112,29 @@ class EndpointType(click.ParamType):  # type: ignore[type-arg]  # generic in new
     """An endpoint, converted to `Endpoint`.
 
     If the value begins with neither ``bind:`` nor ``connect:``, ``bind`` decides: True binds the address, and False
-    connects to it.
+    connects to it. With ``nats=True``, the value may also be the addresses of NATS servers, converted to `Cluster`.
     """
 
     name = "endpoint"
 
-    def __init__(self, *, bind: bool) -> None:
+    def __init__(self, *, bind: bool, nats: bool = False) -> None:
         self._bind = bind
+        self._nats = nats
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Endpoint:
-        """Return the `Endpoint`. An address that can't be parsed is a usage error."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Endpoint | Cluster:
+        """Return the `Endpoint` or `Cluster`.
+
+        An address that can't be parsed is a usage error.
+        """
+        if isinstance(value, Endpoint | Cluster):
+            return value
+        text = str(value).strip()
         try:
-            return value if isinstance(value, Endpoint) else parse_endpoint(str(value).strip(), bind=self._bind)
+            if self._nats and is_nats(text) and (cluster := parse_cluster(text)) is not None:
+                return cluster
+            if is_nats(text):
+                self.fail(f"{masked(text)!r} is on NATS, which this command does not support", param, ctx)
+            return parse_endpoint(text, bind=self._bind)
         except EndpointError as error:
             self.fail(str(error), param, ctx)
 
@@ -182,6 +205,11 @@ def in_form(endpoint: Endpoint, frames: str | None) -> Endpoint:
         SetupError: The text is not a valid form, or the package for the compression is not installed.
     """
     return endpoint if frames is None else attrs.evolve(endpoint, form=stated_form(parse_form(frames) or "tracked"))
+
+
+def source_of(endpoint: Endpoint | Cluster, frames: str | None) -> Sequence[Endpoint] | Cluster:
+    """Return the source to subscribe to, with the form from ``--frames``."""
+    return endpoint if isinstance(endpoint, Cluster) else (in_form(endpoint, frames),)
 
 
 def option(flag: str, *names: str, **attributes: Any) -> Callable[[F], F]:
@@ -286,6 +314,40 @@ def _access_flags(command: F) -> F:
     return command
 
 
+def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--nats-creds``, to a command whose ``endpoint`` may be a `Cluster`.
+
+    Put it below `access_options`. The command function receives the credentials in ``endpoint``.
+    """
+
+    @wraps(command)
+    def gathered(*, endpoint: Endpoint | Cluster, access: Access, nats_creds: str | None, **arguments: Any) -> None:
+        if isinstance(endpoint, Cluster):
+            _refuse_beside_nats()
+            endpoint, access = attrs.evolve(endpoint, creds=Path(nats_creds) if nats_creds else None), NO_KEYS
+        elif nats_creds is not None and by_flag("nats_creds"):
+            raise click.UsageError("--nats-creds needs an ENDPOINT on NATS, such as nats://127.0.0.1:4222")
+        command(endpoint=endpoint, access=access, **arguments)
+
+    option("--nats-creds", metavar="FILE", help=CREDS)(gathered)
+    return gathered
+
+
+def _refuse_beside_nats() -> None:
+    """Raise a usage error for options that have no meaning on NATS."""
+    flags = ("keys", "peers", "insecure", "frames")
+    if beside := [f"--{name}" for name in flags if by_flag(name)]:
+        raise click.UsageError(
+            f"{' and '.join(beside)} can't be combined with an ENDPOINT on NATS: the server decides who may connect, "
+            "and a message has a subject and a body. Remove one of the two"
+        )
+
+
+def by_flag(name: str) -> bool:
+    """Return True if an option was given on the command line, and not by a variable."""
+    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
 def endpoint_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--sub``, ``--pub`` and so on, which replace the endpoints of an app.
 
@@ -305,9 +367,8 @@ def endpoint_options(command: Callable[..., None]) -> Callable[..., None]:
         command(ends=ends, **arguments)
 
     _access_flags(gathered)
-    option("--nats-creds", metavar="FILE", help="The file of credentials for NATS: a JWT and a seed.")(gathered)
-    text = "Run on these NATS servers, separated by commas, instead of the app's endpoints."
-    option("--nats", metavar="URL,…", help=text)(gathered)
+    for flag, metavar, text in reversed(NATS):
+        option(flag, metavar=metavar, help=text)(gathered)
 
     for side in reversed(SIDES):
         option(side.flag, multiple=True, type=EndpointType(bind=side.binds), help=side.help)(gathered)
@@ -320,11 +381,6 @@ def _chosen_nats(nats: str | None, creds: str | None, ends: EndpointOptions) -> 
     Options take precedence over environment variables: ``--nats`` puts ``ZROUTE_SUB`` and so on out of use, and
     ``--sub`` puts ``ZROUTE_NATS`` out of use. ``ends`` is changed accordingly.
     """
-    context = click.get_current_context()
-
-    def by_flag(name: str) -> bool:
-        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
     others = [side for side in SIDES if ends.get(side.name)]
     if nats is not None and by_flag("nats"):
         for side in others:

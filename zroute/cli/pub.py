@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zroute.cli.input import CODECS, INPUT_MAX, STDIN, Encode, encoder, parse_headers, read_body
-from zroute.cli.options import DURATION, EndpointType, access_options, frames_option, separator_option
-from zroute.endpoints import Access, Endpoint
+from zroute.cli.options import DURATION, EndpointType, access_options, cluster_options, frames_option, separator_option
+from zroute.endpoints import Access, Cluster, Endpoint
 from zroute.errors import EncodeError, TopicError
 from zroute.messages.topics import topic_bytes
 
 if TYPE_CHECKING:
-    from zroute.cli.sending import Sender
     from zroute.messages.frames import Frames
     from zroute.messages.wire import Wire
 
@@ -31,7 +30,7 @@ _CHUNK = 65_536
 
 
 @click.command("pub")
-@click.argument("endpoint", type=EndpointType(bind=True))
+@click.argument("endpoint", type=EndpointType(bind=True, nats=True))
 @click.argument("topic")
 @click.argument("body", required=False)
 @click.option("--lines", is_flag=True, help="Each line of standard input is one message.")
@@ -51,9 +50,10 @@ _CHUNK = 65_536
     help="Maximum time to wait for a subscriber. 0 sends at once.",
 )
 @access_options
+@cluster_options
 @separator_option(what="TOPIC", expose_value=True)
 def command(
-    endpoint: Endpoint,
+    endpoint: Endpoint | Cluster,
     topic: str,
     body: str | None,
     lines: bool,
@@ -69,9 +69,10 @@ def command(
 ) -> None:
     """Publish BODY to TOPIC.
 
-    Binds ENDPOINT, or connects if ENDPOINT begins with connect:. Waits until the topic has a subscriber, sends the
-    message, and exits when the subscribers have read the message. BODY is JSON text. With --codec text or raw, BODY is
-    sent unchanged. If BODY is omitted or -, the body is read from standard input.
+    Binds ENDPOINT, or connects if ENDPOINT begins with connect:. ENDPOINT may also be NATS servers, separated by
+    commas. Waits until the topic has a subscriber, sends the message, and exits when the subscribers have read the
+    message. BODY is JSON text. With --codec text or raw, BODY is sent unchanged. If BODY is omitted or -, the body is
+    read from standard input.
     """
     if lines and (times is not None or body not in (None, "-")):
         raise click.UsageError("with --lines, each line of standard input is a message: omit BODY and --count")
@@ -81,6 +82,8 @@ def command(
         times = 1
     if frames is not None:
         wire = _stated(wire, frames)
+    if isinstance(endpoint, Cluster) and wire == "multipart":
+        raise click.UsageError("--wire multipart can't be sent over NATS: use --wire tracked or --wire plain")
     try:
         name = topic_bytes(topic, separator, filled="")
         fields = _headers(headers, wire)
@@ -91,19 +94,24 @@ def command(
 
         from zroute.cli.sending import covers, send
 
-        tracked = wire == "tracked"
+        numbers = wire == "tracked" or isinstance(endpoint, Cluster)
 
-        async def publish(sender: Sender) -> None:
+        async def publish(sender: Any) -> None:
             due = 0.0
             async for message in _lines(sender.reactor, encode) if given is None else _repeated(given, times):
                 await sender.until(due)
-                if tracked:
+                if numbers:
                     await sender.publish(name, number, message, fields)
                 else:
                     await sender.send(compose(message))
                 late = sender.elapsed >= due + period  # skip missed periods
                 due = (sender.elapsed if late else due) + period
 
+        if isinstance(endpoint, Cluster):
+            from zroute.cli.sending_on_nats import send_on_nats
+
+            assert wire in ("tracked", "plain"), "checked above"
+            raise SystemExit(send_on_nats(endpoint, publish, topic=topic, wire=wire, wait=wait))
         whom = f"a subscriber to {topic!r}"
         raise SystemExit(
             send(
@@ -112,7 +120,7 @@ def command(
                 wait=wait,
                 wanted=lambda live: covers(live, name),
                 whom=whom,
-                tracked=tracked,
+                tracked=wire == "tracked",
                 access=access,
             )
         )

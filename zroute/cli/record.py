@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING
 import click
 
 from zroute.cli.loading import fail
-from zroute.cli.options import DURATION, PATTERN, EndpointType, access_options, frames_option, in_form, separator_option
-from zroute.endpoints import Access, Endpoint
+from zroute.cli.options import (
+    DURATION,
+    PATTERN,
+    EndpointType,
+    access_options,
+    cluster_options,
+    frames_option,
+    separator_option,
+    source_of,
+)
+from zroute.endpoints import Access, Cluster, Endpoint
 from zroute.messages.topics import Pattern
 from zroute.recordings import Writer
 from zroute.runtime.exit_codes import EXIT_FAILED
@@ -27,7 +36,7 @@ _SHOWN_EVERY = 0.25  # seconds between two updates of the progress line on a ter
 
 
 @click.command("record")
-@click.argument("endpoint", type=EndpointType(bind=False))
+@click.argument("endpoint", type=EndpointType(bind=False, nats=True))
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
 @click.option(
@@ -43,9 +52,10 @@ _SHOWN_EVERY = 0.25  # seconds between two updates of the progress line on a ter
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @frames_option
 @access_options
+@cluster_options
 @separator_option()
 def command(
-    endpoint: Endpoint,
+    endpoint: Endpoint | Cluster,
     file: Path,
     patterns: tuple[Pattern, ...],
     ignore: tuple[Pattern, ...],
@@ -58,7 +68,8 @@ def command(
 ) -> None:
     """Write the messages of a publisher to FILE, until a signal.
 
-    Connects to ENDPOINT, or binds the address if ENDPOINT begins with bind:. Stores the unchanged frames
+    Connects to ENDPOINT, or binds the address if ENDPOINT begins with bind:. ENDPOINT may also be NATS servers,
+    separated by commas. Stores the unchanged frames
     of each message, and the time of arrival. Reads all wires of zroute, or the form in --frames. zroute replay
     publishes the messages again. If no message arrives, no file is written.
 
@@ -67,7 +78,13 @@ def command(
     from zroute.cli.listening import Listening, say
 
     try:
-        writer = Writer(file, began_at=time.time(), source=str(endpoint), frames=frames, overwrite=force)
+        writer = Writer(
+            file,
+            began_at=time.time(),
+            source=endpoint.address if isinstance(endpoint, Cluster) else str(endpoint),
+            frames=frames,
+            overwrite=force,
+        )
     except FileExistsError:
         raise click.UsageError(
             f"{file} already exists: choose another name, or replace the file with --force"
@@ -88,7 +105,7 @@ def command(
         listening.guarded(writer.flush)
 
     pending: list[object] = []
-    listening = Listening((in_form(endpoint, frames),), patterns, take, access, ignore=ignore)
+    listening = Listening(source_of(endpoint, frames), patterns, take, access, ignore=ignore)
     try:
         with writer, _progress(writer) as show:
             if show is not None:

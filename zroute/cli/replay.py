@@ -21,7 +21,7 @@ from zroute.recordings import Recorded, Recording, RecordingError, read
 from zroute.runtime.exit_codes import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from zroute.cli.sending import Sender
+    from zroute.cli.sending import SocketSender
 
 __all__ = ["command"]
 
@@ -94,7 +94,7 @@ def command(
 
     from zroute.cli.sending import covers, send
 
-    async def replay(sender: Sender) -> None:
+    async def replay(sender: SocketSender) -> None:
         with _progress(found.chosen) as show:
             for recorded in recording:
                 if chosen(topic_of(recorded)):

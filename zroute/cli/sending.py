@@ -35,7 +35,7 @@ from zroute.runtime.runner import install_reactor
 from zroute.runtime.signals import StopSignals, run_reactor
 from zroute.sockets.lossless import LosslessPubConnection
 
-__all__ = ["Job", "Sender", "covers", "send"]
+__all__ = ["Job", "Sender", "SocketSender", "covers", "end_now", "say", "send"]
 
 _FLUSH = 30.0
 """The maximum time in seconds for subscribers to read the remaining messages at the end.
@@ -66,22 +66,12 @@ class Sender:
 
     Attributes:
         sent: The number of messages sent.
-        unheard: The number of sent messages whose topic had no subscriber at that time.
     """
 
-    def __init__(self, reactor: Any, connection: LosslessPubConnection) -> None:
+    def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.sent = 0
-        self.unheard = 0
-        self._connection = connection
-        self._send_queue = SendQueue(reactor, limit=SEND_QUEUE, timeout=_FLUSH, lost=lambda topic, count, error: None)
-        self._publishing = PublisherSession(
-            reactor, self._send_queue, connection.try_frame, time.time_ns, "zroute pub", "", _log
-        )
-        self._frame: Callable[..., Any] = self._publishing.framer(time.time_ns, keeps=False)
         self._began = 0.0
-        self._slow_since: float | None = None
-        self._said = False
 
     def begin(self) -> None:
         """Start the clock of `elapsed` and `until`."""
@@ -100,6 +90,38 @@ class Sender:
         left = at - self.elapsed
         if left > 0:
             await deferLater(self.reactor, left)
+
+    async def publish(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any]) -> None:
+        """Send one message, numbered.
+
+        Waits while there is no room for the message. ``codec`` is the codec's number on the wire.
+        """
+        raise NotImplementedError
+
+    async def _sent_one(self) -> None:
+        self.sent += 1
+        if self.sent % READ_BUDGET == 0:  # let timers, signals and subscriptions run
+            await deferLater(self.reactor, 0)
+
+
+class SocketSender(Sender):
+    """Sends the messages of a job at a ZeroMQ endpoint.
+
+    Attributes:
+        unheard: The number of sent messages whose topic had no subscriber at that time.
+    """
+
+    def __init__(self, reactor: Any, connection: LosslessPubConnection) -> None:
+        super().__init__(reactor)
+        self.unheard = 0
+        self._connection = connection
+        self._send_queue = SendQueue(reactor, limit=SEND_QUEUE, timeout=_FLUSH, lost=lambda topic, count, error: None)
+        self._publishing = PublisherSession(
+            reactor, self._send_queue, connection.try_frame, time.time_ns, "zroute pub", "", _log
+        )
+        self._frame: Callable[..., Any] = self._publishing.framer(time.time_ns, keeps=False)
+        self._slow_since: float | None = None
+        self._said = False
 
     def track(self) -> None:
         """Let subscribers join: answer their markers and send beats.
@@ -155,9 +177,7 @@ class Sender:
             self._say_when_slow()
             await deferLater(self.reactor, _RETRY)
         self._slow_since = None
-        self.sent += 1
-        if self.sent % READ_BUDGET == 0:  # let timers, signals and subscriptions run
-            await deferLater(self.reactor, 0)
+        await self._sent_one()
 
     def _say_when_slow(self) -> None:
         """Print a line, once, if a queue has been full for ``_PATIENCE`` seconds."""
@@ -165,10 +185,11 @@ class Sender:
         self._slow_since = self._slow_since or now
         if now - self._slow_since > _PATIENCE and not self._said:
             self._said = True
-            _say("a subscriber reads slowly or not at all: waiting, so that no message is lost")
+            say("a subscriber reads slowly or not at all: waiting, so that no message is lost")
 
 
-Job = Callable[[Sender], Coroutine[Any, Any, None]]
+Job = Callable[[Any], Coroutine[Any, Any, None]]
+"""A coroutine function that sends all messages through a `Sender`."""
 
 
 def covers(subscriptions: Container[bytes], topic: bytes) -> bool:
@@ -239,14 +260,14 @@ class _Sending:
         self._wait = wait
         self._wanted = wanted
         self._whom = whom
-        self.signals = StopSignals(lambda: reactor.callFromThread(self._stop), self._end_now)
+        self.signals = StopSignals(lambda: reactor.callFromThread(self._stop), end_now)
         self._changed: Deferred[None] = Deferred()
         self._connection = LosslessPubConnection(reactor, self._on_change)
         self._connection.log.name = click.get_current_context().command_path
         # The names that the log lines of the connection use for its options.
         self._connection.endpoint_option, self._connection.size_option = "ENDPOINT", None
         self._access = access
-        self._sender = Sender(reactor, self._connection)
+        self._sender = SocketSender(reactor, self._connection)
         if tracked:
             self._sender.track()
         self._began = False
@@ -267,11 +288,11 @@ class _Sending:
             self._connection.protect(self._access)
             resolved = self._connection.open(self._endpoint)
         except EndpointError as error:
-            _say(str(error))
+            say(str(error))
             self.code = EXIT_ENDPOINT
             return
         if (warning := self._access.exposure(self._endpoint.resolved(resolved))) is not None:
-            _say(warning)
+            say(warning)
         if self._wait and not await self._subscriber(resolved):
             self.code = EXIT_TIMED_OUT
             return
@@ -293,22 +314,22 @@ class _Sending:
             await sender.goodbye(_PATIENCE)  # for joined subscribers of other topics
             await self._connection.finish(0)
             return
-        said = self._reactor.callLater(_PATIENCE, _say, "waiting for subscribers to read the remaining messages")
+        said = self._reactor.callLater(_PATIENCE, say, "waiting for subscribers to read the remaining messages")
         complete = await sender.goodbye(_FLUSH)
         complete = await self._connection.finish(max(until - self._reactor.seconds(), 0)) and complete
         if said.active():
             said.cancel()
         unheard = f", {sender.unheard} of them to topics without a subscriber" if sender.unheard else ""
-        _say(f"sent {sender.sent} {'message' if sender.sent == 1 else 'messages'}{unheard}")
+        say(f"sent {sender.sent} {'message' if sender.sent == 1 else 'messages'}{unheard}")
         if lost_to := self._connection.lost_to:
-            _say(
+            say(
                 f"{lost_to} {'subscriber' if lost_to == 1 else 'subscribers'} reset the connection before reading "
                 "all messages, reconnected, and lost messages. ZeroMQ's heartbeat can cause this in a subscriber whose "
                 "queue is full. In the subscriber, set a longer ZMQ_HEARTBEAT_TIMEOUT, or remove this option"
             )
             self.code = EXIT_DRAIN
         elif not complete:
-            _say(f"subscribers had not read all messages after {_FLUSH:g} s, and may lose the last messages")
+            say(f"subscribers had not read all messages after {_FLUSH:g} s, and may lose the last messages")
             self.code = EXIT_DRAIN
 
     # -- waiting for a subscriber -----------------------------------------------------------------------
@@ -320,7 +341,7 @@ class _Sending:
     async def _subscriber(self, resolved: str) -> bool:
         """Wait for a wanted subscription. Return True if it arrives in time."""
         how = "bound to" if self._endpoint.bind else "connects to"
-        _say(f"{how} {resolved}, waiting for {self._whom}")
+        say(f"{how} {resolved}, waiting for {self._whom}")
         live = self._connection.subscriptions
         deadline = self._reactor.seconds() + self._wait
         while not self._wanted(live):
@@ -332,7 +353,7 @@ class _Sending:
                 # Markers and farewells are subscriptions of the tracked wire, not of a topic.
                 plain = (prefix for prefix in live if not prefix.startswith((MARKER, FAREWELL)))
                 others = ", ".join(sorted(repr(Topic.from_wire(prefix)) for prefix in plain)[:8])
-                _say(
+                say(
                     f"nothing was sent: waited {self._wait:g} s for {self._whom}; "
                     f"active subscriptions: {others or 'none'}"
                 )
@@ -347,11 +368,14 @@ class _Sending:
         if not self._work.called:
             self._work.cancel()
 
-    def _end_now(self, number: int) -> None:
-        with suppress(Exception):  # a signal may arrive in the middle of a print
-            _say(f"{signal.Signals(number).name} received again: ending now")
-        os._exit(128 + number)
+
+def end_now(number: int) -> None:
+    """End the process, because of a second signal."""
+    with suppress(Exception):  # a signal may arrive in the middle of a print
+        say(f"{signal.Signals(number).name} received again: ending now")
+    os._exit(128 + number)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line on standard error."""
     click.echo(f"zroute: {text}", err=True)

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zroute.cli.options import DURATION, PATTERN, EndpointType, access_options, frames_option, in_form, separator_option
+from zroute.cli.options import (
+    DURATION,
+    PATTERN,
+    EndpointType,
+    access_options,
+    cluster_options,
+    frames_option,
+    separator_option,
+    source_of,
+)
 from zroute.cli.showing import Body, as_json, as_line, coloured, decoded, one_line, template
-from zroute.endpoints import Access, Endpoint
+from zroute.endpoints import Access, Cluster, Endpoint
 from zroute.logs import has_colors
 from zroute.messages.topics import Pattern
 
@@ -24,7 +33,7 @@ _CLIP = 2000
 
 
 @click.command("tail")
-@click.argument("endpoint", type=EndpointType(bind=False))
+@click.argument("endpoint", type=EndpointType(bind=False, nats=True))
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
 @click.option("--json", "as_objects", is_flag=True, help="Print one JSON object per line, with all fields.")
 @click.option("--format", "text", metavar="TEMPLATE", help="Format each line, as in '{topic} {body[price]:.2f}'.")
@@ -45,9 +54,10 @@ _CLIP = 2000
 )
 @frames_option
 @access_options
+@cluster_options
 @separator_option()
 def command(
-    endpoint: Endpoint,
+    endpoint: Endpoint | Cluster,
     patterns: tuple[Pattern, ...],
     as_objects: bool,
     text: str | None,
@@ -62,7 +72,8 @@ def command(
     """Show the messages of a publisher, until a signal.
 
     Shows the messages whose topics match one of the PATTERNs, or all messages if no pattern is given. Connects to
-    ENDPOINT, or binds the address if ENDPOINT begins with bind:. Reads all wires of zroute, or the form in --frames.
+    ENDPOINT, or binds the address if ENDPOINT begins with bind:. ENDPOINT may also be NATS servers, separated by
+    commas. Reads all wires of zroute, or the form in --frames.
 
     Quote patterns, because shells expand them: zroute tail tcp://127.0.0.1:5555 'news.>' --ignore 'news.*.draft'
     """
@@ -94,7 +105,7 @@ def command(
         if counts["shown"] == count:
             listening.stop()
 
-    listening = Listening((in_form(endpoint, frames),), patterns, take, access, ignore=ignore)
+    listening = Listening(source_of(endpoint, frames), patterns, take, access, ignore=ignore)
     with while_read():
         code = listening.run(wait=wait)
     if not code:

@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from zroute.cli.options import DURATION, PATTERN, EndpointType, access_options, frames_option, in_form, separator_option
+from zroute.cli.options import (
+    DURATION,
+    PATTERN,
+    EndpointType,
+    access_options,
+    cluster_options,
+    frames_option,
+    separator_option,
+    source_of,
+)
 from zroute.cli.showing import clock_time, one_line
-from zroute.endpoints import Access, Endpoint
+from zroute.endpoints import Access, Cluster, Endpoint
 from zroute.messages.topics import Pattern
 from zroute.options import MAX_TOPIC
 from zroute.stats import losses
@@ -43,16 +52,17 @@ _AROUND = 5  # lines of the screen besides the topics: header, others, total, lo
 
 
 @click.command("top")
-@click.argument("endpoint", type=EndpointType(bind=False))
+@click.argument("endpoint", type=EndpointType(bind=False, nats=True))
 @click.argument("patterns", nargs=-1, type=PATTERN, metavar="[PATTERN…]")
 @click.option("--interval", type=DURATION, default="1s", show_default=True, help="The length of each measurement.")
 @click.option("--once", is_flag=True, help="Measure one interval, print it and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per interval, each on one line.")
 @frames_option
 @access_options
+@cluster_options
 @separator_option()
 def command(
-    endpoint: Endpoint,
+    endpoint: Endpoint | Cluster,
     patterns: tuple[Pattern, ...],
     interval: float,
     once: bool,
@@ -63,7 +73,8 @@ def command(
     """Show messages and bytes per second for each topic.
 
     The topic with the highest rate comes first. Connects to ENDPOINT, or binds the address if ENDPOINT begins
-    with bind:. Reads all wires of zroute, or the form in --frames.
+    with bind:. ENDPOINT may also be NATS servers, separated by commas. Reads all wires of zroute, or the form in
+    --frames.
 
     Quote patterns, because shells expand them: zroute top tcp://127.0.0.1:5555 'stocks.>'
     """
@@ -72,7 +83,7 @@ def command(
 
     from zroute.cli.listening import Listening, say, while_read
 
-    listening = Listening((in_form(endpoint, frames),), patterns, lambda envelope: traffic.take(envelope), access)
+    listening = Listening(source_of(endpoint, frames), patterns, lambda envelope: traffic.take(envelope), access)
     traffic = Traffic()  # created last, because the first interval begins here
 
     def measure() -> None:

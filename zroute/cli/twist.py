@@ -21,9 +21,10 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from zroute.cli.loading import fail_of_setup, load
-from zroute.cli.options import ACCESS, DURATION, INSECURE, EndpointType, fault_of_several
+from zroute.cli.options import ACCESS, DURATION, INSECURE, NATS, EndpointType, fault_of_several
 from zroute.endpoints import SIDES, EndpointOptions, Side
 from zroute.errors import EndpointError, SetupError, UsageError
+from zroute.nats.servers import parse_cluster
 from zroute.options import DRAIN_TIMEOUT
 from zroute.planning.plan import Plan, reactor_kind
 from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED
@@ -62,7 +63,7 @@ class Options(usage.Options):
             "The maximum time that a stop waits for unfinished handlers, such as 10s or 500ms.",
             _seconds,
         ),
-        *((flag.removeprefix("--"), None, None, text) for flag, _, text in ACCESS),
+        *((flag.removeprefix("--"), None, None, text) for flag, _, text in ACCESS + NATS),
     )
 
     def __init__(self) -> None:
@@ -87,6 +88,11 @@ class Options(usage.Options):
             )
         ends: EndpointOptions = self["ends"]
         ends["keys"], ends["peers"], ends["insecure"] = self["keys"], self["peers"], bool(self["insecure"]) or None
+        ends["nats"], ends["nats_creds"] = self["nats"], self["nats-creds"]
+        try:
+            parse_cluster(self["nats"])  # the credentials may belong to the servers of the app
+        except EndpointError as error:
+            raise usage.UsageError(f"--nats: {error}") from error
         fault = fault_of_several(apps, ends)
         if fault is not None:
             raise usage.UsageError(fault)
@@ -124,7 +130,8 @@ def makeService(options: Options) -> Apps:  # noqa: N802  # Twisted's name
     try:
         plans = [load(target, **how).compile() for target in options["apps"]]
         reactor = install_reactor(None)  # Twisted's program has already installed a reactor
-        _check_reactor(plans, reactor, options["apps"])
+        on_nats = any(plan.endpoints(**options["ends"]).nats for plan in plans)
+        _check_reactor(plans, reactor, options["apps"], on_nats=on_nats)
         return Apps(plans, reactor, options["ends"], options["drain-timeout"])
     except SetupError as error:
         fail_of_setup(error)
@@ -133,18 +140,24 @@ def makeService(options: Options) -> Apps:  # noqa: N802  # Twisted's name
         raise SystemExit(2) from error
 
 
-def _check_reactor(plans: list[Plan], reactor: Any, apps: tuple[str, ...]) -> None:
+def _check_reactor(plans: list[Plan], reactor: Any, apps: tuple[str, ...], *, on_nats: bool) -> None:
     """Raise UsageError if the apps need a reactor of another kind than ``reactor``.
 
     The error names the option of Twisted's programs that selects the reactor.
     """
     command = f"twist {{}}zroute {' '.join(apps)}"
+    on_asyncio = type(reactor).__module__ == REACTORS["asyncio"]
+    if on_nats:
+        if not on_asyncio:
+            text = "NATS needs asyncio's reactor: write --reactor asyncio before zroute, as in"
+            raise UsageError(f"{text} {command.format('--reactor asyncio ')!r}; twistd has the same option")
+        return  # the apps themselves may need any reactor: see `AppService`
     if reactor_kind(plans) == "asyncio":
         advice = f"write {command.format('--reactor asyncio ')!r}; twistd has the same option"
     else:
         advice = f"remove --reactor asyncio, as in {command.format('')!r}"
     for plan in plans:
-        plan.check_reactor(on_asyncio=type(reactor).__module__ == REACTORS["asyncio"], advice=advice)
+        plan.check_reactor(on_asyncio=on_asyncio, advice=advice)
 
 
 class Apps(MultiService):

@@ -34,7 +34,10 @@ __all__ = [
     "WITHDRAWN_SECONDS",
     "Marker",
     "Statement",
+    "cut_name",
+    "entry",
     "is_counted",
+    "named_numbers",
     "pack_beat",
     "pack_farewell",
     "pack_marker",
@@ -222,8 +225,7 @@ def pack_statements(
         partial: True if the publisher has subscriptions that it does not count.
         sent_at: nanoseconds since the Unix epoch.
     """
-    # Cut in bytes, but never inside a character, because a reader refuses a name that is not UTF-8.
-    encoded_name = name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
+    encoded_name = cut_name(name)
     bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(encoded_name)))
     start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
     return [
@@ -239,11 +241,11 @@ def _packed(numbers: Iterable[tuple[bytes, int]], size: int) -> Iterator[bytes]:
     """
     piece = b""
     for prefix, number in numbers:
-        entry = bytes([len(prefix)]) + prefix + _NUMBER.pack(number)
-        if len(piece) + len(entry) > size:
+        packed = entry(prefix, number)
+        if len(piece) + len(packed) > size:
             yield piece
             piece = b""
-        piece += entry
+        piece += packed
     yield piece
 
 
@@ -325,11 +327,25 @@ def parse_statement(body: bytes) -> Statement:
         raise EnvelopeError(
             f"a statement with the part number {part} of {parts} parts; expected a number below the number of parts"
         )
-    at = _STATEMENT.size + length
+    name, numbers = named_numbers(body, _STATEMENT.size, length)
+    return Statement(part, parts, name, bool(flags & 1), numbers)
+
+
+def named_numbers(body: bytes, at: int, length: int) -> tuple[str, tuple[tuple[bytes, int], ...]]:
+    """Return the name and the numbers at the end of a statement, on ZeroMQ and NATS.
+
+    Raises EnvelopeError if they are incomplete, or if the name is not UTF-8.
+
+    Args:
+        body: the body of the statement.
+        at: the beginning of the name.
+        length: the size of the name in bytes.
+    """
+    start, at = at, at + length
     if at > len(body):
         raise EnvelopeError("a statement that ends in the middle of its name")
     try:
-        name = body[_STATEMENT.size : at].decode()
+        name = body[start:at].decode()
     except UnicodeDecodeError as error:
         raise EnvelopeError("a statement whose name is not UTF-8") from error
     numbers = []
@@ -339,7 +355,20 @@ def parse_statement(body: bytes) -> Statement:
         if at > len(body):
             raise EnvelopeError("a statement that ends in the middle of an entry")
         numbers.append((body[start:end], _NUMBER.unpack_from(body, end)[0]))
-    return Statement(part, parts, name, bool(flags & 1), tuple(numbers))
+    return name, tuple(numbers)
+
+
+def entry(prefix: bytes, number: int) -> bytes:
+    """Return an entry of a statement: a subscription or topic, with its number."""
+    return bytes([len(prefix)]) + prefix + _NUMBER.pack(number)
+
+
+def cut_name(name: str) -> bytes:
+    """Return the name of a publisher for a statement, cut to `MAX_TOPIC` bytes.
+
+    It is never cut inside a character, because a reader refuses a name that is not UTF-8.
+    """
+    return name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
 
 
 def parse_beat(body: bytes) -> int:

@@ -25,7 +25,6 @@ with the status 503 at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Final, Literal
@@ -33,6 +32,7 @@ from typing import Final, Literal
 import attrs
 
 from zroute.errors import EnvelopeError
+from zroute.messages.control import cut_name, entry, named_numbers
 from zroute.messages.wire import FIXED, Kind, pack_head
 from zroute.options import MAX_TOPIC, STATEMENT_MAX
 
@@ -239,10 +239,10 @@ def pack_statement(kind: StatementKind, statement: Statement, *, epoch: int, sen
 
     The name is cut to 255 bytes. ``sent_at`` is in nanoseconds since the Unix epoch.
     """
-    name = statement.name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
+    name = cut_name(statement.name)
     fixed = FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
     facts = statement.part, statement.says, len(name), statement.generation, statement.turn, statement.since
-    listed = [bytes([len(topic)]) + topic + _NUMBER.pack(number) for topic, number in statement.numbers]
+    listed = [entry(topic, number) for topic, number in statement.numbers]
     return fixed + _STATEMENT.pack(*facts) + name + b"".join(listed)
 
 
@@ -258,22 +258,5 @@ def parse_statement(body: bytes) -> Statement:
     if len(body) < _STATEMENT.size:
         raise EnvelopeError(f"a statement of {len(body)} bytes; expected at least {_STATEMENT.size}")
     part, flags, length, generation, turn, since = _STATEMENT.unpack_from(body)
-    at = _STATEMENT.size + length
-    if at > len(body):
-        raise EnvelopeError("a statement that ends in the middle of its name")
-    try:
-        name = body[_STATEMENT.size : at].decode()
-    except UnicodeDecodeError as error:
-        raise EnvelopeError("a statement whose name is not UTF-8") from error
-    return Statement(part, Says(flags & 0x0F), name, generation, turn, since, tuple(_numbers(body, at)))
-
-
-def _numbers(body: bytes, at: int) -> Sequence[tuple[bytes, int]]:
-    numbers = []
-    while at < len(body):
-        start, end = at + 1, at + 1 + body[at]
-        at = end + _NUMBER.size
-        if at > len(body):
-            raise EnvelopeError("a statement that ends in the middle of an entry")
-        numbers.append((body[start:end], _NUMBER.unpack_from(body, end)[0]))
-    return numbers
+    name, numbers = named_numbers(body, _STATEMENT.size, length)
+    return Statement(part, Says(flags & 0x0F), name, generation, turn, since, numbers)

@@ -149,7 +149,7 @@ class Denied:
 class Dropped:
     """A received message was dropped here.
 
-    ``size`` exceeds ``max_message``; or it is 0, and too many messages wait in nats-py (only without ``direct``).
+    ``size`` exceeds ``max_message``; or it is 0, and too many messages wait (only without ``direct``).
     """
 
     subject: bytes
@@ -556,6 +556,8 @@ class _NoServerError(Exception):
         remedy = (
             "set SSL_CERT_FILE to the certificate of its authority"
             if "certificate" in reason
+            else "install the version that zroute[nats] names"
+            if "nats-py" in reason
             else "change the address"
             if "TLS" in reason
             else "check the user and password in the address, or the file of --nats-creds"

@@ -11,7 +11,11 @@ reconnects, because nats-py's own reconnecting has gaps:
 After the connection, a `DirectLink` receives with zroute's own parser in place of nats-py's, and writes to the socket
 itself. A message then takes 2.3 instead of 6.2 µs of CPU, and a pause of the reader reaches the server. This needs some
 private names of nats-py. If a version does not have them, a `PublicLink` does the same with nats-py's public functions.
-It is slower, and reading can't be paused: nats-py drops messages when 64 MB wait.
+It is slower, and reading can't be paused: messages are dropped, and counted as lost, when 64 MB wait.
+
+**Order.** Losses are counted exactly only if messages keep their order over all subscriptions of a connection. nats-py
+has a queue and a task for each subscription, which lose this order. A `PublicLink` therefore notes each message when
+nats-py creates it, and delivers in this order.
 
 Nothing here raises an error into the event loop: each fault ends the link, with a reason.
 """
@@ -33,6 +37,7 @@ from typing import Any, Final, Protocol
 import attrs
 import nats.errors
 from nats.aio.client import Client as NatsClient
+from nats.aio.msg import Msg
 
 from zroute.errors import KeyFileError
 from zroute.logs import printable
@@ -62,7 +67,7 @@ CONNECT_SECONDS: Final = 2.0
 """The maximum time of each step of a connection: TCP, TLS, and the server's answers."""
 
 PENDING_MAX: Final = 64 << 20
-"""The maximum size in bytes of the messages that wait in nats-py for each subscription of a `PublicLink`."""
+"""The maximum size in bytes of the messages that wait in a `PublicLink` to be delivered."""
 
 CLOSE_SECONDS: Final = 1.0
 
@@ -463,22 +468,80 @@ class DirectLink(_BaseLink):
             self._pings.popleft()(False)
 
 
+class _Arrived(Msg):
+    """A received message.
+
+    Attributes:
+        subscription: The id of its subscription, to which nats-py passes the message in a later turn of the loop.
+    """
+
+    subscription: bytes | None = None
+
+
 class PublicLink(_BaseLink):
     """A connection that uses only the public functions of nats-py."""
 
     def __init__(self, server: Server, options: LinkOptions, hooks: Hooks) -> None:
         super().__init__(server, options, hooks)
+        self._takes: dict[bytes, Take] = {}
         self._subscriptions: dict[bytes, Any] = {}
         self._orders: asyncio.Queue[tuple[int, Callable[[], Awaitable[object]]]] = asyncio.Queue()
         self._size = 0
+        self._arrived: asyncio.Queue[_Arrived | int] = asyncio.Queue()  # messages, and the numbers of answered pings
+        self._arrived_size = 0
         self._pings: dict[int, tuple[Callable[[bool], object], asyncio.Task[None] | None]] = {}
         self._numbers = 0
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Connect."""
+        if not hasattr(self.client, "msg_class"):
+            raise RefusedError("this version of nats-py can't keep the order of messages")
+        self.client.msg_class = self._made  # type: ignore[assignment]  # nats-py only calls it
         await self._connect()
-        self._worker = asyncio.get_running_loop().create_task(self._work())
+        loop = asyncio.get_running_loop()
+        self._workers = [loop.create_task(self._work()), loop.create_task(self._deliver())]
+
+    # -- receiving
+
+    def _made(self, **fields: Any) -> _Arrived:
+        """Return a message that nats-py has read, and note its place among all messages."""
+        message = _Arrived(**fields)
+        size = len(message.data)
+        if self._arrived_size + size > PENDING_MAX:
+            self._hooks.dropped(message.subject.encode("utf-8", "surrogateescape"), 0)
+        else:
+            self._arrived_size += size
+            self._arrived.put_nowait(message)
+        return message
+
+    async def _deliver(self) -> None:
+        """Deliver messages in the order in which they have arrived."""
+        while True:
+            next_one = await self._arrived.get()
+            while not self.dead and (gate := self._hooks.gate()) is not None:
+                await gate
+            if isinstance(next_one, int):
+                if next_one in self._pings:
+                    self._pings.pop(next_one)[0](True)
+                continue
+            self._arrived_size -= len(next_one.data)
+            for _ in range(2):  # the task of its subscription runs in the next turn
+                if next_one.subscription is None:
+                    await asyncio.sleep(0)
+            # Else it belongs to a subscription that nats-py has made itself, or that has ended.
+            take = self._takes.get(next_one.subscription or b"")
+            if take is not None and not self.dead:
+                headers = None if next_one.headers is None else _block(next_one.headers)
+                try:
+                    take(next_one.subject.encode(), next_one.reply.encode() or None, headers, next_one.data)
+                except Exception:
+                    _log.exception("an unexpected error while messages of %s were read", self.server)
+                    self.end("an unexpected error, see the log")
+            if self._arrived.empty():
+                self._hooks.after_read()
+
+    # -- sending
 
     async def _work(self) -> None:
         """Carry out the orders one by one, because nats-py's functions must be awaited."""
@@ -498,25 +561,20 @@ class PublicLink(_BaseLink):
 
     @property
     def waiting(self) -> int:
-        """The number of bytes that wait to be sent."""
+        """The number of bytes that wait to be sent, without the buffer of asyncio."""
         return 0 if self.dead else self._size + self.client.pending_data_size
 
     def subscribe(self, sid: bytes, subject: bytes, queue: bytes | None, take: Take) -> None:
         """Subscribe to a subject."""
 
         async def arrived(message: Any) -> None:
-            while not self.dead and (gate := self._hooks.gate()) is not None:
-                await gate
-            if sid in self._subscriptions and not self.dead:
-                headers = None if message.headers is None else _block(message.headers)
-                take(message.subject.encode(), message.reply.encode() or None, headers, message.data)
-                self._hooks.after_read()
+            message.subscription = sid
 
         async def subscribe() -> None:
-            self._subscriptions[sid] = await self.client.subscribe(
-                subject.decode(), (queue or b"").decode(), cb=arrived, pending_bytes_limit=PENDING_MAX
-            )
+            made = await self.client.subscribe(subject.decode(), (queue or b"").decode(), cb=arrived)
+            self._subscriptions[sid] = made
 
+        self._takes[sid] = take
         self._order(subscribe)
 
     def unsubscribe(self, sid: bytes) -> None:
@@ -527,13 +585,14 @@ class PublicLink(_BaseLink):
 
         async def unsubscribe() -> None:
             if sid in self._subscriptions:
-                # Not awaited here: it ends only when the messages are handled, which a pause delays.
+                # Not awaited here: later orders need not wait for the server's answer.
                 self._spawn(_quietly(self._subscriptions[sid].drain()))
 
         self._order(unsubscribe)
 
     def forget(self, sid: bytes) -> None:
         """Drop all further messages of a subscription."""
+        self._takes.pop(sid, None)
         self._subscriptions.pop(sid, None)
 
     def publish(self, subject: bytes, payload: bytes, reply: bytes | None, headers: bytes | None) -> None:
@@ -562,17 +621,15 @@ class PublicLink(_BaseLink):
             # `flush` sends its PING ahead of the messages that wait in nats-py, so the second one follows them.
             for _ in range(2):
                 await self.client.flush(timeout=_FOREVER)  # type: ignore[arg-type]
-            while any(each.pending_msgs for each in self._subscriptions.values()):
-                await asyncio.sleep(0.001)
         except Exception as error:
             self._pings[number] = (self._pings[number][0], None)  # `end` must not cancel this task
             self.end(_text(error))
-        if number in self._pings:
-            self._pings.pop(number)[0](True)
+        else:
+            self._arrived.put_nowait(number)
 
     def _ended(self) -> None:
-        if self._worker is not None:
-            self._worker.cancel()
+        for worker in self._workers:
+            worker.cancel()
         while self._pings:
             _, (answered, task) = self._pings.popitem()
             if task is not None:  # nats-py does not end the waiting of its `flush`

@@ -273,7 +273,7 @@ class TopicPublisherSession(Ticking):
             )
 
     def carried(self, headers: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the headers of a dead letter as text; see `TransportSession`."""
+        """Return headers as text; see `TransportSession`."""
         return carried(headers)
 
     # -- inputs of the transport

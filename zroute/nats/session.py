@@ -30,11 +30,8 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
-from twisted.internet.defer import Deferred
-
-from zroute.clock import TICK, Clock, Ticking
+from zroute.clock import TICK, Clock
 from zroute.errors import EnvelopeError
-from zroute.logs import printable
 from zroute.messages.control import GRACE
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import Header, Kind
@@ -53,23 +50,16 @@ from zroute.nats.asks import (
 from zroute.nats.tracker import TopicTracker
 from zroute.nats.wants import Wants
 from zroute.options import MAX_TOPIC
+from zroute.receiving.accounts_session import AccountsSession, named
 from zroute.receiving.events import (
     DUPLICATE,
-    Ended,
     Event,
-    Gap,
-    Joined,
-    LostKept,
     Overdue,
     Quiet,
-    Restarted,
-    Returned,
     Silent,
-    UnknownLoss,
 )
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.stats import Stats
-from zroute.throttle import ThrottledLog
 
 __all__ = ["Send", "TopicAccounts"]
 
@@ -95,7 +85,7 @@ _GIVING_MAX = 32.0
 """The maximum pause in seconds between questions for kept messages that do not arrive."""
 
 
-class TopicAccounts(Ticking):
+class TopicAccounts(AccountsSession):
     """The accounts of publishers on NATS in one run of an app.
 
     Args:
@@ -120,20 +110,13 @@ class TopicAccounts(Ticking):
         inbox: bytes,
         emptied: Callable[[], bool],
     ) -> None:
-        super().__init__(clock)
-        self._stats = stats
-        self._log = log
-        self._name = name
-        self._found = found
+        self._tracker = TopicTracker()
+        super().__init__(clock, stats, log, name, found, self._tracker)
         self._send = send
         self._inbox = inbox
         self._emptied = emptied
-        self._tracker = TopicTracker()
-        self._reports = ThrottledLog(log, clock)
         self.subscriber = secrets.randbits(48)
         """The number that identifies this subscriber to publishers."""
-        self.moved: Callable[[], None] = lambda: None
-        """See `zroute.transport.Accounts`."""
         self._subjects: tuple[bytes, ...] | None = None  # None before `listen`
         self._wants = Wants(())
         self._connected = False
@@ -145,7 +128,6 @@ class TopicAccounts(Ticking):
         self._call_at, self._call_pause = 0.0, GRACE
         self._giving: dict[int, int] = {}
         self._given_at, self._giving_pause = 0.0, ANSWER_SECONDS
-        self._waiting: list[tuple[int | None, bool, Deferred[None]]] = []
         self._said_untracked = False
 
     # -- inputs of the transport
@@ -203,16 +185,6 @@ class TopicAccounts(Ticking):
     def has_read_all(self) -> bool:
         """True if all publishers have answered `ask_last`, so unread messages are newer."""
         return self._asked_last and not self._tracker.awaited
-
-    @property
-    def complete(self) -> Collection[str]:
-        """The names of the publishers that have answered the last join."""
-        return self._tracker.complete.values()
-
-    @property
-    def given(self) -> int:
-        """The number of `complete` publishers that have sent all their kept messages."""
-        return self._tracker.given
 
     # -- questions
 
@@ -339,10 +311,7 @@ class TopicAccounts(Ticking):
         self._serve()
 
     def _tell(self, events: Iterable[Event]) -> None:
-        """Handle the events of the tracker.
-
-        Many questions are combined in one join to all publishers.
-        """
+        """Handle the events of the tracker."""
         overdue: dict[int, None] = {}
         for event in events:
             if isinstance(event, Overdue):
@@ -351,98 +320,34 @@ class TopicAccounts(Ticking):
                 self._check(event.publisher)
             else:
                 self._do[type(event)](self, event)
-        if len(overdue) > _TOGETHER:
-            overdue.clear()
-            self._stats.join_retries += 1
+        self._ask_to_join(overdue)
+
+    def _ask_to_join(self, epochs: Collection[int]) -> None:
+        """Send joins to publishers; many are combined in one join to all publishers."""
+        # A publisher that was just discovered is asked for the first time, which is no repetition.
+        late = sum(map(self._tracker.is_late, epochs))
+        if len(epochs) > _TOGETHER:
+            self._stats.join_retries += late > 0
             self._join()
-        for epoch in overdue:
-            self._stats.join_retries += 1
-            self._join(epoch)
-
-    def _gap(self, gap: Gap) -> None:
-        self._stats.gaps += 1
-        self._stats.lost += gap.count
-        self._found(gap)
-
-    def _lost_kept(self, lost: LostKept) -> None:
-        self._stats.lost += lost.count
-        if lost.count > 0:
-            self._found(lost)
             return
-        text = "%s: %s sends its kept messages again: %d of them are no longer counted as lost"
-        self._log.info(text, self._name, self.named(lost.epoch), -lost.count)
-
-    def _unknown_loss(self, loss: UnknownLoss) -> None:
-        self._stats.unknown_losses += 1
-        self._found(loss)
-
-    def _joined(self, event: Joined) -> None:
-        self._stats.joins += 1
-        self._stats.epochs = self._tracker.epochs
-        self._log.debug("%s: %s has joined", self._name, _named(event.publisher, event.name))
-        self._serve()
-
-    def _restarted(self, event: Restarted) -> None:
-        self._log.info("%s: restarted: %s", self._name, _named(event.publisher, event.name))
-
-    def _ended(self, event: Ended) -> None:
-        what = (
-            "all its messages since the join were received or counted as lost"
-            if event.known
-            else "without a complete join"
-        )
-        self._log.info("%s: %s has ended, %s", self._name, _named(event.publisher, event.name), what)
+        self._stats.join_retries += late
+        for epoch in epochs:
+            self._join(epoch)
 
     def _silenced(self, event: Silent) -> None:
         text = "%s: %s is silent: the process is frozen or dead, or it can't reach its server"
-        named = _named(event.publisher, event.name)
-        self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, named)
+        who = named(event.publisher, event.name)
+        self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, who)
 
-    def _returned(self, event: Returned) -> None:
-        text = "%s: %s is no longer silent, after %.0f s"
-        self._log.info(text, self._name, _named(event.publisher, event.name), event.seconds)
-
-    _do: ClassVar[dict[type, Callable[..., None]]] = {
-        Gap: _gap,
-        LostKept: _lost_kept,
-        UnknownLoss: _unknown_loss,
-        Joined: _joined,
-        Restarted: _restarted,
-        Ended: _ended,
-        Silent: _silenced,
-        Returned: _returned,
-    }
-
-    def named(self, epoch: int) -> str:
-        """Return the name of a publisher for log lines."""
-        return _named(epoch, self._tracker.name_of(epoch))
+    _do: ClassVar[dict[type, Callable[..., None]]] = {**AccountsSession._do, Silent: _silenced}
 
     # -- ready
 
-    def ready(self, publishers: int | None, *, state: bool = False) -> Deferred[None]:
-        """Return a Deferred that fires when ``publishers`` publishers have answered.
-
-        None waits for at least one, and for all that are known 0.25 seconds after the question. If ``state`` is True,
-        each publisher must also have sent all its kept messages for the wanted topics.
-        """
-        waiting: Deferred[None] = Deferred(self._give_up)
-        self._waiting.append((publishers, state, waiting))
-        self._serve()
-        return waiting
-
-    def _give_up(self, waiting: Deferred[None]) -> None:
-        self._waiting = [each for each in self._waiting if each[2] is not waiting]
-
-    def _serve(self) -> None:
-        """Fire the Deferreds of `ready` whose condition is satisfied."""
-        # A copy: a callback runs the caller of `ready`, which may call `ready` again.
-        for each in tuple(self._waiting):
-            number, state, waiting = each
-            if each in self._waiting and self._is_ready(number, state):
-                self._waiting.remove(each)
-                waiting.callback(None)
-
     def _is_ready(self, number: int | None, state: bool) -> bool:
+        """Return True if the condition is satisfied.
+
+        None waits for at least one publisher, and for all that are known 0.25 seconds after the question.
+        """
         if self._subjects is None or not self._connected:
             return False
         if number is not None:
@@ -464,7 +369,8 @@ class TopicAccounts(Ticking):
             if now < self._given_at + self._giving_pause:
                 return
             self._giving_pause = min(2 * self._giving_pause, _GIVING_MAX)
-            self._tell(map(Overdue, giving))
+            self._stats.join_retries += 1
+            self._ask_to_join(giving)
         self._given_at = now
 
     def close(self) -> None:
@@ -478,7 +384,3 @@ class TopicAccounts(Ticking):
         events = self._tracker.close(asked=self._asked_last, alone=not self._connected)
         self._closed = True
         self._tell(events)
-
-
-def _named(epoch: int, name: str) -> str:
-    return f"publisher {printable(name)} ({epoch:016x})" if name else f"publisher {epoch:016x}"

@@ -251,6 +251,10 @@ class TopicTracker:
         """Return True if a publisher has answered a join."""
         return epoch in self._publishers and self._publishers[epoch].joined_once
 
+    def is_late(self, epoch: int) -> bool:
+        """Return True if a publisher has not answered its last question."""
+        return epoch in self._publishers and self._publishers[epoch].unanswered > 0
+
     def has_ended(self, epoch: int) -> bool:
         """Return True if a publisher needs no further goodbye."""
         publisher = self._publishers.get(epoch)

@@ -342,7 +342,7 @@ class Plan:
         parts, own = self.parts, self.addresses
         cluster = self._cluster(given)
         if cluster is not None:
-            return self._on_nats(cluster)
+            return self._on_nats(cluster, given)
         try:
             ends = attrs.evolve(own.ends, nats=None).replaced(given)
         except EndpointError as error:
@@ -423,11 +423,11 @@ class Plan:
             asks_itself=not (ends.rep and ends.req) or any(each.address in answered for each in ends.req),
         )
 
-    def _on_nats(self, cluster: Cluster) -> Ends:
+    def _on_nats(self, cluster: Cluster, given: EndpointOptions) -> Ends:
         """Return the endpoints of a run on NATS.
 
         Each side that the app uses has one endpoint, the cluster. An app with endpoints uses the same sides as on
-        ZeroMQ. Any other app may also subscribe, publish, and request.
+        ZeroMQ. Any other app may also subscribe, publish, and request, except on the sides that ``given`` leaves empty.
         """
         parts, own = self.parts, self.addresses.ends
         self._check_nats()
@@ -440,6 +440,7 @@ class Plan:
             # An app with handlers and without publications is taken for a subscriber. Otherwise all subscribers of a
             # cluster would ask each other for numbers.
             cluster = attrs.evolve(cluster, publishes_anything=not parts.routes)
+        used -= {side.name for side in SIDES if given.get(side.name) == ()}
         sides = {side.name: here if side.name in used else () for side in SIDES}
         ends = attrs.evolve(own.with_sides(sides), nats=cluster, access=NO_KEYS)
         self._check_sides(ends)

@@ -171,7 +171,7 @@ class Publisher:
         self._subscribers.close()
 
     def carried(self, headers: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        """Return the headers of a dead letter that the transport carries."""
+        """Return the headers of a received message that the transport carries again."""
         return headers if self._own is None or headers is None else self._own.carried(headers)
 
     def release(self) -> None:

@@ -93,6 +93,9 @@ class Results:
         hooks: The app's hooks, which are called for errors and messages without a route.
         reading: Paused while the queue of a route is full.
         observe: Called with each error, and True if a hook has handled it.
+
+    Attributes:
+        carried: Returns the headers of a received message that the transport carries again. By default, all of them.
     """
 
     in_flight: type[InFlight] = InFlight
@@ -117,6 +120,7 @@ class Results:
         self._supply, self._emit, self._leave = executor.supply, executor.emit, executor.leave
         self._default = choices.codec
         self._propagates = choices.propagates
+        self.carried: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = lambda headers: headers
         self._errors, self._unrouted = hooks.errors, hooks.unrouted
         self._observe = observe
         self._log = log
@@ -417,7 +421,7 @@ class Results:
             )
             self._observe(error, self._hook(route.around.hooks, error, raw, facts=_facts(route, 1)))
             return None
-        return propagated(headers, self._propagates) if headers else None
+        return self.carried(propagated(headers, self._propagates)) if headers else None
 
     def publish(
         self,

@@ -21,10 +21,7 @@ from collections.abc import Callable, Collection, Iterable
 from math import nextafter
 from typing import Any, ClassVar, Protocol
 
-from twisted.internet.defer import Deferred
-
-from zroute.clock import TICK, Clock, Ticking
-from zroute.logs import printable
+from zroute.clock import TICK, Clock
 from zroute.messages.control import (
     GRACE,
     pack_farewell,
@@ -37,28 +34,23 @@ from zroute.messages.control import (
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Header, Kind
 from zroute.options import MAX_TOPIC, SUBSCRIPTIONS_SLICE
+from zroute.receiving.accounts_session import AccountsSession, named
 from zroute.receiving.events import (
     DUPLICATE,
     Corrected,
     Ended,
     Event,
-    Gap,
     Joined,
-    LostKept,
     Missing,
     Namesake,
     Overdue,
     Quiet,
-    Restarted,
-    Returned,
     Silent,
-    UnknownLoss,
 )
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.mending import Mender
 from zroute.receiving.tracker import PUBLISHERS_MAX, Tracker
 from zroute.stats import Stats
-from zroute.throttle import ThrottledLog
 
 __all__ = ["SubscriberSession", "Subscriptions"]
 
@@ -142,7 +134,7 @@ class Subscriptions(Protocol):
         """The number of connected publishers that the sockets report."""
 
 
-class SubscriberSession(Ticking):
+class SubscriberSession(AccountsSession):
     """The accounts of tracked publishers in one run of an app.
 
     It implements `zroute.transport.Accounts`. ``found`` is called with each `Gap`, `UnknownLoss` and `LostKept`.
@@ -152,22 +144,14 @@ class SubscriberSession(Ticking):
     def __init__(
         self, clock: Clock, stats: Stats, log: logging.Logger, name: str, found: Callable[[Any], None]
     ) -> None:
-        super().__init__(clock)
-        self._stats = stats
-        self._log = log
-        self._name = name
-        self._found = found
         self._tracker = Tracker()
-        self._reports = ThrottledLog(log, clock)
+        super().__init__(clock, stats, log, name, found, self._tracker)
         self._mender = Mender(clock, self._resubscribe, self._ping, self._mended)
         self._transport: Subscriptions | None = None
         self._subscriptions: tuple[bytes, ...] = ()
         self._leaving: frozenset[bytes] = frozenset()  # former subscriptions that a publisher still counts
-        self.moved: Callable[[], None] = lambda: None
-        """Called when accounts that `account` has returned may belong to former subscriptions."""
         self.ended: Callable[[str, Collection[int]], None] = lambda name, links: None
         """Called when a publisher says goodbye, with its name and its connections."""
-        self._waiting: list[tuple[int | None, bool, Deferred[None]]] = []
         self._giving: dict[int, int] = {}  # at the last tick: the next kept message, by epoch
         self._given_at, self._giving_pause = 0.0, ANSWER_SECONDS
         self._marker: tuple[bytes, ...] = ()  # the marker to send; empty without subscriptions
@@ -184,11 +168,6 @@ class SubscriberSession(Ticking):
         self._pauses: dict[str, tuple[float, float]] = {}  # by endpoint: the earliest next cut, and the pause
         self._dead: dict[int, float] = {}  # connections to cut unless they are heard again, and when they were judged
         self._said_untracked = False
-
-    @property
-    def complete(self) -> Collection[str]:
-        """The names of the publishers that have answered the last marker."""
-        return self._tracker.complete.values()
 
     @property
     def listening(self) -> bool:
@@ -457,23 +436,6 @@ class SubscriberSession(Ticking):
         elif ping:
             self._ping()
 
-    def _gap(self, gap: Gap) -> None:
-        self._stats.gaps += 1
-        self._stats.lost += gap.count
-        self._found(gap)
-
-    def _lost_kept(self, lost: LostKept) -> None:
-        self._stats.lost += lost.count
-        if lost.count > 0:
-            self._found(lost)
-            return
-        text = "%s: %s sends its kept messages again: %d of them are no longer counted as lost"
-        self._log.info(text, self._name, self.named(lost.epoch), -lost.count)
-
-    def _unknown_loss(self, tail: UnknownLoss) -> None:
-        self._stats.unknown_losses += 1
-        self._found(tail)
-
     def _corrected(self, event: Corrected) -> None:
         self._stats.lost -= event.wrong
         self._stats.unknown_losses -= event.unknown
@@ -486,11 +448,8 @@ class SubscriberSession(Ticking):
         self._reports("forged", f"{self._name}: forged numbers", logging.WARNING, text, *facts)
 
     def _joined(self, event: Joined) -> None:
-        self._stats.joins += 1
-        self._stats.epochs = self._tracker.epochs
-        self._log.debug("%s: %s has joined", self._name, _named(event.publisher, event.name))
         self._leave()
-        self._serve()
+        super()._joined(event)
 
     def _missing(self, event: Missing) -> None:
         """Send the missing subscriptions again, unless they were repeated too often.
@@ -517,12 +476,9 @@ class SubscriberSession(Ticking):
         self._mendings.append(now)
         return True
 
-    def _restarted(self, event: Restarted) -> None:
-        self._log.info("%s: restarted: %s", self._name, _named(event.publisher, event.name))
-
     def _namesake(self, event: Namesake) -> None:
         text = "%s: two publishers have the same name: %s and %016x; give the two apps different names"
-        facts = (self._name, _named(event.publisher, event.name), event.other)
+        facts = (self._name, named(event.publisher, event.name), event.other)
         self._reports("namesake", f"{self._name}: publishers of one name", logging.WARNING, text, *facts)
 
     def _ended(self, event: Ended) -> None:
@@ -530,12 +486,7 @@ class SubscriberSession(Ticking):
 
         The publisher waits for this confirmation.
         """
-        what = (
-            "all its messages since the join were received or counted as lost"
-            if event.known
-            else "without a complete join"
-        )
-        self._log.info("%s: %s has ended, %s", self._name, _named(event.publisher, event.name), what)
+        super()._ended(event)
         self.ended(event.name, self._tracker.links_of(event.publisher))
         self._leave()
         if len(self._past) < PUBLISHERS_MAX:  # peers can forge goodbyes, and each entry slows `_subscribe`
@@ -552,18 +503,14 @@ class SubscriberSession(Ticking):
         again = ", ".join(address for address in addresses if address)
         remedy = f"reconnecting to {again}" if again else "waiting for a sign of life"
         text = "%s: %s is silent: the process is frozen or dead, or the connection is dead; %s"
-        named = _named(event.publisher, event.name)
+        who = named(event.publisher, event.name)
         if event.why is not None:
             text, remedy = "%s: %s is disconnected, because %s", event.why
-        self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, named, remedy)
+        self._reports("silent", f"{self._name}: silent publishers", logging.WARNING, text, self._name, who, remedy)
 
     def closed(self, links: frozenset[int], why: str) -> None:
         """Record why connections were closed; log lines about their publishers say it."""
         self._tracker.closed(links, why)
-
-    def _returned(self, event: Returned) -> None:
-        text = "%s: %s is no longer silent, after %.0f s"
-        self._log.info(text, self._name, _named(event.publisher, event.name), event.seconds)
 
     def _cut_dead(self, now: float) -> None:
         """Cut the connections that are still silent.
@@ -586,52 +533,22 @@ class SubscriberSession(Ticking):
                 self._pauses[address] = (now + pause, min(2 * pause, _PAUSE_MAX))
 
     _do: ClassVar[dict[type, Callable[..., None]]] = {
-        Gap: _gap,
-        LostKept: _lost_kept,
-        UnknownLoss: _unknown_loss,
+        **AccountsSession._do,
         Corrected: _corrected,
         Joined: _joined,
         Missing: _missing,
-        Restarted: _restarted,
         Namesake: _namesake,
         Ended: _ended,
         Silent: _silenced,
-        Returned: _returned,
     }
-
-    def named(self, epoch: int) -> str:
-        """Return the name of a publisher for log lines."""
-        return _named(epoch, self._tracker.name_of(epoch))
 
     # -- ready --------------------------------------------------------------------------------------------
 
-    def ready(self, publishers: int | None, *, state: bool = False) -> Deferred[None]:
-        """Return a Deferred that fires when ``publishers`` publishers have answered.
-
-        None waits for all connected publishers on the tracked wire. If ``state`` is True, each publisher must also have
-        sent all its kept messages for the subscriptions.
-        """
-        waiting: Deferred[None] = Deferred(self._forget)
-        self._waiting.append((publishers, state, waiting))
-        self._serve()
-        return waiting
-
-    @property
-    def given(self) -> int:
-        """The number of `complete` publishers that have sent all their kept messages."""
-        return self._tracker.given
-
-    def _serve(self) -> None:
-        """Fire the Deferreds of `ready` whose condition is satisfied."""
-        # A copy: a callback runs the caller of `ready`, which may call `ready` again.
-        for each in tuple(self._waiting):
-            number, state, waiting = each
-            # an earlier callback may have cancelled this Deferred, or served it
-            if each in self._waiting and self._is_ready(number, state):
-                self._waiting.remove(each)
-                waiting.callback(None)
-
     def _is_ready(self, number: int | None, state: bool) -> bool:
+        """Return True if the condition is satisfied.
+
+        None waits for all connected publishers on the tracked wire.
+        """
         if self._transport is None or self._joining is not None:
             return False
         if number is not None:
@@ -664,9 +581,6 @@ class SubscriberSession(Ticking):
             self._join_soon(again=True)
         self._given_at = now
 
-    def _forget(self, waiting: Deferred[None]) -> None:
-        self._waiting = [each for each in self._waiting if each[2] is not waiting]
-
     def close(self) -> None:
         """Report the last losses, and stop asking publishers."""
         self.stop()
@@ -681,7 +595,3 @@ class SubscriberSession(Ticking):
         alone = self._transport is not None and not self._transport.peers
         self._tell(self._tracker.close(asked=self._asked_last, alone=alone))
         self._reports.close()
-
-
-def _named(epoch: int, name: str) -> str:
-    return f"publisher {printable(name)} ({epoch:016x})" if name else f"publisher {epoch:016x}"

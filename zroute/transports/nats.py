@@ -476,7 +476,7 @@ class NatsTransport:
     async def _finish(self, reader: Reader, left: Callable[[], float]) -> int:
         clock = self._reactor.seconds
         self._requests.withdraw()
-        if self._listening and self._client.connected and reader.reads_on:
+        if self._listening and self._client.connected and reader.reads_on and left() > 0:
             self.accounts.ask_last()
             self._read_on()
             answers = clock() + min(ANSWER_SECONDS, left() / 2)

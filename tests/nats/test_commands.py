@@ -1,0 +1,138 @@
+"""`zroute pub`, `tail`, `top` and `record`, and the plugin of twist, with NATS servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nats
+import pytest
+
+from tests.commands import zroute
+from tests.nats.secrets import Operator
+from tests.nats.servers import NatsServer, known
+from tests.support import PATIENCE, ROOT, Child
+from zroute.recordings import read
+
+TWIST = ("-m", "twisted")
+
+
+@pytest.fixture
+def url(server: NatsServer) -> str:
+    """The address of the server, with credentials that no output may show."""
+    return server.url.replace("//", "//me:s3cret@")
+
+
+@contextmanager
+def reading(command: str, *arguments: str) -> Iterator[Child]:
+    """Run a command that reads messages; the block begins when it connects."""
+    with Child("-m", "zroute", command, *arguments) as child:
+        child.line_with("connects to nats://127", stream="err")
+        yield child
+
+
+def test_pub_reaches_tail(url: str) -> None:
+    """`zroute pub` waits for the subscriber and sends body, headers and codec; all ends without a loss."""
+    with reading("tail", url, "news.*", "*.urgent", "--json", "-n", "4") as tail:
+        for given in (("news.a", '{"n": 1}', "-H", "user=ann"), ("news.urgent", "ü", "--codec", "text", "-n", "2")):
+            sent = zroute("pub", url, *given)
+            assert sent.returncode == 0, sent.stderr
+            assert "s3cret" not in sent.stderr
+        sent = zroute("pub", url, "news.b", "{}", "--wire", "plain")
+        assert sent.returncode == 0, sent.stderr
+        assert tail.end(None) == 0, tail.err
+    told = [json.loads(line) for line in tail.out]
+    assert [(each["topic"], each["body"], each["codec"]) for each in told] == [
+        ("news.a", {"n": 1}, "json"),
+        *[("news.urgent", "ü", "text")] * 2,
+        ("news.b", {}, "json"),
+    ]
+    assert [each["headers"] for each in told] == [{"user": "ann"}, {}, {}, {}]
+    assert [each["tracked"] for each in told] == [True, True, True, False]
+    assert "shown 4" in tail.err[-1]
+    assert "lost 0" in tail.err[-1]
+    assert not [line for line in tail.err if "WARNING" in line or "s3cret" in line]
+
+
+def test_pub_reaches_programs_without_zroute(server: NatsServer) -> None:
+    """With --wait 0, a plain NATS client receives the body alone; without it, the command says why nothing was sent."""
+
+    async def check() -> None:
+        client = await nats.connect(server.url)
+        heard = await client.subscribe("a.>")
+        await known(client)
+        loop = asyncio.get_running_loop()
+        sent = await loop.run_in_executor(None, lambda: zroute("pub", server.url, "a.b", "[1]", "--wait", "0"))
+        assert sent.returncode == 0, sent.stderr
+        assert (await heard.next_msg(timeout=PATIENCE)).data == b"[1]"
+        silent = await loop.run_in_executor(None, lambda: zroute("pub", server.url, "a.b", "[1]", "--wait", "300ms"))
+        assert (silent.returncode, "send to them with --wait 0" in silent.stderr) == (124, True)
+        await client.close()
+
+    asyncio.run(check())
+
+
+def test_record_and_top_read_from_nats(url: str, tmp_path: Path) -> None:
+    """A recording contains the messages, and not the password; `zroute top` counts by topic."""
+    file = tmp_path / "news.rec"
+    with reading("record", url, str(file), "news.>", "-n", "2") as record:
+        assert zroute("pub", url, "news.a", "1", "-n", "2").returncode == 0
+        assert record.end(None) == 0, record.err
+    assert [each.topic for each in read(file)] == [b"news.a", b"news.a"]
+    assert b"s3cret" not in file.read_bytes()
+    with reading("top", url, "--json", "--interval", "200ms") as top:
+        assert zroute("pub", url, "news.a", "1", "-n", "3").returncode == 0
+        top.line_with('"news.a"')
+        assert top.end(signal.SIGINT) == 0, top.err
+    assert "lost 0" in top.err[-1]
+
+
+def test_what_is_not_possible_on_nats_is_a_usage_error(tmp_path: Path) -> None:
+    """Options of ZeroMQ, patterns that NATS can't filter, and commands without NATS name the reason."""
+    url, file = "nats://me:s3cret@127.0.0.1:1", tmp_path / "x.rec"
+    file.write_bytes(b"")
+    for given, fault in (
+        (("tail", url, "--frames", "separator= "), "--frames can't be combined with an ENDPOINT on NATS"),
+        (("tail", url, "--keys", "a.key_secret"), "--keys can't be combined with an ENDPOINT on NATS"),
+        (("tail", url, 'startswith("q")'), "begins inside a segment"),
+        (("tail", "tcp://127.0.0.1:1", "--nats-creds", "x"), "--nats-creds needs an ENDPOINT on NATS"),
+        (("pub", url, "a", "1", "--wire", "multipart"), "--wire multipart can't be sent over NATS"),
+        (("replay", str(file), url), "is on NATS, which this command does not support"),
+    ):
+        done = zroute(*given)
+        assert (done.returncode, fault in done.stderr, "s3cret" in done.stderr) == (2, True, False), done.stderr
+
+
+def test_credentials_are_used_and_refused(tmp_path: Path) -> None:
+    """Commands log in with --nats-creds or its variable, and end with exit code 5 if the server refuses them."""
+    operator = Operator()
+    creds = str(operator.write(tmp_path / "me.creds"))
+    with NatsServer(tmp_path, operator.config) as server:
+        for given, env in ((["--nats-creds", creds], {}), ([], {"ZROUTE_NATS_CREDS": creds})):
+            done = zroute("pub", server.url, "news.a", "1", "--wait", "0", *given, **env)
+            assert done.returncode == 0, done.stderr
+        for command in (("pub", server.url, "news.a", "1"), ("tail", server.url)):
+            refused = zroute(*command)
+            assert refused.returncode == 5, refused.stderr
+            assert f"can't connect to {server.url}: it does not accept the credentials" in refused.stderr
+
+
+def test_twist_runs_an_app_on_nats(url: str) -> None:
+    """The plugin of twist has --nats; it needs asyncio's reactor, and says how to choose it."""
+    given = ["zroute", "--app-dir", str(ROOT / "examples"), "--nats", url, "ticker:feed", "ticker:screen"]
+    with Child(*TWIST, "--reactor", "asyncio", *given) as child:
+        child.line_with("ticker:screen: subscribes on NATS")
+        child.end(signal.SIGTERM)
+    assert any("lost 0" in line for line in child.out), child.out
+    assert not [line for line in child.out + child.err if "s3cret" in line]
+    for program, fault in (
+        ([*TWIST, *given], "NATS needs asyncio's reactor: write --reactor asyncio before zroute"),
+        ([*TWIST, "--reactor", "asyncio", "zroute", "--nats", "http://a", "ticker:feed"], "--nats: address 'http://a'"),
+    ):
+        with Child(*program) as child:
+            assert child.end(None) != 0
+        assert any(fault in line for line in child.out + child.err), child.out + child.err

@@ -1,0 +1,145 @@
+"""The publisher behind ``zroute pub`` with an endpoint on NATS.
+
+The publisher is an `App` with one publication, which numbers messages and says goodbye like any other. If no server is
+connected, or its send buffer is full, it waits instead of dropping messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from zroute.app import App
+from zroute.cli.sending import Job, Sender, end_now, say
+from zroute.endpoints import Cluster
+from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError
+from zroute.logs import set_up_logging
+from zroute.messages.wire import Wire
+from zroute.planning.plan import Plan
+from zroute.publishing.publication import Publication
+from zroute.runtime.exit_codes import EXIT_DRAIN, EXIT_ENDPOINT, EXIT_TIMED_OUT
+from zroute.runtime.runner import install_reactor
+from zroute.runtime.service import AppService
+from zroute.runtime.signals import StopSignals, run_reactor
+
+__all__ = ["send_on_nats"]
+
+
+def send_on_nats(cluster: Cluster, job: Job, *, topic: str, wire: Wire, wait: float) -> int:
+    """Connect to NATS servers, wait for a subscriber, run ``job`` and disconnect.
+
+    The first signal cancels the job, and the messages that were sent before still reach the server. A second signal,
+    with the number n, ends the process at once with the exit code 128 + n.
+
+    Args:
+        cluster: The servers.
+        job: A coroutine function that sends all messages through the `Sender`.
+        topic: The topic of all messages.
+        wire: "tracked" or "plain".
+        wait: The maximum time in seconds to wait for a subscriber. With 0, the job begins at once.
+
+    Returns:
+        0 if all messages were sent, also after a signal. 5 if no server accepts this client. 75 if the messages could
+            not be sent for 30 s. 124 if no subscriber arrived in time, so that nothing was sent.
+
+    Raises:
+        Exception: The error of the job.
+    """
+    set_up_logging("warning", "auto")
+    sending = _Sending(install_reactor("asyncio"), cluster, job, topic, wire, wait)
+    run_reactor(sending.reactor, sending.signals, sending.start)
+    if sending.failure is not None:
+        sending.failure.raiseException()
+    return sending.code
+
+
+class _NatsSender(Sender):
+    """Sends the messages of a job through a running app."""
+
+    def __init__(self, reactor: Any, plan: Plan) -> None:
+        super().__init__(reactor)
+        self._plan = plan
+
+    async def publish(self, topic: bytes, codec: int, body: bytes, headers: Mapping[str, Any]) -> None:
+        """Send one message; see `Sender`."""
+        emit = self._plan.live.emit
+        assert emit is not None, "the app runs while its job runs"
+        await emit(topic, codec, body, headers or None)
+        await self._sent_one()
+
+
+class _Sending:
+    """The state of one call of `send_on_nats`."""
+
+    def __init__(self, reactor: Any, cluster: Cluster, job: Job, topic: str, wire: Wire, wait: float) -> None:
+        self.code = 0
+        self.failure: Failure | None = None
+        self.reactor = reactor
+        self.signals = StopSignals(lambda: reactor.callFromThread(self._stop), end_now)
+        self._cluster = cluster
+        self._job = job
+        self._topic = topic
+        self._wait = wait
+        app = App(name=click.get_current_context().command_path, overflow="wait", wire=wire)
+        self._publication: Publication[bytes] = app.publisher(topic, bytes, codec="raw")
+        plan = app.compile()
+        self._sender = _NatsSender(reactor, plan)
+        self._service = AppService(plan, reactor, nats=cluster.servers, nats_creds=cluster.creds, sub=())
+        self._service.reports = self._service.logs_failed_start = False
+        self._work: Deferred[None] = Deferred()
+
+    def start(self) -> None:
+        """Start the run in the running reactor, and stop the reactor at the end."""
+        self._work = Deferred.fromCoroutine(self._run())
+        self._work.addErrback(self._failed)
+        self._work.addCallback(lambda _: self._service.stopService())
+        self._work.addErrback(self._failed)
+        self._work.addCallback(lambda _: self.reactor.stop())
+
+    async def _run(self) -> None:
+        """Connect, wait for a subscriber, and run the job."""
+        awaited = f", waiting for a subscriber to {self._topic!r}" if self._wait else ""
+        say(f"connects to {self._cluster.address}{awaited}")
+        try:
+            self._service.startService()
+            await self._service.started
+        except EndpointError as error:
+            say(error.text)
+            self.code = EXIT_ENDPOINT
+            return
+        if self._wait and not await self._subscriber():
+            self.code = EXIT_TIMED_OUT
+            return
+        self._sender.begin()
+        try:
+            await self._job(self._sender)
+        except HighWaterMarkError as error:
+            say(str(error))
+            self.code = EXIT_DRAIN
+        finally:
+            say(f"sent {self._sender.sent} {'message' if self._sender.sent == 1 else 'messages'}")
+
+    async def _subscriber(self) -> bool:
+        """Wait for a subscriber. Return True if it arrives in time."""
+        try:
+            await self._publication.wait_for_subscribers(timeout=self._wait)
+        except NotReadyError:
+            say(
+                f"nothing was sent: waited {self._wait:g} s for a subscriber to {self._topic!r}. Programs without "
+                "zroute do not answer: send to them with --wait 0"
+            )
+            return False
+        return True
+
+    def _failed(self, failure: Failure) -> None:
+        if not isinstance(failure.value, CancelledError):  # a signal cancels the job
+            self.failure = failure
+
+    def _stop(self) -> None:
+        """Cancel the job. The stop of the app follows, and is not cancelled."""
+        if not self._work.called:
+            self._work.cancel()
