@@ -212,7 +212,7 @@ class Listening:
     def _given(self) -> EndpointOptions:
         if isinstance(self._endpoints, Cluster):
             # Without the empty side, the app would also be a publisher.
-            return {"nats": self._endpoints.servers, "nats_creds": self._endpoints.creds, "pub": ()}
+            return {"nats": self._endpoints.servers, "nats_creds": self._endpoints.creds, "pub": (), "req": ()}
         endpoints = tuple(map(reachable, self._endpoints))
         return {**self._access.options, "sub": endpoints, "pub": ()}
 

@@ -274,7 +274,8 @@ def access_options(command: Callable[..., None]) -> Callable[..., None]:
             access = parse_access(keys=keys, peers=peers, insecure=insecure)
         except EndpointError as error:
             raise click.UsageError(str(error)) from error
-        check_key_files(access.keys, access.peers)
+        if not isinstance(arguments.get("endpoint"), Cluster):  # `cluster_options` refuses keys for NATS
+            check_key_files(access.keys, access.peers)
         command(access=access, **arguments)
 
     return _access_flags(gathered)

@@ -88,7 +88,7 @@ class _Sending:
         self._publication: Publication[bytes] = app.publisher(topic, bytes, codec="raw")
         plan = app.compile()
         self._sender = _NatsSender(reactor, plan)
-        self._service = AppService(plan, reactor, nats=cluster.servers, nats_creds=cluster.creds, sub=())
+        self._service = AppService(plan, reactor, nats=cluster.servers, nats_creds=cluster.creds, sub=(), req=())
         self._service.reports = self._service.logs_failed_start = False
         self._work: Deferred[None] = Deferred()
 
