@@ -65,7 +65,12 @@ class Model:
         self.workers: list[Worker] = []
         self.kinds: dict[str, list[Offered]] = {}
         self.turns: dict[Lane, int] = {}
+        self.held: set[bytes] = set()
         self.left = False
+
+    def topic(self) -> bytes:
+        """Return a random topic."""
+        return b"%c.%d" % (self.random.choice(b"abc"), self.random.randint(1, 3))
 
     def offer(self, kind: str) -> list[Offered]:
         """Return an offer with random credits."""
@@ -75,9 +80,9 @@ class Model:
     def act(self) -> None:
         """Do anything that may happen."""
         random = self.random
-        action = random.randrange(10)
+        action = random.randrange(12)
         if action <= 3:
-            job = Job(b"%c.%d" % (random.choice(b"abc"), random.randint(1, 3)))
+            job = Job(self.topic())
             self.scheduler.put(job)
             self.waiting.append(job)
         elif action == 4 and self.taken:
@@ -100,6 +105,14 @@ class Model:
             worker = self.workers.pop(random.randrange(len(self.workers)))
             self.scheduler.close(worker.lanes)
             self.left = True
+        elif action == 10:
+            topic = self.topic()
+            self.held.add(topic)
+            self.scheduler.hold(topic)
+        elif action == 11:
+            for topic in self.held & {self.topic(), self.topic(), self.topic()}:
+                self.held.discard(topic)
+                self.scheduler.release(topic)
         elif self.taken:
             self.leave(self.taken.pop(random.randrange(len(self.taken))))
 
@@ -123,6 +136,7 @@ class Model:
             job, lane = taken
             accepting = [each for worker in self.workers if (each := worker.lane(job.topic)) is not None]
             assert lane in accepting
+            assert job.topic not in self.held
             assert free[lane]
             assert job is next(each for each in self.waiting if each.topic == job.topic)
             if complete:
@@ -134,12 +148,14 @@ class Model:
             self.taken.append(job)
             self.turns[lane] = max(self.turns.values(), default=0) + 1
         if complete:
-            for job in self.waiting:
+            for job in (each for each in self.waiting if each.topic not in self.held):
                 lanes = [worker.lane(job.topic) for worker in self.workers]
                 assert not [each for each in lanes if each is not None and each.unfinished < each.limit]
 
     def slots(self, topic: bytes) -> list[int | None]:
         """Return the first entry that accepts a topic, for each kind of worker."""
+        if topic in self.held:
+            return []
         return [
             next((n for n, each in enumerate(kind) if any(matches(p, topic) is not None for p in each.patterns)), None)
             for kind in self.kinds.values()
@@ -147,7 +163,10 @@ class Model:
 
     def unserved(self) -> int:
         """Return the number of waiting jobs that no worker accepts."""
-        return sum(all(worker.lane(job.topic) is None for worker in self.workers) for job in self.waiting)
+        return sum(
+            job.topic in self.held or all(worker.lane(job.topic) is None for worker in self.workers)
+            for job in self.waiting
+        )
 
 
 @pytest.mark.parametrize("seed", range(60))
