@@ -233,6 +233,10 @@ class NatsRequests:
         subjects = sorted({subject_of(pattern) for pattern in patterns})
         self._subjects = [self._nats.subscribe(subject, self._take_request, GROUP) for subject in subjects]
 
+    def confirmed(self) -> Deferred[Any]:
+        """Return a Deferred that fires when the server has the subscriptions of `answer`."""
+        return succeed(None) if self._listener is None else self._nats.ping()
+
     def withdraw(self) -> None:
         """Accept no more requests: NATS gives them to other servers."""
         self._nats.unsubscribe(self._subjects)

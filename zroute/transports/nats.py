@@ -214,7 +214,7 @@ class NatsTransport:
 
         If the connection ends before, it fires too: the next connection begins with all subscriptions.
         """
-        return self._client.ping().addCallback(lambda _: None)
+        return gatherResults([self._client.ping(), self._requests.confirmed()]).addCallback(lambda _: None)
 
     def _check_sizes(self, _: None) -> None:
         """Raise EndpointError if the server accepts only smaller messages."""
