@@ -740,7 +740,7 @@ class _Keeping(Protocol):
 
 
 def count_kept(publisher: _Keeping, number: int, *, ended: bool) -> LostKept | None:
-    """Record the number of a kept message, or of their end; return the loss before it."""
+    """Record the number of a kept message or of their end; return the loss."""
     expected, publisher.kept = publisher.kept, number + (not ended)
     if not expected < number <= expected + KEPT_MAX:  # the expected one, sent again, or forged
         if number >= expected or not publisher.kept_lost:
