@@ -61,7 +61,6 @@ from zroute.messages.control import COUNT_BITS
 from zroute.messages.wire import Kind
 from zroute.nats.asks import Says, Statement
 from zroute.nats.wants import Wants
-from zroute.options import KEPT_MAX
 from zroute.receiving.accounts import ACCOUNTS, AccountEvent, State, SubscriptionState
 from zroute.receiving.events import (
     DUPLICATE,
@@ -79,7 +78,7 @@ from zroute.receiving.events import (
     UnknownLoss,
 )
 from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, QUIET_SECONDS
-from zroute.receiving.tracker import PUBLISHERS_MAX
+from zroute.receiving.tracker import PUBLISHERS_MAX, count_kept
 
 __all__ = ["ACCOUNTS_MAX", "CHECK_SECONDS", "TopicTracker"]
 
@@ -558,15 +557,8 @@ class TopicTracker:
             end_of: The reply subject of the join whose kept messages have ended, or None for a message.
         """
         publisher = self._publishers.get(epoch) or self._meet(epoch)
-        expected, publisher.kept = publisher.kept, number + (end_of is None)
         publisher.gave_all |= end_of is not None and self._joins.get(end_of) is self._wants
-        if not expected < number <= expected + KEPT_MAX:  # the expected one, sent again, or forged
-            if number >= expected or not publisher.kept_lost:
-                return None
-            wrong, publisher.kept_lost = publisher.kept_lost, 0
-            return LostKept(epoch, -wrong)
-        publisher.kept_lost += number - expected
-        return LostKept(epoch, number - expected)
+        return count_kept(publisher, number, ended=end_of is not None)
 
     # -- life
 

@@ -45,6 +45,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from heapq import nsmallest
 from operator import itemgetter
+from typing import Protocol
 
 from zroute.messages.control import BEATS, COUNT_BITS, Statement, is_counted
 from zroute.options import KEPT_MAX
@@ -69,7 +70,7 @@ from zroute.receiving.events import (
 )
 from zroute.receiving.hearing import ANSWER_SECONDS, ASKED_MAX, AWAY_SECONDS, HearingEvent, LinkTimes
 
-__all__ = ["EARLIER_MAX", "PINGS_MAX", "PUBLISHERS_MAX", "STREAMS_MAX", "Tracker"]
+__all__ = ["EARLIER_MAX", "PINGS_MAX", "PUBLISHERS_MAX", "STREAMS_MAX", "Tracker", "count_kept"]
 
 PUBLISHERS_MAX = 1_024
 """The maximum number of publishers (epochs) of a subscriber. The limit keeps forged publishers from filling memory."""
@@ -416,15 +417,8 @@ class Tracker:
             end_of: The marker whose kept messages have ended, or None for a message.
         """
         publisher = self._publishers.get(epoch) or self._meet(epoch)
-        expected, publisher.kept = publisher.kept, number + (end_of is None)
         publisher.gave_all |= end_of in self._markers
-        if not expected < number <= expected + KEPT_MAX:  # the expected one, sent again, or forged
-            if number >= expected or not publisher.kept_lost:
-                return None
-            wrong, publisher.kept_lost = publisher.kept_lost, 0
-            return LostKept(epoch, -wrong)
-        publisher.kept_lost += number - expected
-        return LostKept(epoch, number - expected)
+        return count_kept(publisher, number, ended=end_of is not None)
 
     def _completed(
         self, publisher: RemotePublisher, statement: Statement, goodbye: bool, latest: bool
@@ -729,6 +723,32 @@ class Tracker:
             self._found.append(UnknownLoss(publisher.epoch, publisher.subscriptions, why))
         publisher.end()
         publisher.forget()
+
+
+class _Keeping(Protocol):
+    """The publisher of kept messages.
+
+    Attributes:
+        epoch: its number.
+        kept: the number of its next kept message.
+        kept_lost: the number of kept messages that are counted as lost.
+    """
+
+    epoch: int
+    kept: int
+    kept_lost: int
+
+
+def count_kept(publisher: _Keeping, number: int, *, ended: bool) -> LostKept | None:
+    """Record the number of a kept message or of their end; return the loss."""
+    expected, publisher.kept = publisher.kept, number + (not ended)
+    if not expected < number <= expected + KEPT_MAX:  # the expected one, sent again, or forged
+        if number >= expected or not publisher.kept_lost:
+            return None
+        wrong, publisher.kept_lost = publisher.kept_lost, 0
+        return LostKept(publisher.epoch, -wrong)
+    publisher.kept_lost += number - expected
+    return LostKept(publisher.epoch, number - expected)
 
 
 def _worth(publisher: RemotePublisher) -> tuple[int, float]:
