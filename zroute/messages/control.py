@@ -72,6 +72,7 @@ A new counter gets a new generation, so it never repeats the numbers of a counte
 
 _BEAT = Struct(">I")  # milliseconds until the next beat
 _STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
+_PARTIAL, _HISTORY = 0x01, 0x02  # the flags of a statement
 _NUMBER = Struct(">Q")
 _ID_SIZE = 16  # 64 bits as hexadecimal digits: a marker is a topic, so it must not contain NUL
 _WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE  # bytes for the list of subscriptions in a marker
@@ -147,6 +148,7 @@ class Statement:
         name: the publisher's name, which stays the same after a restart, or "" if it has no name.
         partial: True if the publisher has subscriptions that it does not count.
         numbers: each subscription in this part with the number of its last message.
+        history: True if the publisher answers requests for lost messages; see `zroute.messages.recovery`.
     """
 
     part: int
@@ -154,6 +156,7 @@ class Statement:
     name: str
     partial: bool
     numbers: tuple[tuple[bytes, int], ...]
+    history: bool = False
 
 
 # -- encode frames --------------------------------------------------------------------------------------
@@ -210,6 +213,7 @@ def pack_statements(
     name: str,
     partial: bool,
     sent_at: int,
+    history: bool = False,
 ) -> list[bytes]:
     """Return the frames that answer ``marker`` with the publisher's counters.
 
@@ -221,13 +225,15 @@ def pack_statements(
         name: the publisher's name, which is cut to `MAX_TOPIC` bytes.
         partial: True if the publisher has subscriptions that it does not count.
         sent_at: nanoseconds since the Unix epoch.
+        history: True if the publisher answers requests for lost messages.
     """
+    flags = partial * _PARTIAL | history * _HISTORY
     # Cut in bytes, but never inside a character, because a reader refuses a name that is not UTF-8.
     encoded_name = name.encode()[:MAX_TOPIC].decode(errors="ignore").encode()
     bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(encoded_name)))
     start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
     return [
-        start + _STATEMENT.pack(part, len(bodies), int(partial), len(encoded_name)) + encoded_name + body
+        start + _STATEMENT.pack(part, len(bodies), flags, len(encoded_name)) + encoded_name + body
         for part, body in enumerate(bodies)
     ]
 
@@ -339,7 +345,7 @@ def parse_statement(body: bytes) -> Statement:
         if at > len(body):
             raise EnvelopeError("a statement that ends in the middle of an entry")
         numbers.append((body[start:end], _NUMBER.unpack_from(body, end)[0]))
-    return Statement(part, parts, name, bool(flags & 1), tuple(numbers))
+    return Statement(part, parts, name, bool(flags & _PARTIAL), tuple(numbers), bool(flags & _HISTORY))
 
 
 def parse_beat(body: bytes) -> int:

@@ -25,6 +25,7 @@ from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError, NotR
 from zroute.logs import printable
 from zroute.messages.budget import Budget
 from zroute.messages.control import FAREWELL
+from zroute.messages.recovery import BOX, REQUEST
 from zroute.messages.topics import Pattern
 from zroute.options import LINGER_DRAIN, SEND_QUEUE, SEND_QUEUE_SECONDS, TOPIC_CACHE
 from zroute.publishing.choices import Choices
@@ -42,6 +43,8 @@ from zroute.transport import SessionRequest, Transport, TransportSession
 __all__ = ["Publisher"]
 
 _log = logging.getLogger("zroute")
+
+_NO_INTEREST = (FAREWELL, BOX, REQUEST)
 
 Send = Callable[[Any], "bool | None"]
 """A function that sends a frame, or the parts of a message. It returns False while a subscriber's queue is full."""
@@ -344,8 +347,8 @@ class Publisher:
 
     def _subscription(self, prefix: bytes, there: bool) -> None:
         """Handle a new subscription, or a withdrawn one if ``there`` is False."""
-        # A farewell answers a goodbye, so it is not a subscriber's interest in a topic.
-        if not prefix.startswith(FAREWELL):
+        # These messages of subscribers to the publisher are no interest in a topic.
+        if not prefix.startswith(_NO_INTEREST):
             self._subscribers.subscription(prefix, there)
         if isinstance(self.session, PublisherSession):
             self.session.subscription(prefix, there)

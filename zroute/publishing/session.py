@@ -39,6 +39,7 @@ from zroute.messages.control import (
     pack_statements,
     parse_farewell,
 )
+from zroute.messages.recovery import BOX, REQUEST
 from zroute.messages.wire import Framer, Kind, counted_framer, pack_kept
 from zroute.options import KEPT_MAX, MAX_SUBSCRIPTIONS
 from zroute.publishing.counters import Counters
@@ -132,6 +133,8 @@ class PublisherSession(Ticking):
         if prefix.startswith(FAREWELL):
             if there:
                 self._heard(prefix)
+        elif prefix.startswith((BOX, REQUEST)):
+            pass  # no publisher has a history yet
         elif there:
             self._subscribed(prefix)
         else:
