@@ -17,6 +17,7 @@ from zroute.messages.coalesced import coalesced_framer, parse_coalesced
 from zroute.messages.control import COUNT_BITS, WITHDRAWN_SECONDS, pack_marker, parse_marker
 from zroute.messages.recovery import (
     RecoveryAnswer,
+    numbers_of,
     pack_box,
     pack_recovery_request,
     parse_recovery_answer,
@@ -26,7 +27,7 @@ from zroute.options import CARRIED
 from zroute.publishing import history as histories
 from zroute.publishing import recovery
 from zroute.publishing.counters import Counters
-from zroute.publishing.history import BLOCK, HISTORY_BYTES, LARGE, History, Ring, check_history, numbers_of
+from zroute.publishing.history import BLOCK, HISTORY_BYTES, LARGE, History, Ring, check_history
 from zroute.publishing.recovery import KNOWN_SECONDS, WAITING, WINDOW, HistoryAnswers
 
 EPOCH = 7

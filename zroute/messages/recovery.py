@@ -20,14 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from struct import Struct
+from struct import Struct, error
 from typing import TypeAlias
 
 import attrs
 
 from zroute.errors import EnvelopeError
 from zroute.messages.control import MARKER
-from zroute.messages.wire import FIXED, NUL, Kind, pack_head
+from zroute.messages.wire import COUNTER, COUNTERS_SHIFT, FIXED, HEADER_SIZE, MAGIC, NUL, Kind, pack_head
 
 __all__ = [
     "ANSWER_BYTES",
@@ -38,7 +38,9 @@ __all__ = [
     "Range",
     "RecoveryAnswer",
     "RecoveryRequest",
+    "checked_numbers",
     "entry_size",
+    "numbers_of",
     "pack_box",
     "pack_recovery_answers",
     "pack_recovery_request",
@@ -74,6 +76,8 @@ _RANGE_MAX = 2**32 - 1
 _ANSWER = Struct(">HBBB")  # number of the request, flags, 0, length of the prefix
 _ENTRY = Struct(">QI")  # the number, and the length of the frame; 0: the last number of a range follows
 _NUMBER = Struct(">Q")
+_MANY = Struct(">H")
+_KIND, _FLAGS, _SPAN, _EPOCH, _SEQUENCE = 4, 6, 7, 8, 16  # offsets in a header
 _FRAME_MAX = 2**31 - 1
 _LAST, _MORE, _REFUSED = 0x01, 0x02, 0x04
 _NUMBER_MAX = 2**64 - 1
@@ -281,3 +285,47 @@ def parse_recovery_answer(body: bytes) -> RecoveryAnswer:
         messages=tuple(messages),
         gone=tuple(gone),
     )
+
+
+def numbers_of(frame: bytes, span: int) -> tuple[int, int]:
+    """Return the first and the last number of a frame in a subscription.
+
+    ``span`` is the length of the subscription. The numbers are 0 and 0 if the frame has no number for it. The frame
+    must be a valid one with a message; see `checked_numbers`.
+    """
+    at = frame.index(0) + 1
+    further = frame[at + _FLAGS] >> COUNTERS_SHIFT
+    if frame[at + _SPAN] == span:
+        (number,) = _NUMBER.unpack_from(frame, at + _SEQUENCE)
+    else:
+        for place in range(at + HEADER_SIZE, at + HEADER_SIZE + COUNTER.size * further, COUNTER.size):
+            if frame[place] == span:
+                (number,) = _NUMBER.unpack_from(frame, place + 1)
+                break
+        else:
+            return 0, 0
+    if not number:
+        return 0, 0
+    if frame[at + _KIND] == Kind.COALESCED:  # such a frame has no headers
+        return number, number + _MANY.unpack_from(frame, at + HEADER_SIZE + COUNTER.size * further)[0] - 1
+    return number, number
+
+
+def checked_numbers(number: int, frame: bytes, epoch: int, prefix: bytes) -> tuple[int, int]:
+    """Return the first and last number of a frame in an answer, after a check.
+
+    Raises EnvelopeError unless the frame is a message of the publisher ``epoch``, and has this ``number`` in the
+    subscription ``prefix``. The rest of the frame is checked when it is delivered.
+    """
+    at = frame.find(NUL) + 1
+    if not frame.startswith(prefix) or not frame.startswith(MAGIC, at) or at <= len(prefix):
+        raise EnvelopeError("an answer with a message of another subscription")
+    if len(frame) < at + HEADER_SIZE or _NUMBER.unpack_from(frame, at + _EPOCH)[0] != epoch:
+        raise EnvelopeError("an answer with a message of another publisher")
+    try:
+        first, last = numbers_of(frame, len(prefix))
+    except (IndexError, error) as broken:
+        raise EnvelopeError("an answer with an incomplete message") from broken
+    if frame[at + _KIND] not in (Kind.DATA, Kind.COALESCED) or not 0 < first == number <= last:
+        raise EnvelopeError("an answer with a message of another number")
+    return first, last

@@ -281,9 +281,9 @@ class Counters:
         self._budget.give_back(self._budget.used)
 
     def carried(self, prefix: bytes) -> int | None:
-        """Return the last number of an active subscription whose messages all carry their number.
+        """Return the last number of a subscription, or None.
 
-        Return None for any other subscription.
+        The result is None unless the subscription is active and counted, and all its messages carry their numbers.
         """
         counter = self._counters.get(prefix)
         known = counter is not None and counter.wanted and counter.carried and not counter.withdrawn

@@ -1,4 +1,4 @@
-"""The history: frames that a publisher has sent, for subscribers that lost some of them.
+"""The history: sent frames for subscribers that lost some of them.
 
 Each publisher with ``history=`` has a `Ring`. Publishing a message only appends its frame to a deque. All other work is
 done in each tick: frames move to blocks, whose sizes are then known, and the bounds of the history are enforced. A
@@ -27,9 +27,10 @@ import attrs
 
 from zroute.errors import SignatureError
 from zroute.messages.control import WITHDRAWN_SECONDS
-from zroute.messages.wire import COUNTER, COUNTERS_SHIFT, HEADER_SIZE, SENT_AT, Kind
+from zroute.messages.recovery import numbers_of
+from zroute.messages.wire import SENT_AT
 
-__all__ = ["BLOCK", "HISTORY_BYTES", "LARGE", "History", "Numbered", "Ring", "Search", "check_history", "numbers_of"]
+__all__ = ["BLOCK", "HISTORY_BYTES", "LARGE", "History", "Numbered", "Ring", "Search", "check_history"]
 
 HISTORY_BYTES = 64 << 20
 """The default for the maximum size of a history in bytes."""
@@ -46,15 +47,12 @@ Numbered = tuple[int, int, bytes]
 _OBJECT = 41
 """The size in bytes of a frame in memory in addition to its length: the bytes object and its place in a list."""
 
-_NUMBER = Struct(">Q").unpack_from
 _TIME = Struct(">q").unpack_from
-_MANY = Struct(">H").unpack_from
-_KIND, _FLAGS, _SPAN, _SEQUENCE = 4, 6, 7, 16  # offsets in a header
 
 
 @attrs.frozen(kw_only=True)
 class History:
-    """The sent messages that a publisher keeps, to send them again to subscribers that lost some.
+    """The sent messages that a publisher keeps for subscribers that lost some.
 
     The publisher keeps the latest messages within all bounds that are set. It may exceed the bounds by the messages of
     a quarter of a second. At least one bound is required; ``app.publisher(history=…)`` checks the values, and raises
@@ -107,29 +105,6 @@ def check_history(history: Any, where: str) -> History:
         raise SignatureError(f"history={history!r}: {fault}", parameter="history", where=where)
     kept: History = history
     return kept
-
-
-def numbers_of(frame: bytes, span: int) -> tuple[int, int]:
-    """Return the first and the last number of a sent frame in a subscription.
-
-    ``span`` is the length of the subscription. The numbers are 0 and 0 if the frame has no number for it.
-    """
-    at = frame.index(0) + 1
-    further = frame[at + _FLAGS] >> COUNTERS_SHIFT
-    if frame[at + _SPAN] == span:
-        (number,) = _NUMBER(frame, at + _SEQUENCE)
-    else:
-        for place in range(at + HEADER_SIZE, at + HEADER_SIZE + COUNTER.size * further, COUNTER.size):
-            if frame[place] == span:
-                (number,) = _NUMBER(frame, place + 1)
-                break
-        else:
-            return 0, 0
-    if not number:
-        return 0, 0
-    if frame[at + _KIND] == Kind.COALESCED:  # such a frame has no headers
-        return number, number + _MANY(frame, at + HEADER_SIZE + COUNTER.size * further)[0] - 1
-    return number, number
 
 
 def _last_number(span: int, frame: bytes) -> int:

@@ -65,7 +65,7 @@ Send = Callable[[bytes, "list[bytes]"], object]
 
 @attrs.define(eq=False)
 class _Known:
-    """The searches of one subscription, one for each ring, and the time at which they began."""
+    """The searches of one subscription, one for each ring, and their beginning."""
 
     searches: list[Search]
     since: float
@@ -171,7 +171,10 @@ class HistoryAnswers:
         self._send(pack_box(request.subscriber), frames)
 
     def _search(self, request: RecoveryRequest, last: int) -> list[Search] | None:
-        """Return searches that contain the frames for ``request``, or None while blocks must be scanned."""
+        """Return searches that contain the frames for ``request``.
+
+        Return None while blocks must be scanned.
+        """
         first, last = request.ranges[0][0], min(request.ranges[-1][1], last)
         if first > last:
             return []  # these messages were never sent
