@@ -424,6 +424,18 @@ def test_ranges_are_a_set_of_numbers(seed: int) -> None:
     assert (ranges.total, len(ranges), list(ranges)) == (0, 0, [])
 
 
+def test_removed_ranges_use_no_memory() -> None:
+    """Ranges that come and go at both ends stay right, and the list does not grow."""
+    ranges = NumberRanges()
+    for number in range(5_000):
+        ranges.add(2 * number + 1, 2 * number + 1)
+        if number >= 10:
+            assert ranges.take(2 * number - 19, 2 * number - 19) == [(2 * number - 19, 2 * number - 19)]
+        assert (ranges.first, ranges.last) == (max(1, 2 * number - 17), 2 * number + 1)
+        assert ranges.total == len(ranges) == min(number + 1, 10)
+    assert len(ranges._ranges) < 2_100
+
+
 # -- one stream --------------------------------------------------------------------------------------------
 
 
@@ -668,6 +680,74 @@ def test_a_stream_that_does_not_catch_up_gives_up_and_rests_longer_each_time() -
     assert stream.now - begun <= 1.0
 
 
+def test_answers_do_not_help_a_stream_that_falls_behind() -> None:
+    """Answers that bring less than is lost meanwhile do not prevent the end after a second or two."""
+    stream, end = Stream(), 100
+    stream.miss(1, end)
+    stream.ask()
+    for number in range(1, 100):
+        stream.answer(number)
+        stream.take()
+        stream.miss(end + 1, end + 10)
+        end += 10
+        assert stream.ask()
+        stream.tick()
+        if not len(stream.recovery.missing):
+            break
+    assert 1.0 <= stream.now <= 2.0
+
+
+def test_each_recovery_is_judged_from_its_beginning() -> None:
+    """A large gap that was filled does not give a later, small one more time."""
+    stream = Stream()
+    stream.miss(1, 1000)
+    stream.tick()
+    assert stream.fill(1, 1000)
+    stream.take()
+    stream.miss(2000, 2000)
+    begun, number = stream.now, 2000
+    while len(stream.recovery.missing):
+        number += 2
+        stream.miss(number, number)
+        stream.tick()
+    assert stream.now - begun == 1.0
+
+
+def test_a_stream_that_cannot_ask_and_loses_more_is_given_up() -> None:
+    """A subscriber that never reads everything, and has no room, does not stay behind for ever."""
+    stream = Stream(Hold(messages=1))
+    stream.miss(1, 1)
+    number = 2
+    while len(stream.recovery.missing):
+        stream.arrive(number)
+        number += 1
+        stream.tick(emptied=False)
+        assert stream.now < 3
+
+
+def test_a_gap_after_a_whole_stream_is_asked_for_at_once() -> None:
+    """A second path may fill a gap before the answer; the open request does not delay the next one."""
+    stream = Stream()
+    stream.miss(1, 1)
+    stream.ask()
+    stream.fill(1)
+    stream.take()
+    stream.miss(3, 3)
+    assert stream.ask() == [(3, 3)]
+
+
+def test_a_late_answer_to_an_ended_recovery_is_ignored() -> None:
+    """After the end of a recovery, an answer to its requests does not end the next one."""
+    stream = Stream()
+    stream.miss(1, 1)
+    stream.ask()
+    stream.recovery.end()
+    stream.take()
+    stream.miss(3, 3)
+    stream.answer(refused=True)
+    assert stream.recovery.missing.total == 1
+
+
 def test_a_long_catch_up_is_not_given_up() -> None:
     """A recovery may take minutes, as long as each second brings more than it loses."""
     stream = Stream()
@@ -855,3 +935,21 @@ def test_a_new_generation_ends_the_recovery_and_is_an_unknown_loss() -> None:
     assert [type(loss) for _, loss in admitted] == [type(None), type(None), UnknownLoss, type(None)]
     found = [(ready.first, ready.arrival and ready.arrival.frame) for _, _, ready in recoveries.ready()]
     assert found == [(6, None), (7, "7"), (first, str(first)), (first + 1, str(first + 1))]
+
+
+def test_late_originals_and_messages_without_a_number_keep_their_places() -> None:
+    """A late copy from a second path fills its gap, and a message without a number follows the last one."""
+    recoveries, _ = session(1)
+    tracker = Tracker()
+    tracker.subscribe((b"a.",))
+    account = tracker.stream(1, b"a.")
+    assert account is not None
+    account.expected = 5
+    verdicts = [
+        recoveries.admit(tracker.admit, account, number, 1, frame, 1, 0.0)[0]
+        for number, frame in ((7, "7"), (0, "8"), (9, "9"), (5, "5"), (5, "5 again"), (6, "6"))
+    ]
+    held = Verdict.HELD
+    assert verdicts == [held, held, held, held, Verdict.DUPLICATE, held]
+    assert [ready.arrival and ready.arrival.frame for _, _, ready in recoveries.ready()] == ["5", "6", "7", "8", "9"]
+    assert recoveries.admit(tracker.admit, account, 10, 1, "10", 1, 0.0) == (Verdict.DELIVER, None)

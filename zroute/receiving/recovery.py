@@ -108,7 +108,8 @@ class Arrival:
 class Ready:
     """The next entry of a stream: messages to deliver, or a lost range.
 
-    The messages are those from ``first`` to ``last`` in ``arrival``; for a lost range, ``arrival`` is None. It may contain more messages, which must not be delivered.
+    The messages are those from ``first`` to ``last`` in ``arrival``, which may contain more. For a lost range,
+    ``arrival`` is None.
     """
 
     first: int
@@ -317,7 +318,7 @@ class StreamRecovery:
         next one to deliver.
         """
         first = self.missing.first
-        if first is None or first > arrival.last:
+        if first is None:
             return False
         if not (arrival.first <= first or self._hold.has_room(arrival.size)):
             return False
@@ -360,7 +361,8 @@ class StreamRecovery:
     def ask(self, number: int, now: float) -> list[Range]:
         """Return the ranges to ask for in request ``number``.
 
-        The result is empty if no request is needed now. Call this method when everything that has arrived was read and delivered.
+        The result is empty if no request is needed now. Call this method when everything that has arrived was read and
+        delivered.
         """
         if self._asked_at is not None or self.ready or not len(self.missing):
             return []

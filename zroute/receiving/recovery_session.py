@@ -166,7 +166,8 @@ class RecoverySession:
     def ready(self) -> Iterator[tuple[tuple[int, bytes], StreamRecovery, Ready]]:
         """Yield what must be delivered or reported now.
 
-        Each entry comes with its stream, and the epoch and prefix of the stream. The order is kept within each stream. The caller may stop at any time; what was not yielded stays ready.
+        Each entry comes with its stream, and the epoch and prefix of the stream. The order is kept within each stream.
+        The caller may stop at any time; what was not yielded stays ready.
         """
         for key, stream in tuple(self._streams.items()):
             while stream.ready:
