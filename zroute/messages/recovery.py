@@ -78,6 +78,7 @@ _ENTRY = Struct(">QI")  # the number, and the length of the frame; 0: the last n
 _NUMBER = Struct(">Q")
 _MANY = Struct(">H")
 _KIND, _FLAGS, _SPAN, _EPOCH, _SEQUENCE = 4, 6, 7, 8, 16  # offsets in a header
+_COALESCED = int(Kind.COALESCED)  # comparing with a member of an Enum takes longer
 _FRAME_MAX = 2**31 - 1
 _LAST, _MORE, _REFUSED = 0x01, 0x02, 0x04
 _NUMBER_MAX = 2**64 - 1
@@ -306,7 +307,7 @@ def numbers_of(frame: bytes, span: int) -> tuple[int, int]:
             return 0, 0
     if not number:
         return 0, 0
-    if frame[at + _KIND] == Kind.COALESCED:  # such a frame has no headers
+    if frame[at + _KIND] == _COALESCED:  # such a frame has no headers
         return number, number + _MANY.unpack_from(frame, at + HEADER_SIZE + COUNTER.size * further)[0] - 1
     return number, number
 
