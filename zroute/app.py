@@ -1028,6 +1028,14 @@ def _names_of_headers(names: Any, where: str) -> tuple[str, ...]:
 
 def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire | Frames) -> None:
     for publication in (outlet.publication for outlet in outlets):
+        if publication.history is not None and wire != "tracked":
+            raise SignatureError(
+                f"history={publication.history!r} needs wire='tracked', but this app has wire={wire!r}. Only the "
+                "tracked wire numbers messages, so only there subscribers can ask for lost ones: set wire='tracked', "
+                "or remove history",
+                parameter="history",
+                where=publication.where,
+            )
         if publication.keep and wire != "tracked":
             raise SignatureError(
                 f"keep={publication.keep!r} needs wire='tracked', but this app has wire={wire!r}. Only the tracked "

@@ -15,6 +15,7 @@ from zroute.errors import SignatureError
 from zroute.functions import users_line
 from zroute.messages.codecs import Codec
 from zroute.options import JOBS_WAITING, SILENT_AFTER, WORK_IN_FLIGHT
+from zroute.publishing.history import History
 from zroute.publishing.publication import Coalesce, Keep
 
 __all__ = [
@@ -138,6 +139,8 @@ class PublisherOptions(TypedDict, total=False):
     """With ``"last"``, a new subscriber receives the latest message of each topic. Default: None."""
     coalesce: bool | Coalesce | None
     """Send messages of one topic together in one frame. Default: the app's ``coalesce``."""
+    history: History | None
+    """The sent messages to keep for subscribers that lost some of them. Default: none."""
 
 
 PUBLISHER_DEFAULTS: PublisherOptions = {
@@ -147,6 +150,7 @@ PUBLISHER_DEFAULTS: PublisherOptions = {
     "initial_delay": 0.0,
     "keep": None,
     "coalesce": None,
+    "history": None,
 }
 
 

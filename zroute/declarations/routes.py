@@ -63,6 +63,7 @@ from zroute.options import (
     ROUTE_QUEUE,
     THREADS_IN_FLIGHT,
 )
+from zroute.publishing.history import check_history
 from zroute.publishing.publication import Coalesce, Publication, Schedule
 from zroute.requests.requester import Requester, checked_wait, is_seconds
 
@@ -620,6 +621,8 @@ class Routes:
                 messages in a frame and the delay (default: the app's ``coalesce``). Handlers still receive single
                 messages. Some messages are always sent separately: messages of more than 64,000 bytes, messages with
                 headers, and messages on a wire other than "tracked".
+            history: A `History`: the latest sent messages, kept in memory for subscribers with ``App(recover=True)``
+                that lost some of them. Requires the tracked wire, and a ZeroMQ endpoint (default None).
 
         Raises:
             PatternError: ``pattern`` is invalid, or contains a wildcard.
@@ -653,8 +656,10 @@ class Routes:
         # None means "as the app": the app that includes this group may not exist yet.
         found = find_codec(codec, where) if codec is not None else None
         together = None if coalesce is None else coalescing(coalesce, where)
+        history = None if chosen["history"] is None else check_history(chosen["history"], where)
         publication: Publication[Any] = Publication(parsed, schema, found, schedule, keep, together, where, register)
         publication.register_hook = self._register_hook
+        publication.history = history
         self._publications.append(publication)
         return publication
 

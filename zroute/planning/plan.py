@@ -463,6 +463,12 @@ class Plan:
         check_subjects(self.parts.handlers)
         for outlet in self.parts.outlets:
             _check_subject(outlet.pattern, outlet.publication.where)
+            if outlet.publication.history is not None:
+                raise EndpointError(
+                    f"publisher({outlet.pattern.text!r}) at {outlet.publication.where} has history=, but on NATS "
+                    "subscribers can't ask a publisher for lost messages: remove history=, or run the app on ZeroMQ",
+                    where=outlet.publication.where,
+                )
 
     def dropped_feeds(self, ends: Ends) -> Iterator[str]:
         """Yield a warning for each endpoint with a fixed topic that no route matches.

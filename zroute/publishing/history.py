@@ -30,7 +30,7 @@ from zroute.messages.control import WITHDRAWN_SECONDS
 from zroute.messages.recovery import numbers_of
 from zroute.messages.wire import SENT_AT
 
-__all__ = ["BLOCK", "HISTORY_BYTES", "LARGE", "History", "Numbered", "Ring", "Search", "check_history"]
+__all__ = ["BLOCK", "HISTORY_BYTES", "LARGE", "History", "Numbered", "Ring", "Search", "check_history", "recording"]
 
 HISTORY_BYTES = 64 << 20
 """The default for the maximum size of a history in bytes."""
@@ -219,6 +219,25 @@ class Ring:
     def block(self, number: int) -> list[bytes]:
         """Return the frames of a block that still exists."""
         return self._blocks[number - self.first].frames
+
+
+def recording(send: Callable[[bytes], bool | None], ring: Ring) -> Callable[[bytes], bool | None]:
+    """Return ``send`` with a step that keeps each sent frame in ``ring``.
+
+    ``send`` returns False for a frame that could not be sent. Such a frame is not kept, because its number will be used
+    again.
+    """
+    append, keep = ring.append, ring.keep
+
+    def send_and_keep(frame: bytes) -> bool | None:
+        if (sent := send(frame)) is not False:
+            if len(frame) > LARGE:
+                keep(frame)
+            else:
+                append(frame)
+        return sent
+
+    return send_and_keep
 
 
 class Search:

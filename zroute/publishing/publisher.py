@@ -118,6 +118,9 @@ class Publisher:
         kept: Container[bytes] | None = self._transport.kept if session is None else session.kept.messages
         if kept is None:
             self._refuse_to_keep()
+        # The transport of a test has kept messages but no session; it loses nothing, so it needs no history.
+        if not isinstance(session, PublisherSession) and self._transport.kept is None:
+            self._refuse_histories()
         paths = Paths(self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept, self._own)
         self._coalescer = self._make_coalescer(send)
         paths.open([(outlet.publication, outlet.pattern) for outlet in self._outlets], self._coalescer)
@@ -214,6 +217,11 @@ class Publisher:
             if publication.keep:
                 raise self._unreported(f"keep={publication.keep!r}", "remove keep", publication.where)
 
+    def _refuse_histories(self) -> None:
+        for publication in (outlet.publication for outlet in self._outlets):
+            if publication.history is not None:
+                raise self._unreported(f"history={publication.history}", "remove history", publication.where)
+
     def _unreported(self, what: str, remedy: str, where: str | None = None) -> EndpointError:
         """Return the error for an option or call that needs reports of new subscribers."""
         return EndpointError(
@@ -292,6 +300,9 @@ class Publisher:
                 self._stats.send_retries += 1
                 counters.take_back(topic, len(bodies))
                 return False
+            if held.ring is not None:
+                assert isinstance(frame, bytes)  # only the tracked wire coalesces, with one part for each message
+                held.ring.keep(frame)
             if keeps:
                 kept.keep(topic, codec, bodies[-1], None, at)
             return True
