@@ -223,6 +223,7 @@ ALONE: dict[str, Any] = {
     "keep": "last",
     "coalesce": True,
     "history": History(messages=10),
+    "recover": True,
 }
 """Options that can be used alone, with a value other than the default."""
 

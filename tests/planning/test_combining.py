@@ -452,6 +452,14 @@ async def _slashes_separate(pair: Pair) -> None:
     assert got == [("a.b", 7)]
 
 
+@interaction("`App(recover=True)`", "`subscribe(recover=False)`")
+async def _one_route_counts_its_losses(pair: Pair) -> None:
+    app = App(**pair.options("App"))
+    app.add_route(print, "in.{key}", **pair.options("subscribe"))
+    app.add_route(print, "other.{key}")
+    assert [route.options.recover for route in app.compile().parts.routes] == [False, True]
+
+
 class Reader:
     """A plain ZeroMQ subscriber at the ``address`` of an app's publisher."""
 

@@ -214,6 +214,8 @@ class Routes:
                 ``thread=True``. A call that takes longer fails with TimeoutError. An ``async`` function is cancelled. A
                 thread can't be interrupted: the call stays unfinished until the thread ends, and its result is
                 discarded.
+            recover: True to get lost messages back from publishers with a ``history``; False to count them as lost.
+                Default: the app's ``recover``. Handlers that share a subscription must agree: ``a.>`` and ``a.b``.
 
         Raises:
             PatternError: A pattern is invalid, or the patterns have different captures.
@@ -964,6 +966,10 @@ def make_route(
             raise SignatureError(
                 f"{name}={bound!r}: expected a number of messages, 1 or more", parameter=name, where=where
             )
+    if options["recover"] not in (None, True, False):
+        raise SignatureError(
+            f"recover={options['recover']!r}: expected True, False or None", parameter="recover", where=where
+        )
     if stale_after is not None and not (isinstance(stale_after, int | float) and stale_after > 0):
         text = f"stale_after={stale_after!r}: expected a number of seconds, more than 0"
         raise SignatureError(text, parameter="stale_after", where=where)

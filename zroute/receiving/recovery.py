@@ -232,12 +232,14 @@ class StreamRecovery:
         missing: The numbers of the missing messages.
         recovered: The number of messages that were missing and arrived.
         asked: True while a request is open.
+        told: The part of `recovered` that reports of losses have included.
+        logged: The part of `recovered` that the log has included.
     """
 
     def __init__(self, hold: Hold) -> None:
         self.ready: deque[Ready] = deque()
         self.missing = NumberRanges()
-        self.recovered = 0
+        self.recovered = self.told = self.logged = 0
         self._hold = hold
         self._held: list[tuple[int, int, Ready]] = []
         self._order = 0

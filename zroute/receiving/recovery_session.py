@@ -9,7 +9,7 @@ gaps and duplicates. `RecoverySession.admit` asks the tracker, and passes its fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from enum import Enum
 from typing import Any, Protocol
 
@@ -17,8 +17,9 @@ from zroute.messages.recovery import RecoveryAnswer, checked_numbers, pack_box, 
 from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import DUPLICATE, Duplicate, Event, Gap, UnknownLoss
 from zroute.receiving.recovery import Arrival, Hold, Ready, StreamRecovery
+from zroute.receiving.tracker import PUBLISHERS_MAX
 
-__all__ = ["RecoverySession", "Verdict"]
+__all__ = ["Admit", "RecoverySession", "Verdict"]
 
 
 class Verdict(Enum):
@@ -47,11 +48,13 @@ class RecoverySession:
     Attributes:
         box: The topic of answers to this subscriber.
         requests: The number of requests that were sent.
+        subscriptions: The subscriptions whose messages are recovered; None for all.
     """
 
     def __init__(self, subscriber: int, send: Callable[[bytes], object], hold: Hold | None = None) -> None:
         self.box = pack_box(subscriber)
         self.requests = 0
+        self.subscriptions: Container[bytes] | None = None
         self._subscriber = subscriber
         self._send = send
         self._hold = hold or Hold()
@@ -63,6 +66,8 @@ class RecoverySession:
     def stated(self, epoch: int, *, history: bool) -> None:
         """Record whether a publisher has a history, as its statement says."""
         if history:
+            if len(self._publishers) >= PUBLISHERS_MAX and epoch not in self._publishers:
+                self.end(next(iter(self._publishers)))  # publishers can be forged
             self._publishers.add(epoch)
         else:
             self.end(epoch)
@@ -96,6 +101,15 @@ class RecoverySession:
         return any(publisher == epoch and len(each.missing) for (publisher, _), each in self._streams.items())
 
     # -- messages
+
+    @property
+    def is_active(self) -> bool:
+        """True if a stream recovers, or has something to deliver."""
+        return any(stream.active for stream in self._streams.values())
+
+    def streams(self) -> Iterator[tuple[tuple[int, bytes], StreamRecovery]]:
+        """Yield the epoch and prefix of each stream, and the stream."""
+        yield from self._streams.items()
 
     def active(self, account: SubscriptionState) -> bool:
         """Return True if the stream of an account recovers.
@@ -144,7 +158,8 @@ class RecoverySession:
 
         Otherwise they are lost, and the caller must report them.
         """
-        if gap.epoch not in self._publishers:
+        wanted = self.subscriptions is None or gap.subscription in self.subscriptions
+        if gap.epoch not in self._publishers or not wanted:
             return False
         key = gap.epoch, gap.subscription
         stream = self._streams.get(key)
@@ -186,8 +201,12 @@ class RecoverySession:
                 self.requests += 1
                 self._send(pack_recovery_request(self._subscriber, self.requests, epoch, prefix, ranges)[0])
 
-    def answer(self, epoch: int, answer: RecoveryAnswer, now: float) -> None:
+    def answer(
+        self, epoch: int, answer: RecoveryAnswer, now: float, marked: Callable[[bytes], Any] = lambda frame: frame
+    ) -> None:
         """Process a frame of an answer from the publisher ``epoch``.
+
+        ``marked`` returns the object to deliver for a frame.
 
         Raises EnvelopeError if it contains anything but messages of this publisher and the subscription.
         """
@@ -197,7 +216,7 @@ class RecoverySession:
         arrivals = []
         for number, frame in answer.messages:
             first, last = checked_numbers(number, frame, epoch, answer.prefix)
-            arrivals.append(Arrival(first, last, frame, len(frame)))
+            arrivals.append(Arrival(first, last, marked(frame), len(frame)))
         stream.answer(answer.number, arrivals, answer.gone, last=answer.last, refused=answer.refused, now=now)
 
     def tick(self, now: float, *, emptied: bool) -> None:
