@@ -109,12 +109,13 @@ class Recoveries:
         A loss before the message is reported first. The arguments are those of `zroute.transport.Accounts.admit`, and
         ``raw`` contains the frames of the message.
         """
+        was_active = self.active(account)
         verdict, loss = self._session.admit(
             self._calls.admit, account, number, many, raw, _size(raw), self._clock.seconds()
         )
         if loss is not None:
             self._calls.tell([loss])
-        if verdict is Verdict.HELD:
+        if verdict is Verdict.HELD and not was_active:
             self._hold(account.publisher, account.prefix)
         return verdict
 
@@ -164,7 +165,7 @@ class Recoveries:
             self._calls.whole()
 
     def _hold(self, epoch: int, subscription: bytes) -> None:
-        """Take the streams that recover out of the loop of the table."""
+        """Take a stream that begins to recover out of the loop of the table."""
         if not self.busy:
             text = "%s: messages of %r from %s are missing; asking the publisher for them"
             facts = self._name, str(Topic.from_wire(subscription)), self._calls.named(epoch)
