@@ -15,12 +15,31 @@ import msgspec
 
 from zroute.errors import EnvelopeError
 from zroute.messages.coalesced import coalesced_framer, parse_coalesced
-from zroute.messages.control import FAREWELL, MARKER, pack_beat, pack_farewell, pack_marker, pack_statements
+from zroute.messages.control import (
+    FAREWELL,
+    MARKER,
+    pack_beat,
+    pack_farewell,
+    pack_marker,
+    pack_statements,
+    parse_marker,
+)
+from zroute.messages.recovery import (
+    REQUEST,
+    Entry,
+    RecoveryRequest,
+    pack_box,
+    pack_recovery_answers,
+    pack_recovery_request,
+)
 from zroute.messages.wire import FIXED, HEAD_SIZE, MAGIC, NUL, Kind, framer, pack_head, pack_kept, parse_header, split
 
 ORDER = {"sku": "a", "count": 1, "price": 0.5, "tags": ["x", "y"], "notes": {"n": 1}}
 EDGES = (0, 1, 2, (1 << 40) - 1, 1 << 40, 1 << 60, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 """Numbers at the limits of a counter, a generation or an integer."""
+
+_RANGES = ([(1, 9)], [(1, 1), (EDGES[3], EDGES[6])], [(at, at) for at in range(1, 99, 2)], [(1, EDGES[-1])])
+"""Numbers in requests for lost messages; some were never sent."""
 
 FLOODED = 3_000
 """Parts of one of the longest messages."""
@@ -158,6 +177,9 @@ def lot_of_subscriptions(seed: int, lot: int, size: int, epoch: int) -> list[lis
             for each in ([b"p."], [b""], [b"k.", b"p."], [b"x" * 200, b"y" * 90])
         ),
         pack_farewell(chance.getrandbits(48), epoch),
+        pack_box(chance.getrandbits(48)),
+        *(pack_recovery_request(chance.getrandbits(48), 1, epoch, b"p.", ranges)[0] for ranges in _RANGES),
+        REQUEST + chance.randbytes(40),
         MARKER + chance.randbytes(12),
         FAREWELL + chance.randbytes(9),
     ]
@@ -166,7 +188,7 @@ def lot_of_subscriptions(seed: int, lot: int, size: int, epoch: int) -> list[lis
 
 
 def _subscription(chance: random.Random, mutations: Mutations) -> list[bytes]:
-    frame = mutations.frame()[:400]
+    frame = mutations.frame()[:440]
     draw = chance.random()
     if draw < 0.6:
         return [b"\1" + frame]
@@ -220,6 +242,11 @@ def _answers(marker: bytes) -> list[bytes]:
     for kind in (Kind.JOIN, Kind.GOODBYE):
         for numbers in ([(b"", 5)], [(b"orders.", EDGES[-1])], []):
             frames += pack_statements(kind, marker, numbers, epoch=7, name="far", partial=False, sent_at=5)  # type: ignore[arg-type]
+    for prefix, more in ((b"", False), (b"orders.", True)):
+        request = RecoveryRequest(parse_marker(marker).subscriber, 1, 7, prefix, ())
+        messages = enumerate(frames_of_topic(b"orders.a"), 4)
+        entries: list[Entry] = [(1, 3), *messages, (EDGES[-2], EDGES[-1])]
+        frames += pack_recovery_answers(request, entries, epoch=7, sent_at=5, more=more)
     frames.append(marker + NUL + pack_head(kind=Kind.COALESCED, codec=1, epoch=7) + bytes(16))
     return frames
 

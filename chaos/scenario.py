@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from chaos.play import PATIENCE, Play, whole_lines
 from chaos.proxy import TroubleProxy
@@ -80,6 +80,7 @@ class Publisher:
             str(self.scenario.chance.random()),
             self.overflow,
             self.travel,
+            *self.scenario.history,
             key=f"feed-{self.name}",
         )
         run = Run(process, record)
@@ -117,9 +118,9 @@ class Subscriber:
         self.left: dict[str, dict[str, int]] | None = None
         """The number of messages sent before it was stopped; None while it runs."""
         self._before = [*scenario.departed, *scenario.subscribers]
-        self.process = scenario.child(
-            "-m", "chaos.subscriber", str(self.record), ",".join(endpoints), ",".join(prefixes), trouble, key="reader"
-        )
+        arguments = str(self.record), ",".join(endpoints), ",".join(prefixes), trouble
+        recover = ["recover"] if scenario.history else []
+        self.process = scenario.child("-m", "chaos.subscriber", *arguments, *recover, key="reader")
 
     def _sent_until_now(self) -> dict[str, dict[str, int]]:
         return {run.epoch: {each: len(run.sent(each)) for each in self.cover} for run in self.scenario.runs()}
@@ -163,6 +164,8 @@ class Scenario(Play):
     """The trouble of one seed; `play` runs it."""
 
     names = ("feed-0", "feed-1", "feed-2", "reader", "relay-0", "relay-1")
+    history: ClassVar[tuple[str, ...]] = ()
+    """The number of messages that publishers keep, if subscribers recover lost ones."""
 
     publishers: list[Publisher] = field(default_factory=list)
     subscribers: list[Subscriber] = field(default_factory=list)
@@ -429,6 +432,18 @@ class Scenario(Play):
 # -- the verdict ------------------------------------------------------------------------------------------
 
 
+class Recovery(Scenario):
+    """The same trouble, with publishers that keep their messages and subscribers that recover lost ones."""
+
+    history = ("200000",)
+
+
+class ShortRecovery(Scenario):
+    """The same, with histories that are often too short."""
+
+    history = ("300",)
+
+
 def compare(scenario: Scenario) -> None:
     """Compare the seen messages with the sent ones."""
     for subscriber in (*scenario.departed, *scenario.subscribers):
@@ -442,6 +457,7 @@ def compare(scenario: Scenario) -> None:
         bounded = subscriber.trouble == "closes" or any(run.killed for run in scenario.runs())
         tails = stats["unknown_losses"]
         scenario.figures["unknown losses"] += tails
+        scenario.figures["recovered"] += stats["recovered"]
         scenario.expect(tails == 0 or bounded, f"{subscriber.name}: {tails} unknown losses, but no process was killed")
         scenario.expect(
             tails > 0 or not unknown or subscriber.trouble == "closes",

@@ -1,6 +1,6 @@
 """A subscriber that records its messages, for the chaos suite.
 
-``python -m chaos.subscriber RECORD ENDPOINTS PREFIXES TROUBLE``
+``python -m chaos.subscriber RECORD ENDPOINTS PREFIXES TROUBLE [recover]``
 
 Endpoints and prefixes are separated by commas. ``TROUBLE`` is the behaviour of the handlers:
 
@@ -9,6 +9,8 @@ Endpoints and prefixes are separated by commas. ``TROUBLE`` is the behaviour of 
 - ``slow``: one message in 1,000 blocks for 0.3 s
 - ``hangs``: one message in 997 takes 1 s without blocking
 - ``closes``: the app closes itself after 500 calls
+
+With ``recover``, the app gets lost messages back.
 
 A line of the record is ``m prefix publisher topic number`` for a message that a handler of this prefix received, or
 ``g subscription publisher first last`` for a gap.
@@ -29,9 +31,9 @@ from zroute import App, Envelope, Gap, startswith
 
 def main() -> None:
     """Handle and record messages until the process is stopped."""
-    record, endpoints, prefixes, trouble = sys.argv[1:]
+    record, endpoints, prefixes, trouble, *further = sys.argv[1:]
     end_with_parent()
-    app = App(sub=endpoints.split(","), codec="json", name="reader", **own())
+    app = App(sub=endpoints.split(","), codec="json", name="reader", recover="recover" in further, **own())
     written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     totals: Counter[str] = Counter()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -12,9 +13,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from tests.interpreters import PATIENCE, ROOT, THOROUGH, start
+
+
+def wire_vectors() -> dict[str, list[dict[str, Any]]]:
+    """Return the test vectors of the wire.
+
+    The file contains 64-bit numbers as decimal text, because many parsers of JSON round them. Here they are integers.
+    """
+
+    def read(fields: dict[str, Any]) -> dict[str, Any]:
+        for name in fields.keys() & {"sequence", "sent_at_ns"}:
+            fields[name] = int(fields[name])
+        for name in fields.keys() & {"further", "numbers"}:
+            fields[name] = [[key, int(number)] for key, number in fields[name]]
+        return fields
+
+    found: dict[str, list[dict[str, Any]]] = json.loads(
+        (ROOT / "tests" / "data" / "wire-vectors.json").read_text(), object_hook=read
+    )
+    return found
 
 
 def sized(thorough: int, quick: int) -> int:

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from zroute.messages.topics import startswith as startswith
     from zroute.messages.wire import Envelope as Envelope
     from zroute.publishing.headers import WithHeaders as WithHeaders
+    from zroute.publishing.history import History as History
     from zroute.publishing.publication import Coalesce as Coalesce
     from zroute.publishing.publication import Publication as Publication
     from zroute.receiving.events import Gap as Gap
@@ -88,6 +89,7 @@ _HOME = {
         "messages.topics": "Topic startswith",
         "messages.wire": "Envelope",
         "publishing.headers": "WithHeaders",
+        "publishing.history": "History",
         "publishing.publication": "Coalesce Publication",
         "receiving.events": "Gap",
         "requests.client": "ReplyStream",

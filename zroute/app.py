@@ -124,6 +124,8 @@ class App(Routes):
         isolate: True to handle each message in its own context. If a plain handler sets a context variable, the
             handlers of later messages then do not see the value. Handlers with middleware or message-scoped resources
             are always isolated, and so are ``async`` handlers and handlers in threads. Default False.
+        recover: True to get lost messages back from publishers with a ``history``, in order, each once. Messages that
+            the history no longer contains count as lost. A handler can override this option. Default False.
         limits: The limits on message size, queues, subscriptions and numeric values, as `Limits`.
         options: Options of libzmq for the app's sockets, by their names in lower case, for example
             ``{"tcp_keepalive_idle": 30, "ipv6": 1}``; see the page "Options and limits".
@@ -168,6 +170,7 @@ class App(Routes):
         coalesce: bool | Coalesce = False,
         propagate_headers: Iterable[str] = (),
         isolate: bool = False,
+        recover: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         options: NetworkOptions = _NO_OPTIONS,
         nats: str | Iterable[str] | None = None,
@@ -197,6 +200,7 @@ class App(Routes):
         self.overflow: Overflow = _one_of("overflow", overflow, get_args(Overflow), self.where)
         self.coalesce = coalescing(coalesce, self.where)
         self.isolate = isolate
+        self.recover: bool = _one_of("recover", recover, (False, True), self.where)
         self.propagate_headers = _names_of_headers(propagate_headers, self.where)
         self.limits = check_limits(limits, self.where)
         self.options = check_options(options, self.where)
@@ -707,7 +711,8 @@ class App(Routes):
             startup, shutdown, unrouted, gaps = map(
                 tuple[Hook, ...], (self._startup, self._shutdown, self._fallbacks, self._gaps)
             )
-            hooks = Hooks(startup, shutdown, unrouted, gaps, tuple(self._errors), tuple(self._middleware), self.isolate)
+            errors, middleware = tuple(self._errors), tuple(self._middleware)
+            hooks = Hooks(startup, shutdown, unrouted, gaps, errors, middleware, self.isolate, self.recover)
             parts = compile_routes(
                 self,
                 given={App: self, type(self): self},
@@ -1028,6 +1033,14 @@ def _names_of_headers(names: Any, where: str) -> tuple[str, ...]:
 
 def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire | Frames) -> None:
     for publication in (outlet.publication for outlet in outlets):
+        if publication.history is not None and wire != "tracked":
+            raise SignatureError(
+                f"history={publication.history!r} needs wire='tracked', but this app has wire={wire!r}. Only the "
+                "tracked wire numbers messages, so only there subscribers can ask for lost ones: set wire='tracked', "
+                "or remove history",
+                parameter="history",
+                where=publication.where,
+            )
         if publication.keep and wire != "tracked":
             raise SignatureError(
                 f"keep={publication.keep!r} needs wire='tracked', but this app has wire={wire!r}. Only the tracked "

@@ -479,15 +479,19 @@ _EVERY_SOCKET = (
 )
 
 
+_ANSWERED = 17 + 1 + 32 + 5 + MAX_TOPIC + 12
+
+
 def frame_limit(max_message: int = MAX_MESSAGE) -> int:
     """Return MAXMSGSIZE for message bodies of up to ``max_message`` bytes.
 
-    The limit also allows frames of coalesced messages. Before the body, a frame holds a marker and a topic, each with a
-    NUL, the tracked header with its length field, fifteen more counters of 9 bytes, and the headers. Each coalesced
-    message takes three more bytes: two for its length, and a separator.
+    The limit also allows frames of coalesced messages. Before the body, a frame holds a topic with a NUL, the tracked
+    header with its length field, fifteen more counters of 9 bytes, and the headers. Each coalesced message takes three
+    more bytes: two for its length, and a separator. An answer contains a whole frame, after the 322 bytes of a box, a
+    header, a subscription and the entry of the message. A marker before a kept message is shorter.
     """
     body = max(max_message, COALESCED_BYTES + 3 * (COALESCED_MAX + 1))
-    return body + 2 * (MAX_TOPIC + 1) + 36 + 9 * (CARRIED - 1) + HEADERS_MAX
+    return body + _ANSWERED + MAX_TOPIC + 1 + 36 + 9 * (CARRIED - 1) + HEADERS_MAX
 
 
 def subscriber_options() -> tuple[Option, ...]:

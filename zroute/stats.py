@@ -111,6 +111,8 @@ class Stats:
     Losses and publishers:
 
     - ``lost``: messages that were sent but not received. ``gaps``: the number of gaps that these losses form.
+    - ``recovered``: lost messages that the app has received again from the histories of their publishers. They count as
+      received, and not as lost.
     - ``unknown_losses``: losses of an unknown number of messages.
     - ``epochs``: runs of publishers from which messages arrived.
     - ``joins``: answers of publishers to a join. ``join_retries``: joins that were sent again.
@@ -170,6 +172,7 @@ class Stats:
     control: int = 0
     lost: int = 0
     gaps: int = 0
+    recovered: int = 0
     unknown_losses: int = 0
     epochs: int = 0
     joins: int = 0
@@ -250,6 +253,6 @@ def losses(stats: Stats) -> dict[str, object]:
     """
     # Publishers of other wires do not number messages. A full queue may drop the answer to a join, but not the numbers.
     untracked = stats.received > 0 and not (stats.joins or stats.lost or stats.unknown_losses)
-    seldom = {"unknown_losses": stats.unknown_losses, "duplicate": stats.duplicate}
+    seldom = {"recovered": stats.recovered, "unknown_losses": stats.unknown_losses, "duplicate": stats.duplicate}
     told: dict[str, object] = {"lost": NOT_COUNTED if untracked else stats.lost}
     return told | {name: count for name, count in seldom.items() if count}

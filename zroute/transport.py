@@ -232,6 +232,13 @@ class Accounts(Protocol):
         A publisher sends its kept messages to each subscriber that joins. ``marker`` identifies the subscriber.
         """
 
+    def recover(self, subscriptions: frozenset[bytes]) -> Any:
+        """Recover the lost messages of these subscriptions from now on.
+
+        Return a `zroute.receiving.recovering.Recoveries`; None if the app recovers nothing, or the transport can't
+        recover messages.
+        """
+
     def untracked(self, topic: bytes) -> None:
         """Handle a message of ``topic`` without a number."""
 
@@ -260,6 +267,9 @@ class NoAccounts:
     def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
         """Return False: this app never joins, so no kept message is for it."""
         return False
+
+    def recover(self, subscriptions: frozenset[bytes]) -> None:
+        """Return None: no losses are found, so none are recovered."""
 
     def untracked(self, topic: bytes) -> None:
         """Ignore the message."""

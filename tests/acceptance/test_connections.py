@@ -228,7 +228,7 @@ async def test_a_frame_over_the_limit_names_max_message(peer: Any, caplog: pytes
         lines = [record.getMessage() for record in caplog.records]
     assert lines == [
         f"reader: connected to {address}",
-        f"reader: {address}: connection closed: the peer sent a frame of more than 104779 bytes, or invalid ZMTP: "
+        f"reader: {address}: connection closed: the peer sent a frame of more than 104845 bytes, or invalid ZMTP: "
         "increase App(limits=Limits(max_message=100000)) here, or send smaller messages from the peer",
     ]
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from zroute import App, PatternError, Routes, SchemaError, SignatureError, startswith
+from zroute import App, History, PatternError, Routes, SchemaError, SignatureError, startswith
 from zroute.declarations.options import NEEDS, PublisherOptions, RouteOptions
 from zroute.declarations.routes import joined
 from zroute.functions import users_line
@@ -222,6 +222,8 @@ ALONE: dict[str, Any] = {
     "every": 5.0,
     "keep": "last",
     "coalesce": True,
+    "history": History(messages=10),
+    "recover": True,
 }
 """Options that can be used alone, with a value other than the default."""
 

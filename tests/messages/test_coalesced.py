@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import struct
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import ROOT, sized
+from tests.support import sized, wire_vectors
 from zroute.errors import EnvelopeError
 from zroute.messages.coalesced import coalesced_framer, parse_coalesced, split_frame
 from zroute.messages.codecs import JSON, MSGPACK, RAW, TEXT
@@ -23,7 +22,7 @@ from zroute.messages.wire import HEADER_SIZE, NUL, Kind, parse, parse_header, sp
 from zroute.options import COALESCED_BYTES, COALESCED_MAX
 from zroute.publishing.counters import Counters
 
-VECTORS: list[dict[str, Any]] = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())["batches"]
+VECTORS = wire_vectors()["batches"]
 EPOCH = 0x1122334455667788
 AT = 1_700_000_000_123_456_789
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.messages.test_wire import named, raw_frames
-from tests.support import ROOT
+from tests.support import wire_vectors
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.jobs import (
     ACCEPTED,
@@ -41,7 +40,7 @@ from zroute.messages.topics import matches, parse, startswith
 from zroute.messages.wire import parse as parse_frames
 from zroute.options import CREDITS_MAX, JOB_TEXT, OFFER_MAX
 
-VECTORS = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())
+VECTORS = wire_vectors()
 PARSERS: dict[bytes, Callable[[tuple[bytes, ...]], Any]] = {
     OFFER: parse_offer,
     CHANGED: parse_offer,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import wire_vectors
 from zroute.messages.requests import (
     Kind,
     pack_cancel,
@@ -23,7 +22,7 @@ from zroute.messages.requests import (
 )
 from zroute.messages.wire import parse as parse_message
 
-VECTORS: list[dict[str, Any]] = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())["requests"]
+VECTORS = wire_vectors()["requests"]
 EPOCH, NOW = 0x1122334455667788, 1_700_000_000_123_456_789
 
 

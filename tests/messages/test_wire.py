@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import ROOT
+from tests.support import wire_vectors
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.control import (
     MARKER,
@@ -42,7 +41,7 @@ from zroute.messages.wire import (
 )
 from zroute.options import CARRIED, HEADERS_MAX, MAX_PARTS, MAX_TOPIC, STATEMENT_MAX, frame_limit
 
-VECTORS = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())
+VECTORS = wire_vectors()
 NOW = 1_700_000_001.5
 
 
@@ -206,6 +205,7 @@ def control_frames(vector: dict[str, Any]) -> list[bytes]:
         epoch=epoch,
         name=vector["publisher_name"],
         partial=vector["partial"],
+        history=vector["history"],
         sent_at=sent_at,
     )
 
@@ -233,6 +233,7 @@ def test_what_a_control_frame_carries_is_read_as_it_says(vector: dict[str, Any])
         stated = parse_statement(body)
         assert (stated.part, stated.parts) == (vector["part"], vector["parts"])
         assert (stated.name, stated.partial) == (vector["publisher_name"], vector["partial"])
+        assert stated.history == vector["history"]
         assert stated.numbers == numbers_of(vector)
 
 

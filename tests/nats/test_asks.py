@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.messages.test_wire import named
-from tests.support import ROOT
+from tests.support import wire_vectors
 from zroute.errors import EnvelopeError
 from zroute.messages.wire import Kind, parse_header
 from zroute.nats.asks import (
@@ -29,7 +28,7 @@ from zroute.nats.asks import (
 )
 from zroute.nats.headers import frame_of, message_of
 
-VECTORS = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())
+VECTORS = wire_vectors()
 
 
 @pytest.mark.parametrize("vector", named(VECTORS["nats_messages"]))

@@ -22,7 +22,7 @@ import zroute
 from tests.running import Mailbox, running, turns
 from tests.support import ROOT, free_endpoint
 from tests.test_snippets import quoted
-from zroute import App, Envelope, Frames, Limits, Publication, RouteInfo, Routes, Topic, WithHeaders
+from zroute import App, Envelope, Frames, History, Limits, Publication, RouteInfo, Routes, Topic, WithHeaders
 from zroute.declarations.options import JOB_QUEUE_DEFAULTS, PUBLISHER_DEFAULTS, ROUTE_DEFAULTS, WORK_DEFAULTS
 from zroute.errors import SetupError
 from zroute.messages.codecs import find_codec
@@ -87,7 +87,8 @@ class Pair:
         """Return the keywords of the row for one of the calls."""
         given: dict[str, Any] = {}
         names = {
-            "dict": dict, "Frames": Frames, "Limits": Limits, "other": App(pub="inproc://feed"), "own": Own()
+            "dict": dict, "Frames": Frames, "History": History, "Limits": Limits,
+            "other": App(pub="inproc://feed"), "own": Own(),
         }  # fmt: skip
         for cell in (self.first, self.second):
             found = _OPTION.fullmatch(cell)
@@ -449,6 +450,14 @@ async def _slashes_separate(pair: Pair) -> None:
     with TestApp(app) as t:
         t.publish("/in/a.b", 7)
     assert got == [("a.b", 7)]
+
+
+@interaction("`App(recover=True)`", "`subscribe(recover=False)`")
+async def _one_route_counts_its_losses(pair: Pair) -> None:
+    app = App(**pair.options("App"))
+    app.add_route(print, "in.{key}", **pair.options("subscribe"))
+    app.add_route(print, "other.{key}")
+    assert [route.options.recover for route in app.compile().parts.routes] == [False, True]
 
 
 class Reader:

@@ -181,6 +181,44 @@ async def test_what_comes_and_goes_is_told_as_it_is_in_the_end(sockets: Sockets)
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_fleeting_subscription_is_reported_although_it_is_withdrawn(sockets: Sockets) -> None:
+    """A subscription that is a message is reported once, even if its withdrawal is read first; others are not."""
+    told = list[tuple[bytes, bool]]()
+    pub, peer = sockets.pub(lambda prefix, there: told.append((prefix, there))), sockets.raw(zmq.XSUB)
+    pub.limit_subscriptions(4096)
+    pub.fleeting = b"?"
+    peer.connect(pub.open("tcp://127.0.0.1:*"))
+    for message in (b"\1first", b"\1?1", b"\0?1", b"\1other", b"\0other", b"\1?2", b"\0?2"):
+        peer.send(message)
+    await turns(lambda: (b"?2", True) in told)
+    assert [prefix for prefix, there in told if there] == [b"first", b"?1", b"?2"]
+    assert pub.subscriptions == {b"first"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_fleeting_subscriptions_use_a_limited_amount_of_memory(sockets: Sockets) -> None:
+    """A peer that sends many fleeting subscriptions in one read can't make the socket store all of them."""
+    pub, peer = sockets.pub(), sockets.raw(zmq.XSUB)
+    pub.limit_subscriptions(4096)
+    pub.fleeting = b"?"
+    peer.connect(pub.open("tcp://127.0.0.1:*"))
+    most = 0
+
+    def read(prefix: bytes, there: bool) -> None:
+        nonlocal most
+        most = max(most, len(pub._passed))
+
+    pub.on_subscription = read
+    peer.send(b"\1first")
+    for number in range(3000):
+        peer.send(b"\1?%d" % number)
+        peer.send(b"\0?%d" % number)
+    peer.send(b"\1last")
+    await turns(lambda: b"last" in pub.subscriptions and not pub._passed)
+    assert most <= 1000
+
+
+@pytest_twisted.ensureDeferred
 async def test_connections_that_i_end_by_an_endpoint_leave_no_account_behind(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from zroute.functions import users_line
 from zroute.logs import did_you_mean
 from zroute.messages.codecs import Codec
 from zroute.options import JOBS_WAITING, SILENT_AFTER, WORK_IN_FLIGHT
+from zroute.publishing.history import History
 from zroute.publishing.publication import Coalesce, Keep
 
 __all__ = [
@@ -68,6 +69,8 @@ class RouteOptions(TypedDict, total=False):
     """The topic, as a publisher's pattern, that receives a message when its last attempt has failed. Default: none."""
     timeout: float | None
     """The seconds after which a call of an ``async`` function, or a call in a thread, fails. Default: no limit."""
+    recover: bool | None
+    """Get lost messages back from publishers with a history. Default: the app's ``recover``."""
 
 
 ROUTE_DEFAULTS: RouteOptions = {
@@ -82,6 +85,7 @@ ROUTE_DEFAULTS: RouteOptions = {
     "retry": (),
     "dead": None,
     "timeout": None,
+    "recover": None,
 }
 
 
@@ -119,6 +123,7 @@ NOT_FOR_REPLIES = {
     "stale_after": "a request ends at the timeout of its caller",
     "ordered": "requests of the same topic are always handled concurrently",
     "keep": "a reply is sent to its caller only",
+    "recover": "a caller repeats a lost request itself, with retry=(…) of its requester",
     "copy": "only one handler receives each request, so no other handler shares the message",
 }
 """The options of other handlers that `Routes.reply` refuses, and the reasons."""
@@ -139,6 +144,8 @@ class PublisherOptions(TypedDict, total=False):
     """With ``"last"``, a new subscriber receives the latest message of each topic. Default: None."""
     coalesce: bool | Coalesce | None
     """Send messages of one topic together in one frame. Default: the app's ``coalesce``."""
+    history: History | None
+    """The sent messages to keep for subscribers that lost some of them. Default: none."""
 
 
 PUBLISHER_DEFAULTS: PublisherOptions = {
@@ -148,6 +155,7 @@ PUBLISHER_DEFAULTS: PublisherOptions = {
     "initial_delay": 0.0,
     "keep": None,
     "coalesce": None,
+    "history": None,
 }
 
 
@@ -179,6 +187,7 @@ NOT_FOR_WORK = {
     "dead": "only the owner of the jobs publishes dead letters, with app.job_queue(…, dead=…)",
     "ordered": "several workers share the jobs, so jobs have no order",
     "stale_after": "a job has no maximum age",
+    "recover": "the owner of a job repeats it if its worker is lost",
     "queue": "only the owner of the jobs limits waiting jobs, with app.job_queue(…, waiting=…)",
     "copy": "only one handler receives each job, so no other handler shares the message",
 }

@@ -56,6 +56,7 @@ class HandlerOptions:
     retry: tuple[float, ...]
     dead: Pattern | None
     timeout: float | None
+    recover: bool | None = None
 
 
 RouteKind = Literal["subscribe", "reply", "work"]
@@ -153,6 +154,7 @@ class Hooks:
     """All hooks of an app, grouped by the event that calls them.
 
     ``middleware`` contains the factories of the app. ``isolate`` is True if each message gets its own context.
+    ``recover`` is True if routes recover lost messages by default.
     """
 
     startup: tuple[Hook, ...]
@@ -162,3 +164,4 @@ class Hooks:
     errors: tuple[ErrorHook, ...]
     middleware: tuple[Hook, ...] = ()
     isolate: bool = False
+    recover: bool = False

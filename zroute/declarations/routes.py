@@ -63,6 +63,7 @@ from zroute.options import (
     ROUTE_QUEUE,
     THREADS_IN_FLIGHT,
 )
+from zroute.publishing.history import check_history
 from zroute.publishing.publication import Coalesce, Publication, Schedule
 from zroute.requests.requester import Requester, checked_wait, is_seconds
 
@@ -213,6 +214,8 @@ class Routes:
                 ``thread=True``. A call that takes longer fails with TimeoutError. An ``async`` function is cancelled. A
                 thread can't be interrupted: the call stays unfinished until the thread ends, and its result is
                 discarded.
+            recover: True to get lost messages back from publishers with a ``history``; False to count them as lost.
+                Default: the app's ``recover``. Handlers that share a subscription must agree: ``a.>`` and ``a.b``.
 
         Raises:
             PatternError: A pattern is invalid, or the patterns have different captures.
@@ -620,6 +623,8 @@ class Routes:
                 messages in a frame and the delay (default: the app's ``coalesce``). Handlers still receive single
                 messages. Some messages are always sent separately: messages of more than 64,000 bytes, messages with
                 headers, and messages on a wire other than "tracked".
+            history: A `History`: the latest sent messages, kept in memory for subscribers with ``App(recover=True)``
+                that lost some of them. Requires the tracked wire, and a ZeroMQ endpoint (default None).
 
         Raises:
             PatternError: ``pattern`` is invalid, or contains a wildcard.
@@ -653,8 +658,10 @@ class Routes:
         # None means "as the app": the app that includes this group may not exist yet.
         found = find_codec(codec, where) if codec is not None else None
         together = None if coalesce is None else coalescing(coalesce, where)
+        history = None if chosen["history"] is None else check_history(chosen["history"], where)
         publication: Publication[Any] = Publication(parsed, schema, found, schedule, keep, together, where, register)
         publication.register_hook = self._register_hook
+        publication.history = history
         self._publications.append(publication)
         return publication
 
@@ -959,6 +966,10 @@ def make_route(
             raise SignatureError(
                 f"{name}={bound!r}: expected a number of messages, 1 or more", parameter=name, where=where
             )
+    if options["recover"] not in (None, True, False):
+        raise SignatureError(
+            f"recover={options['recover']!r}: expected True, False or None", parameter="recover", where=where
+        )
     if stale_after is not None and not (isinstance(stale_after, int | float) and stale_after > 0):
         text = f"stale_after={stale_after!r}: expected a number of seconds, more than 0"
         raise SignatureError(text, parameter="stale_after", where=where)

@@ -75,6 +75,7 @@ A new counter gets a new generation, so it never repeats the numbers of a counte
 
 _BEAT = Struct(">I")  # milliseconds until the next beat
 _STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
+_PARTIAL, _HISTORY = 0x01, 0x02  # the flags of a statement
 _NUMBER = Struct(">Q")
 _ID_SIZE = 16  # 64 bits as hexadecimal digits: a marker is a topic, so it must not contain NUL
 _WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE  # bytes for the list of subscriptions in a marker
@@ -150,6 +151,7 @@ class Statement:
         name: the publisher's name, which stays the same after a restart, or "" if it has no name.
         partial: True if the publisher has subscriptions that it does not count.
         numbers: each subscription in this part with the number of its last message.
+        history: True if the publisher answers requests for lost messages; see `zroute.messages.recovery`.
     """
 
     part: int
@@ -157,6 +159,7 @@ class Statement:
     name: str
     partial: bool
     numbers: tuple[tuple[bytes, int], ...]
+    history: bool = False
 
 
 # -- encode frames --------------------------------------------------------------------------------------
@@ -213,6 +216,7 @@ def pack_statements(
     name: str,
     partial: bool,
     sent_at: int,
+    history: bool = False,
 ) -> list[bytes]:
     """Return the frames that answer ``marker`` with the publisher's counters.
 
@@ -224,12 +228,14 @@ def pack_statements(
         name: the publisher's name, which is cut to `MAX_TOPIC` bytes.
         partial: True if the publisher has subscriptions that it does not count.
         sent_at: nanoseconds since the Unix epoch.
+        history: True if the publisher answers requests for lost messages.
     """
+    flags = partial * _PARTIAL | history * _HISTORY
     encoded_name = cut_name(name)
     bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(encoded_name)))
     start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
     return [
-        start + _STATEMENT.pack(part, len(bodies), int(partial), len(encoded_name)) + encoded_name + body
+        start + _STATEMENT.pack(part, len(bodies), flags, len(encoded_name)) + encoded_name + body
         for part, body in enumerate(bodies)
     ]
 
@@ -328,7 +334,7 @@ def parse_statement(body: bytes) -> Statement:
             f"a statement with the part number {part} of {parts} parts; expected a number below the number of parts"
         )
     name, numbers = named_numbers(body, _STATEMENT.size, length)
-    return Statement(part, parts, name, bool(flags & 1), numbers)
+    return Statement(part, parts, name, bool(flags & _PARTIAL), numbers, bool(flags & _HISTORY))
 
 
 def named_numbers(body: bytes, at: int, length: int) -> tuple[str, tuple[tuple[bytes, int], ...]]:

@@ -24,7 +24,7 @@ from enum import IntEnum, IntFlag
 from functools import cache, lru_cache, partial
 from itertools import pairwise
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import attrs
 import msgpack
@@ -56,7 +56,9 @@ __all__ = [
     "Kind",
     "NamedFrame",
     "Numbered",
+    "Origin",
     "Parts",
+    "RecoveredFrame",
     "Wire",
     "counted_framer",
     "framer",
@@ -79,6 +81,7 @@ __all__ = [
 
 Wire: TypeAlias = Literal["plain", "multipart", "tracked"]
 Parts: TypeAlias = "bytes | tuple[bytes, ...]"
+Origin: TypeAlias = Literal["live", "kept", "recovered"]
 """A message to send: one frame, or its parts."""
 Framer: TypeAlias = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Parts]
 
@@ -221,6 +224,25 @@ class NamedFrame(bytes):
         return made
 
 
+class RecoveredFrame(bytes):
+    """A frame from the history of its publisher.
+
+    Attributes:
+        peer: The name of the key of the peer that sent the frame. The attribute is missing if the peer is not stated.
+    """
+
+    origin: ClassVar[Origin] = "recovered"
+    peer: str | None
+
+    @classmethod
+    def of(cls, frame: bytes, source: Any) -> RecoveredFrame:
+        """Return a frame that arrived in the frames ``source``."""
+        made, first = cls(frame), source[0] if isinstance(source, tuple) else source
+        if hasattr(first, "peer"):
+            made.peer = first.peer
+        return made
+
+
 def peer_of(raw: Any, default: str | None = None) -> str | None:
     """Return the name of the peer's key; ``default`` if the frames do not state one.
 
@@ -246,7 +268,8 @@ class _Undecoded:
             if name not in _FIELDS:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
             raw, received_at, peer = self._source
-            values = (*_decoded(raw if isinstance(raw, tuple) else (raw[:],), received_at), peer_of(raw, peer))
+            frames = raw if isinstance(raw, tuple) else (raw[:],)
+            values = (*_decoded(frames, received_at, getattr(raw, "origin", "live")), peer_of(raw, peer))
             for keep, value in zip(_FIELDS.values(), values, strict=True):
                 keep(self, value)
             return getattr(self, name)
@@ -272,7 +295,9 @@ class Envelope(_Undecoded):
         publisher: the 64-bit number of the publisher's run as 16 hexadecimal digits; None unless ``tracked``.
         tracked: True if the message arrived on the tracked wire.
         headers: the application's headers; empty unless ``tracked``.
-        kept: True if the message was sent before this app joined, and its publisher had kept it for new subscribers.
+        origin: how the message arrived: "live"; "kept" if it was sent before this app joined, and its publisher had
+            kept it for new subscribers; or "recovered" if it was lost first, and then received from the history of its
+            publisher (``App(recover=True)``).
         peer: the name of the key of the program that sent the message, such as ``"feed"``. None without keys, over
             inproc, and if the connection of the message has ended and can't be identified. A handler that decides by
             the name must therefore refuse None. Behind a proxy, the name is that of the proxy.
@@ -288,8 +313,13 @@ class Envelope(_Undecoded):
     publisher: str | None = None
     tracked: bool = False
     headers: Mapping[str, Any] = attrs.field(factory=dict)
-    kept: bool = False
+    origin: Origin = "live"
     peer: str | None = None
+
+    @property
+    def kept(self) -> bool:
+        """True if the ``origin`` is "kept"."""
+        return self.origin == "kept"
 
 
 _FIELDS = {field.name: Envelope.__dict__[field.name].__set__ for field in attrs.fields(Envelope)}
@@ -598,11 +628,11 @@ def parse(frames: tuple[bytes, ...], received_at: float, peer: str | None = None
     return Envelope(*values)
 
 
-def _decoded(frames: tuple[bytes, ...], received_at: float) -> tuple[Any, ...]:
+def _decoded(frames: tuple[bytes, ...], received_at: float, origin: Origin = "live") -> tuple[Any, ...]:
     """Return the values of the fields of an `Envelope`, without ``peer``."""
     topic, body = split(frames)
     if isinstance(frames, StatedMessage) or not body.startswith(MAGIC):
-        return Topic.from_wire(topic), body, tuple(frames), received_at, 0, None, None, None, False, {}, False
+        return Topic.from_wire(topic), body, tuple(frames), received_at, 0, None, None, None, False, {}, origin
     header = parse_header(body)
     body = body[header.size :]
     if kept := header.kind is Kind.KEPT:
@@ -618,7 +648,7 @@ def _decoded(frames: tuple[bytes, ...], received_at: float) -> tuple[Any, ...]:
         f"{header.epoch:016x}",
         True,
         header.headers,
-        kept,
+        "kept" if kept else origin,
     )
 
 

@@ -269,6 +269,9 @@ class TopicAccounts(AccountsSession):
             self._serve()
         return bool(topic)
 
+    def recover(self, subscriptions: frozenset[bytes]) -> None:
+        """Return None: publishers on NATS have no history, so plans refuse ``recover``."""
+
     def untracked(self, topic: bytes) -> None:
         """Log the first message without numbers."""
         if not self._said_untracked and self._subjects is not None:

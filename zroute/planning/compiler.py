@@ -41,6 +41,7 @@ from zroute.planning.surrounding import surround
 from zroute.publishing.middleware import Middleware, SurroundedPublication
 from zroute.publishing.publication import Bridge, CompiledPublication, Outlet, Publication, Schedule, bind_encoder
 from zroute.receiving.dispatch import CompiledRoute, Surroundings
+from zroute.receiving.matching import recovered_subscriptions
 from zroute.receiving.table import Dispatch
 from zroute.requests.client import reply_decoder
 from zroute.requests.requester import CompiledRequester, Requester
@@ -52,6 +53,7 @@ __all__ = [
     "known_codecs",
     "refuse_dead",
     "refuse_duplicates",
+    "with_recover",
 ]
 
 
@@ -102,7 +104,8 @@ def compile_routes(
     ]
     outlets = [outlet for _, outlet in placed]
     bridges = _bridges(groups)
-    compiled = list(_routes(groups, producers, placed, bridges, given, resources, codecs))
+    compiled = list(_routes(groups, producers, placed, bridges, given, resources, codecs, hooks.recover))
+    recovered_subscriptions([route for route, _ in compiled if route.route.kind == "subscribe"])
     refuse_duplicates([route for route, _ in compiled if route.route.kind == "subscribe"], dispatch)
     refuse_duplicates([route for route, _ in compiled if route.route.kind == "reply"], "most_specific")
     refuse_duplicates([route for route, _ in compiled if route.route.kind == "work"], "most_specific")
@@ -219,6 +222,7 @@ def _routes(
     given: Mapping[Any, Any],
     resources: Sequence[CompiledResource],
     codecs: Codecs,
+    recover: bool,
 ) -> Iterator[tuple[CompiledRoute, Sequence[Hook]]]:
     """Compile the routes of all groups, in the order of registration.
 
@@ -232,7 +236,15 @@ def _routes(
             fed = [Bridge(one.publication, _schema(one.publication, others)) for one in others if one.publication]
             # The middleware of an outer group surrounds that of an inner group, but `chain` begins with the innermost.
             factories = [factory for each in reversed(chain) for factory in each._middleware]
-            yield compile_route(route, prefix, errors, (*own, *fed), given, resources, codecs), factories
+            made = with_recover(route, recover)
+            yield compile_route(made, prefix, errors, (*own, *fed), given, resources, codecs), factories
+
+
+def with_recover(route: Route, default: bool) -> Route:
+    """Return a route whose ``recover`` is set; ``default`` is the value of the app."""
+    if route.kind != "subscribe" or route.options.recover is not None:
+        return route
+    return attrs.evolve(route, options=attrs.evolve(route.options, recover=default))
 
 
 def compile_route(

@@ -47,6 +47,7 @@ __all__ = [
     "Senders",
     "check_subjects",
     "reactor_kind",
+    "recover_on_nats",
 ]
 
 
@@ -466,6 +467,9 @@ class Plan:
                     "dead=, or run the app on ZeroMQ",
                     where=queue.queue.where,
                 )
+        for route in self.parts.routes:
+            if route.options.recover:
+                raise recover_on_nats(f"{route.name} at {route.route.where}", route.route.where)
         check_subjects(self.parts.handlers)
         for queue in self.parts.queues:
             _check_subject(queue.pattern, queue.queue.where)
@@ -481,6 +485,12 @@ class Plan:
                     )
         for outlet in self.parts.outlets:
             _check_subject(outlet.pattern, outlet.publication.where)
+            if outlet.publication.history is not None:
+                raise EndpointError(
+                    f"publisher({outlet.pattern.text!r}) at {outlet.publication.where} has history=, but on NATS "
+                    "subscribers can't ask a publisher for lost messages: remove history=, or run the app on ZeroMQ",
+                    where=outlet.publication.where,
+                )
 
     def dropped_feeds(self, ends: Ends) -> Iterator[str]:
         """Yield a warning for each endpoint with a fixed topic that no route matches.
@@ -585,6 +595,15 @@ class Plan:
 
     def __str__(self) -> str:
         return f"<App {self.name!r} at {self.where}>"
+
+
+def recover_on_nats(what: str, where: str) -> EndpointError:
+    """Return the error for ``what``, which recovers lost messages, in an app on NATS."""
+    return EndpointError(
+        f"{what} has recover=True, but on NATS subscribers can't ask a publisher for lost messages: remove "
+        "recover=True, or run the app on ZeroMQ",
+        where=where,
+    )
 
 
 def check_subjects(routes: Sequence[CompiledRoute]) -> None:

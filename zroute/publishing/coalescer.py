@@ -19,6 +19,7 @@ import attrs
 
 from zroute.clock import Clock
 from zroute.options import COALESCED_BYTES
+from zroute.publishing.history import Ring
 from zroute.publishing.publication import DONE, Coalesce, Emit
 from zroute.stats import Stats
 
@@ -36,6 +37,7 @@ class Held:
         size: The total size of the bodies in bytes.
         sent: The awaitable that ``publish`` returned for these messages, if any.
         keeps: True if the last message must be kept for new subscribers.
+        ring: The history that keeps the frame, or None.
     """
 
     codec: int
@@ -44,6 +46,7 @@ class Held:
     size: int = 0
     sent: Any = None
     keeps: bool = False
+    ring: Ring | None = None
 
 
 class Coalescer:
@@ -140,6 +143,17 @@ class Coalescer:
 
         return emit_kept
 
+    def recorded(self, emit: Emit, ring: Ring) -> Emit:
+        """Return ``emit`` from `together`, adapted to a publisher with a history."""
+
+        def emit_recorded(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
+            held = self.windows.get(topic)
+            if held is not None:
+                held.ring = ring  # set before emit, which may send the full frame
+            return emit(topic, number, body, headers)
+
+        return emit_recorded
+
     def alone(self, emit: Emit) -> Emit:
         """Return ``emit``, adapted to messages that are sent separately.
 
@@ -160,7 +174,7 @@ class Coalescer:
         if held.bodies:
             # A copy, because the window stays open: `_send` may publish to this topic again, and fill ``held``.
             going = attrs.evolve(held)
-            held.bodies, held.size, held.sent, held.keeps = [], 0, None, False
+            held.bodies, held.size, held.sent, held.keeps, held.ring = [], 0, None, False, None
             self._held -= len(going.bodies)
             self._send(topic, going)
 

@@ -61,6 +61,7 @@ class Counter:
         noticed: The last number for which beats have been scheduled.
         withdrawn: True if no peer has the subscription any longer.
         wanted: True if a marker has asked for the number.
+        carried: False if a message did not carry the number, because 16 shorter subscriptions covered its topic.
     """
 
     prefix: bytes
@@ -69,6 +70,7 @@ class Counter:
     noticed: int
     withdrawn: bool = False
     wanted: bool = False
+    carried: bool = True
 
 
 @attrs.define(eq=False, slots=True)
@@ -260,6 +262,8 @@ class Counters:
         # Shortest first: a header carries only the numbers of the shortest subscriptions.
         found = [self._counters.get(topic[:length]) for length in sorted(self._lengths) if length <= len(topic)]
         counters = tuple(counter for counter in found if counter is not None and counter.wanted)
+        for counter in counters[CARRIED:]:
+            counter.carried = False
         # A cover without counters never causes a beat, so it begins as if it were noted already.
         cover = Cover(counters, counters[:CARRIED], moved=not counters)
         self._budget.take(_size(topic, cover))  # before the cover is stored, so that the budget does not drop it
@@ -275,6 +279,15 @@ class Counters:
         self.version += 1
         self._covers.clear()
         self._budget.give_back(self._budget.used)
+
+    def carried(self, prefix: bytes) -> int | None:
+        """Return the last number of a subscription, or None.
+
+        The result is None unless the subscription is active and counted, and all its messages carry their numbers.
+        """
+        counter = self._counters.get(prefix)
+        known = counter is not None and counter.wanted and counter.carried and not counter.withdrawn
+        return counter.number if known and counter is not None else None
 
     def numbers(self, marker: Marker) -> Iterator[tuple[bytes, int]]:
         """Yield each active subscription that ``marker`` asks for, with its last number."""

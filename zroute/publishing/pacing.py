@@ -23,7 +23,8 @@ class Allowance:
 
     def __init__(self, clock: Clock, amount: int, period: float, renewed: Callable[[], None]) -> None:
         self._clock = clock
-        self._amount = amount
+        self.amount = amount
+        """The units of each period, which the owner may change."""
         self._period = period
         self._renewed = renewed
         self._timer: Any = None
@@ -38,7 +39,7 @@ class Allowance:
 
     def close(self) -> None:
         """Cancel the timer and restore the full budget."""
-        self.left = self._amount
+        self.left = self.amount
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -48,7 +49,7 @@ class Allowance:
 
     def _renew(self) -> None:
         self._timer = None
-        self.left = min(self._amount, self.left + self._amount)
+        self.left = min(self.amount, self.left + self.amount)
         if self.left > 0:
             self._renewed()
         else:

@@ -44,6 +44,7 @@ from zroute.messages.wire import NUL, Framer, counted_framer, framer, pack_heade
 from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer
 from zroute.publishing.counters import Counter, Cover
+from zroute.publishing.history import Ring, recording
 from zroute.publishing.publication import DONE, Emit, FastPath, MakeFastPath, Publication, Write
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
@@ -57,6 +58,9 @@ _NEVER_MAGIC = frozenset({MSGPACK.number, JSON.number, TEXT.number})
 
 Guard = Callable[[], bool]
 """A function that returns True while a topic is kept, held or waiting."""
+
+Send = Callable[[Any], "bool | None"]
+"""A function that sends a frame; it returns False while a subscriber's queue is full."""
 
 Settle = Callable[["bool | None", bytes], bool]
 """A function that completes an attempt to send a body, and returns True if the body was sent.
@@ -92,7 +96,7 @@ class Paths:
     choices: Choices
     stats: Stats
     clock_ns: Callable[[], int]
-    send: Callable[[Any], bool | None]
+    send: Send
     queue: SendQueue
     session: PublisherSession | TransportSession | None
     kept: Container[bytes] | None
@@ -100,18 +104,26 @@ class Paths:
     _coalescer: Coalescer | None = attrs.field(init=False, default=None)
     _keeping: Sequence[Pattern] = attrs.field(init=False, default=())
     _holding: Sequence[Pattern] = attrs.field(init=False, default=())
-    _emits: dict[tuple[bool, bool], Emit] = attrs.field(init=False, factory=dict)
+    _emits: dict[tuple[bool, bool, Send], Emit] = attrs.field(init=False, factory=dict)
+    _rings: dict[Publication[Any], Ring] = attrs.field(init=False, factory=dict)
+    _senders: dict[Publication[Any], Send] = attrs.field(init=False, factory=dict)
     _framers: dict[bool, Framer] = attrs.field(init=False, factory=dict)
     _epoch: int = attrs.field(init=False, factory=lambda: secrets.randbits(64))
     _number: Callable[[], int] = attrs.field(init=False, factory=lambda: count(1).__next__)
     _thread: int = attrs.field(init=False, factory=get_ident)
 
     def open(self, publications: Iterable[tuple[Publication[Any], Pattern]], coalescer: Coalescer | None) -> None:
-        """Collect the patterns of topics that may be kept or held.
+        """Collect the patterns of kept and held topics, and create the histories.
 
         ``publications`` contains each publication with its whole pattern, including prefixes.
         """
+        publications = tuple(publications)
         self._coalescer = coalescer
+        if isinstance(self.session, PublisherSession):
+            for publication in dict.fromkeys(publication for publication, _ in publications):
+                if publication.history is not None:
+                    ring = self._rings[publication] = self.session.ring(publication.history)
+                    self._senders[publication] = recording(self.send, ring)
         self._keeping = [pattern for publication, pattern in publications if publication.keep]
         self._holding = [pattern for publication, pattern in publications if self.choices.coalesces(publication)]
 
@@ -120,36 +132,44 @@ class Paths:
     def general(self, publication: Publication[Any] | None = None, pattern: Pattern | None = None) -> Emit:
         """Return the general path of ``publication``; None stands for `App.publish`."""
         keeps = publication is not None and publication.keep is not None
-        emit = self._emit(keeps, bool(self._meeting(pattern, self._keeping)))
+        send = self._sender(publication)
+        emit = self._emit(keeps, bool(self._meeting(pattern, self._keeping)), send)
         if self._coalescer is None:
             return emit
         how = self.choices.coalesces(publication)
         if how is not None:
             together = self._coalescer.together(how, emit)
+            ring = None if publication is None else self._rings.get(publication)
+            if ring is not None:
+                together = self._coalescer.recorded(together, ring)
             return self._coalescer.kept(together) if keeps else together
         return self._coalescer.alone(emit) if self._may_be_held(pattern) else emit
 
-    def _emit(self, keeps: bool, may_be_kept: bool) -> Emit:
+    def _sender(self, publication: Publication[Any] | None) -> Send:
+        """Return the function that sends and records frames of ``publication``."""
+        return self.send if publication is None else self._senders.get(publication, self.send)
+
+    def _emit(self, keeps: bool, may_be_kept: bool, send: Send) -> Emit:
         """Return the shared `Emit` for one kind of publication.
 
         ``keeps`` is True if the publication keeps its messages. ``may_be_kept`` is True if other publications may keep
-        messages of its topics.
+        messages of its topics. ``send`` sends its frames.
         """
-        found = self._emits.get((keeps, may_be_kept))
+        found = self._emits.get((keeps, may_be_kept, send))
         if found is None:
             kept = self.kept if may_be_kept and self.kept is not None else ()
             make = self._publish_or_drop if self.choices.overflow == "drop" else self._publish_or_wait
-            found = self._emits[keeps, may_be_kept] = make(keeps, kept)
+            found = self._emits[keeps, may_be_kept, send] = make(keeps, kept, send)
         return found
 
-    def _publish_or_drop(self, keeps: bool, kept: Container[bytes]) -> Emit:
+    def _publish_or_drop(self, keeps: bool, kept: Container[bytes], send: Send) -> Emit:
         """Return an `Emit` for ``overflow="drop"``.
 
         A subscriber whose queue is full does not receive the message.
         """
         stats, limit, thread = self.stats, self.choices.max_message, self._thread
-        clock_ns, send = self.clock_ns, self.send
-        frame, attempt = self._frames(keeps=False), self._attempt(keeps, kept)
+        clock_ns = self.clock_ns
+        frame, attempt = self._frames(keeps=False), self._attempt(keeps, kept, send)
 
         def emit(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:
             if get_ident() != thread or len(body) > limit:
@@ -163,13 +183,13 @@ class Paths:
 
         return emit
 
-    def _publish_or_wait(self, keeps: bool, kept: Container[bytes]) -> Emit:
+    def _publish_or_wait(self, keeps: bool, kept: Container[bytes], send: Send) -> Emit:
         """Return an `Emit` for ``overflow="raise"`` and ``"wait"``.
 
         The `Emit` drops no message. `zroute.publishing.send_queue` explains the queue.
         """
         stats, limit, thread, clock_ns = self.stats, self.choices.max_message, self._thread, self.clock_ns
-        queue, waits, attempt = self.queue, self.choices.overflow == "wait", self._attempt(keeps, kept)
+        queue, waits, attempt = self.queue, self.choices.overflow == "wait", self._attempt(keeps, kept, send)
         own = self.own
         full = "the queue of a subscriber is full" if own is None else own.full
 
@@ -210,7 +230,7 @@ class Paths:
         frame = self._frames(keeps=False)
         return checked
 
-    def _attempt(self, keeps: bool, kept: Container[bytes]) -> Attempt:
+    def _attempt(self, keeps: bool, kept: Container[bytes], send: Send) -> Attempt:
         """Return a function that frames, sends and keeps a message.
 
         The header contains the time of publishing, so the age of a message includes its time in the queue.
@@ -218,7 +238,7 @@ class Paths:
         published_at = 0
         # The framers read ``published_at``, which `attempt` sets, as the clock: a retry keeps the time of publishing.
         plain, flagged = (self._framer(lambda: published_at, keeps=each) for each in (False, True))
-        session, stats, send = self.session, self.stats, self.send
+        session, stats = self.session, self.stats
 
         def attempt(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None, at: int) -> bool:
             nonlocal published_at
@@ -267,20 +287,21 @@ class Paths:
         keeps = publication.keep is not None
         # A path that keeps its messages itself need not ask whether the topic is kept.
         keeping = () if keeps else self._meeting(pattern, self._keeping)
+        send = self._sender(publication)
 
         def make(topic: bytes, number: int, write: Write, general: FastPath) -> FastPath:
-            return self._make_fast_path(topic, number, write, general, keeps, self._guard(topic, keeping))
+            return self._make_fast_path(topic, number, write, general, send, keeps, self._guard(topic, keeping))
 
         return make
 
     def _make_fast_path(
-        self, topic: bytes, number: int, write: Write, general: FastPath, keeps: bool, guard: Guard | None
+        self, topic: bytes, number: int, write: Write, general: FastPath, send: Send, keeps: bool, guard: Guard | None
     ) -> FastPath:
         """Return the fast path of ``topic``, a single function for all settings.
 
         A message that it can't send is passed to ``general``, which queues the message or raises an error.
         """
-        stats, limit, thread, send = self.stats, self.choices.max_message, self._thread, self.send
+        stats, limit, thread = self.stats, self.choices.max_message, self._thread
         frame, settle = self._topic_framer(topic, number, keeps)
 
         # This function uses few variables of the outer function, because each call copies them.

@@ -23,6 +23,7 @@ from zroute.messages.extras import NO_EXTRAS, Extras
 from zroute.messages.topics import Pattern, segment_bytes
 from zroute.options import COALESCED, TOPIC_CACHE
 from zroute.publishing.headers import USE_HEADERS, WithHeaders
+from zroute.publishing.history import History
 
 __all__ = [
     "DONE",
@@ -224,6 +225,8 @@ class Publication(Generic[T]):
         self.schedule = schedule
         self.keep: Keep = keep
         self.coalesce = coalesce
+        self.history: History | None = None
+        """The bounds of the history, or None if this publication has no history."""
         self.where = where
         self._register = register
         self._outlets: tuple[CompiledPublication, ...] = ()

@@ -25,6 +25,7 @@ from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError, NotR
 from zroute.logs import printable
 from zroute.messages.budget import Budget
 from zroute.messages.control import FAREWELL
+from zroute.messages.recovery import BOX, REQUEST
 from zroute.messages.topics import Pattern
 from zroute.options import LINGER_DRAIN, SEND_QUEUE, SEND_QUEUE_SECONDS, TOPIC_CACHE
 from zroute.publishing.choices import Choices
@@ -42,6 +43,8 @@ from zroute.transport import SessionRequest, Transport, TransportSession
 __all__ = ["Publisher"]
 
 _log = logging.getLogger("zroute")
+
+_NO_INTEREST = (FAREWELL, BOX, REQUEST)
 
 Send = Callable[[Any], "bool | None"]
 """A function that sends a frame, or the parts of a message. It returns False while a subscriber's queue is full."""
@@ -115,6 +118,9 @@ class Publisher:
         kept: Container[bytes] | None = self._transport.kept if session is None else session.kept.messages
         if kept is None:
             self._refuse_to_keep()
+        # The transport of a test has kept messages but no session; it loses nothing, so it needs no history.
+        if not isinstance(session, PublisherSession) and self._transport.kept is None:
+            self._refuse_histories()
         paths = Paths(self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept, self._own)
         self._coalescer = self._make_coalescer(send)
         paths.open([(outlet.publication, outlet.pattern) for outlet in self._outlets], self._coalescer)
@@ -211,6 +217,11 @@ class Publisher:
             if publication.keep:
                 raise self._unreported(f"keep={publication.keep!r}", "remove keep", publication.where)
 
+    def _refuse_histories(self) -> None:
+        for publication in (outlet.publication for outlet in self._outlets):
+            if publication.history is not None:
+                raise self._unreported(f"history={publication.history}", "remove history", publication.where)
+
     def _unreported(self, what: str, remedy: str, where: str | None = None) -> EndpointError:
         """Return the error for an option or call that needs reports of new subscribers."""
         return EndpointError(
@@ -289,6 +300,9 @@ class Publisher:
                 self._stats.send_retries += 1
                 counters.take_back(topic, len(bodies))
                 return False
+            if held.ring is not None:
+                assert isinstance(frame, bytes)  # only the tracked wire coalesces, with one part for each message
+                held.ring.keep(frame)
             if keeps:
                 kept.keep(topic, codec, bodies[-1], None, at)
             return True
@@ -344,8 +358,8 @@ class Publisher:
 
     def _subscription(self, prefix: bytes, there: bool) -> None:
         """Handle a new subscription, or a withdrawn one if ``there`` is False."""
-        # A farewell answers a goodbye, so it is not a subscriber's interest in a topic.
-        if not prefix.startswith(FAREWELL):
+        # These messages of subscribers to the publisher are no interest in a topic.
+        if not prefix.startswith(_NO_INTEREST):
             self._subscribers.subscription(prefix, there)
         if isinstance(self.session, PublisherSession):
             self.session.subscription(prefix, there)

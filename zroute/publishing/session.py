@@ -39,10 +39,13 @@ from zroute.messages.control import (
     pack_statements,
     parse_farewell,
 )
+from zroute.messages.recovery import BOX, REQUEST
 from zroute.messages.wire import Framer, Kind, counted_framer, pack_kept
 from zroute.options import KEPT_MAX, MAX_SUBSCRIPTIONS
 from zroute.publishing.counters import Counters
+from zroute.publishing.history import History, Ring
 from zroute.publishing.pacing import Allowance
+from zroute.publishing.recovery import HistoryAnswers
 from zroute.publishing.retained import LastValue, LastValueCache
 from zroute.publishing.send_queue import SendQueue
 
@@ -112,6 +115,7 @@ class PublisherSession(Ticking):
         self._all_told: Deferred[None] | None = None
         self.epoch = secrets.randbits(64)
         self.counters = Counters()
+        self._histories = HistoryAnswers(clock, clock_ns, self.counters, self.epoch, self._send_answer)
 
     def framer(self, clock_ns: Callable[[], int], *, keeps: bool) -> Framer:
         """Return a framer for messages.
@@ -127,11 +131,24 @@ class PublisherSession(Ticking):
         """
         return coalesced_framer(epoch=self.epoch, count=self.counters.count, keeps=keeps)
 
+    def ring(self, history: History) -> Ring:
+        """Return the kept frames of a publication with a history.
+
+        From now on, statements say that this publisher has a history, and requests for lost messages are answered.
+        """
+        self.start()  # also without subscribers, because each tick enforces the bounds
+        return self._histories.ring(history)
+
     def subscription(self, prefix: bytes, there: bool) -> None:
         """Handle a new subscription, or a withdrawn one if ``there`` is False."""
         if prefix.startswith(FAREWELL):
             if there:
                 self._heard(prefix)
+        elif prefix.startswith(REQUEST):
+            if there:
+                self._histories.request(prefix)
+        elif prefix.startswith(BOX):
+            pass  # the topic of answers, which are sent on request
         elif there:
             self._subscribed(prefix)
         else:
@@ -201,6 +218,13 @@ class PublisherSession(Ticking):
         frame = pack_kept(marker.topic, number, topic, codec, body, headers, epoch=self.epoch, sent_at=sent_at)
         return self._send_queue.try_now(marker.topic, lambda: self._send(frame))
 
+    def _send_answer(self, box: bytes, frames: list[bytes]) -> None:
+        """Send the frames of an answer, up to the first one that can't be sent now.
+
+        The subscriber asks again for the rest.
+        """
+        all(self._send_queue.try_now(box, partial(self._send, frame)) for frame in frames)
+
     def _keeps_too_much(self) -> None:
         self._log.warning(
             "%s: kept messages on more than %d topics: the app drops the oldest kept messages, and new "
@@ -226,12 +250,15 @@ class PublisherSession(Ticking):
             name=self._name,
             partial=self.counters.partial,
             sent_at=self._clock_ns(),
+            history=self._histories.active,
         )
         # Ends at the first part that can't be sent; a retry begins with part 0, at which the subscriber starts again.
         return all(map(self._send, frames))
 
     def tick(self) -> None:
-        """Send the beats that are due."""
+        """Send the beats that are due, and enforce the bounds of the histories."""
+        if self._histories.active:
+            self._histories.tick(self._clock.seconds())
         for beat in self.counters.beats(self._clock.seconds()):
             frame = pack_beat(
                 beat.prefix, beat.number, epoch=self.epoch, next_ms=beat.next_ms, sent_at=self._clock_ns()
@@ -259,13 +286,21 @@ class PublisherSession(Ticking):
         self._asking.clear()
         self._pings.clear()
         # The canceller runs after the timeout, and stops the rounds of goodbyes.
-        self._all_told = Deferred(lambda _: self.stop())
+        self._all_told = Deferred(lambda _: self._end())
         for marker in self.counters.markers.values():  # a later marker of a subscriber replaces an earlier one
             self._told[marker.subscriber] = marker
         self._say_goodbye(_GOODBYE_PERIOD)
         # Without arguments, to fire the Deferred now if no subscriber has joined.
         self._answered()
         return self._all_told
+
+    def _end(self) -> None:
+        """Stop the goodbyes and the answers to requests for lost messages.
+
+        Until then, such requests are answered, because the goodbye may be the first frame that shows a loss.
+        """
+        self.stop()
+        self._histories.close()
 
     @property
     def unread(self) -> int:
@@ -303,5 +338,5 @@ class PublisherSession(Ticking):
         for subscriber in subscribers:
             self._told.pop(subscriber, None)
         if self._all_told is not None and not self._told and not self._all_told.called:
-            self.stop()
+            self._end()
             self._all_told.callback(None)

@@ -24,11 +24,15 @@ import attrs
 from zroute.messages.coalesced import Coalesced
 from zroute.options import READ_SECONDS, READ_SLICE
 from zroute.receiving.dispatch import BatchCall, DispatchCallbacks, Step
+from zroute.receiving.frames import RawFrames
 
 __all__ = ["DeliverCoalesced", "Remainder", "Single", "make_deliver_coalesced"]
 
-Single = tuple[bytes, int, bytes, bytes]
-"""A message of a coalesced frame: topic, codec number, body, and the frame as if the message had been sent alone."""
+Single = tuple[bytes, int, bytes, RawFrames]
+"""A message of a coalesced frame: topic, codec number, body, and the frame as if the message had been sent alone.
+
+Messages that a recovery has held have the same form.
+"""
 
 DeliverCoalesced = Callable[[Coalesced, Callable[[], Sequence[bytes]]], int]
 """A function that takes ``(coalesced, its frames)``, calls the handlers, and returns the number of delivered messages.

@@ -32,12 +32,17 @@ __all__ = [
 
 @attrs.frozen
 class Gap:
-    """Messages ``first`` to ``last`` of ``subscription`` were sent but not received."""
+    """Messages ``first`` to ``last`` of ``subscription`` were sent but not received.
+
+    ``recovered`` is the number of lost messages of this subscription and publisher that the app has received again
+    since the previous gap.
+    """
 
     subscription: bytes
     epoch: int
     first: int
     last: int
+    recovered: int = 0
 
     @property
     def publisher(self) -> str:

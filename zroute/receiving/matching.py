@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from zroute.errors import UsageError
 from zroute.functions import annotated, identity
 from zroute.logs import printable
 from zroute.messages.schema import describe
@@ -11,7 +12,36 @@ from zroute.messages.topics import Pattern, Topic, minimal_cover
 from zroute.receiving.dispatch import BoundRoute, CompiledRoute
 from zroute.receiving.trie import build
 
-__all__ = ["Matcher"]
+__all__ = ["Matcher", "recovered_subscriptions"]
+
+
+def recovered_subscriptions(routes: Sequence[CompiledRoute]) -> frozenset[bytes]:
+    """Return the subscriptions whose lost messages are recovered.
+
+    A gap belongs to a whole subscription, so all routes that share a subscription must agree.
+
+    Raises:
+        UsageError: A route that recovers shares its subscription with a route that does not.
+    """
+    if not any(route.options.recover for route in routes):
+        return frozenset()
+    patterns = [(pattern, route) for route in routes for pattern in route.patterns]
+    cover = minimal_cover(pattern.subscription for pattern, _ in patterns)
+    known, lengths = frozenset(cover), sorted({len(each) for each in cover})
+    wanted: dict[bytes, dict[bool, tuple[Pattern, CompiledRoute]]] = {}
+    for pattern, route in patterns:
+        subscription = next(each for length in lengths if (each := pattern.subscription[:length]) in known)
+        wanted.setdefault(subscription, {}).setdefault(bool(route.options.recover), (pattern, route))
+    for both in wanted.values():
+        if len(both) > 1:
+            (one, recovers), (other, counts) = both[True], both[False]
+            raise UsageError(
+                f"{recovers.name} ({recovers.route.where}) recovers lost messages of {one.text!r}, but {counts.name} "
+                f"({counts.route.where}) does not recover those of {other.text!r}. Both share one subscription, whose "
+                "messages are numbered together. Fix one of: recover=True for both; recover=False for both; patterns "
+                "that begin differently"
+            )
+    return frozenset(subscription for subscription, both in wanted.items() if True in both)
 
 
 class Matcher:
@@ -23,6 +53,7 @@ class Matcher:
     def __init__(self, routes: Sequence[CompiledRoute], *, only_first: bool) -> None:
         self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
         self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
+        self.recovered = recovered_subscriptions(routes)
         self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
         self._subscribed = frozenset(self.subscriptions)
         self._lengths = sorted({len(each) for each in self.subscriptions})

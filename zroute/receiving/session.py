@@ -31,6 +31,7 @@ from zroute.messages.control import (
     parse_marker,
     parse_statement,
 )
+from zroute.messages.recovery import BOX
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Header, Kind
 from zroute.options import MAX_TOPIC, SUBSCRIPTIONS_SLICE
@@ -40,15 +41,18 @@ from zroute.receiving.events import (
     Corrected,
     Ended,
     Event,
+    Gap,
     Joined,
     Missing,
     Namesake,
     Overdue,
     Quiet,
     Silent,
+    UnknownLoss,
 )
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.mending import Mender
+from zroute.receiving.recovering import Recoveries, RecoveryCalls
 from zroute.receiving.tracker import PUBLISHERS_MAX, Tracker
 from zroute.stats import Stats
 
@@ -99,6 +103,12 @@ class Subscriptions(Protocol):
 
     def resubscribe(self, subscriptions: Collection[bytes]) -> None:
         """Unsubscribe from each of these prefixes, and immediately subscribe again."""
+
+    def request(self, topic: bytes) -> None:
+        """Send a message to all publishers: subscribe to ``topic``, then unsubscribe."""
+
+    def read_soon(self) -> None:
+        """Call ``receive`` in the reactor's next turn, even if no message has arrived."""
 
     def emptied(self) -> bool:
         """Return True if all sockets were read until empty since the last call."""
@@ -152,6 +162,8 @@ class SubscriberSession(AccountsSession):
         self._leaving: frozenset[bytes] = frozenset()  # former subscriptions that a publisher still counts
         self.ended: Callable[[str, Collection[int]], None] = lambda name, links: None
         """Called when a publisher says goodbye, with its name and its connections."""
+        self._recoveries: Recoveries | None = None
+        self._unconfirmed: dict[int, Ended] = {}  # goodbyes of publishers with missing messages, by epoch
         self._giving: dict[int, int] = {}  # at the last tick: the next kept message, by epoch
         self._given_at, self._giving_pause = 0.0, ANSWER_SECONDS
         self._marker: tuple[bytes, ...] = ()  # the marker to send; empty without subscriptions
@@ -218,7 +230,7 @@ class SubscriberSession(AccountsSession):
 
         Also True if that question has not been sent yet.
         """
-        return self._joining is not None or self._tracker.awaited
+        return self._joining is not None or self._tracker.awaited or self._recovers
 
     @property
     def has_read_all(self) -> bool:
@@ -228,6 +240,8 @@ class SubscriberSession(AccountsSession):
         False, and the app reads all messages that have arrived.
         """
         if self._transport is None or not self._asked_last or self._joining is not None or self._said_untracked:
+            return False
+        if self._recovers:
             return False
         answering = self._transport.links <= self._tracker.answering_links
         return answering and self._tracker.is_complete and self._tracker.joins > 0
@@ -310,7 +324,8 @@ class SubscriberSession(AccountsSession):
         """
         assert self._transport is not None
         past = [marker for _, marker in self._past]
-        self._transport.subscribe((*self._subscriptions, *sorted(self._leaving), *past, *self._sent))
+        box = () if self._recoveries is None else (self._recoveries.box,)
+        self._transport.subscribe((*self._subscriptions, *sorted(self._leaving), *box, *past, *self._sent))
 
     def _resubscribe(self, prefixes: Collection[bytes]) -> None:
         assert self._transport is not None
@@ -344,6 +359,32 @@ class SubscriberSession(AccountsSession):
         account = self._tracker.account(epoch, topic, subscription)
         self._stats.epochs = self._tracker.epochs
         return account
+
+    def recover(self, subscriptions: frozenset[bytes]) -> Recoveries | None:
+        """Recover the lost messages of subscriptions; see `zroute.transport.Accounts`."""
+        if subscriptions and self._recoveries is None:
+            calls = RecoveryCalls(
+                admit=self._tracker.admit,
+                request=self._request,
+                tell=self._tell,
+                lost=super()._gap,
+                moved=lambda: self.moved(),
+                whole=self._confirm,
+                named=self.named,
+            )
+            given = self._id, self._clock, self._stats, calls, self._name, self._reports
+            self._recoveries = Recoveries(*given)
+        if self._recoveries is not None:
+            self._recoveries.change(subscriptions)
+        return self._recoveries
+
+    @property
+    def _recovers(self) -> bool:
+        return self._recoveries is not None and self._recoveries.busy
+
+    def _request(self, topic: bytes) -> None:
+        assert self._transport is not None
+        self._transport.request(topic)
 
     def admit(self, account: Any, number: int, many: int = 1) -> bool:
         """Report a loss before this message; return False for a duplicate."""
@@ -384,12 +425,16 @@ class SubscriberSession(AccountsSession):
         link = self._transport.came_by if self._transport is not None else None
         if header.kind is Kind.BEAT:
             next_ms = parse_beat(body)
-            self._tell(self._tracker.beat(header.epoch, topic, header.sequence, next_ms, link))
+            if not topic.startswith(BOX):  # answers to another subscriber, which a subscription to everything receives
+                self._tell(self._tracker.beat(header.epoch, topic, header.sequence, next_ms, link))
         elif header.kind in (Kind.JOIN, Kind.GOODBYE):
             goodbye = header.kind is Kind.GOODBYE
             statement = parse_statement(body)
             if self._transport is not None:  # the connection of an earlier run may have just ended
                 self._tracker.links.update(self._transport.links, (), self._clock.seconds())
+            # Before the numbers are compared, so that the losses that they show can be recovered.
+            if self._recoveries is not None and parse_marker(topic).subscriber == self._id:
+                self._recoveries.stated(header.epoch, history=statement.history)
             self._tell(self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye, link=link))
             self._mender.answered(header.epoch, topic)
 
@@ -403,6 +448,10 @@ class SubscriberSession(AccountsSession):
         self._drop_past(now)
         self._tracker.links.update(transport.links, transport.heard(), now)
         emptied = transport.emptied()
+        if self._recoveries is not None:
+            self._recoveries.tick(now, emptied=emptied)
+            if self._recoveries.busy:
+                transport.read_soon()  # to deliver what was held, and to repeat a request
         self._tell(self._tracker.check(now, emptied=emptied))
         if any(state for _, state, _ in self._waiting):
             self._ask_for_kept(now, emptied=emptied)
@@ -436,7 +485,20 @@ class SubscriberSession(AccountsSession):
         elif ping:
             self._ping()
 
+    def _gap(self, gap: Gap) -> None:
+        if self._recoveries is None or not self._recoveries.missed(gap):
+            super()._gap(gap)
+
+    def _unknown_loss(self, loss: UnknownLoss) -> None:
+        if self._recoveries is not None:
+            for subscription in loss.subscriptions:
+                self._recoveries.end_stream(loss.epoch, subscription)
+        super()._unknown_loss(loss)
+
     def _corrected(self, event: Corrected) -> None:
+        if self._recoveries is not None:
+            # Messages that were never sent may be missing. They then count as lost, which this event corrects.
+            self._recoveries.end_stream(event.epoch, event.subscription)
         self._stats.lost -= event.wrong
         self._stats.unknown_losses -= event.unknown
         text = (
@@ -484,14 +546,27 @@ class SubscriberSession(AccountsSession):
     def _ended(self, event: Ended) -> None:
         """Log the end of a publisher, and confirm that all its messages were read.
 
-        The publisher waits for this confirmation.
+        The publisher waits for this confirmation. While messages of the publisher are missing, the confirmation waits
+        too, because a publisher answers no more requests after it.
         """
+        if self._recoveries is not None:
+            if self._recoveries.recovers(event.publisher):
+                self._unconfirmed[event.publisher] = event
+                return
+            self._recoveries.end(event.publisher)
         super()._ended(event)
         self.ended(event.name, self._tracker.links_of(event.publisher))
         self._leave()
         if len(self._past) < PUBLISHERS_MAX:  # peers can forge goodbyes, and each entry slows `_subscribe`
             self._past.append((self._clock.seconds() + _STANDING, pack_farewell(self._id, event.publisher)))
             self._subscribe()
+
+    def _confirm(self) -> None:
+        """Confirm the goodbyes of publishers whose messages are no longer missing."""
+        for epoch, event in tuple(self._unconfirmed.items()):
+            if self._recoveries is not None and not self._recoveries.recovers(epoch):
+                del self._unconfirmed[epoch]
+                self._ended(event)
 
     def _silenced(self, event: Silent) -> None:
         """Log a silent publisher, and mark its silent connections for `_cut_dead`."""
@@ -535,6 +610,8 @@ class SubscriberSession(AccountsSession):
     _do: ClassVar[dict[type, Callable[..., None]]] = {
         **AccountsSession._do,
         Corrected: _corrected,
+        Gap: _gap,
+        UnknownLoss: _unknown_loss,
         Joined: _joined,
         Missing: _missing,
         Namesake: _namesake,

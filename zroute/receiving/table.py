@@ -58,6 +58,7 @@ from zroute.messages.wire import (
     Header,
     Kind,
     NamedFrame,
+    RecoveredFrame,
     parse_header,
     parse_kept,
     peer_of,
@@ -78,6 +79,9 @@ from zroute.receiving.dispatch import (
 from zroute.receiving.frames import RawFrames, ZeroCopyFrame, first_part, raw_frames, uncopied, uncopied_body
 from zroute.receiving.latest import Latest
 from zroute.receiving.matching import Matcher
+from zroute.receiving.recovering import Recoveries
+from zroute.receiving.recovery import Ready
+from zroute.receiving.recovery_session import Verdict
 from zroute.receiving.topic_cache import TopicCache, TopicEntry
 from zroute.stats import Stats
 from zroute.transport import Accounts, Receive
@@ -160,6 +164,7 @@ class RouteTable:
         self._stats = stats
         self._outcomes = outcomes
         self._accounts = accounts
+        self._recovery: Recoveries | None = accounts.recover(self._matcher.recovered)
         self._parts: _Parts = _Parts() if before is None else before._parts
         self._unpacked: Remainder = Remainder() if before is None else before._unpacked
         self._latest: Latest = Latest() if before is None else before._latest
@@ -177,6 +182,8 @@ class RouteTable:
         )
         schemas = [route.call.schema for route in routes]
         self._views = any(schema is not NO_BODY and resolved(schema) is memoryview for schema in schemas)
+        if self._recovery is not None:  # tables that recover nothing do not pay for it
+            self.receive = partial(self._and_recover, self._recovery, self.receive)  # type: ignore[method-assign]
         if any(route.lists for route in routes):  # tables without batches do not pay for it
             self.receive = partial(self._and_release, self.receive)  # type: ignore[method-assign]
             self.receive_stated = self._receive_stated_and_release  # type: ignore[method-assign]
@@ -262,7 +269,7 @@ class RouteTable:
                         # > 0: `expected` is 0 before the join, and the number 0 means that the message has no number.
                         if number == account.expected > 0:
                             account.expected = number + 1
-                        elif number and not admit(account, number):
+                        elif number and not admit(account, number, frame):
                             aside += 1
                             continue
                         if fault := deliver(body[HEADER_SIZE:], frame):
@@ -296,6 +303,87 @@ class RouteTable:
             raise ended
         finally:
             del ended  # its traceback refers to this frame: a reference cycle
+
+    def _and_recover(
+        self, recovery: Recoveries, receive: Receive, recv: Callable[..., Any], more: Callable[[], int], budget: int
+    ) -> None:
+        """Receive messages, and deliver those that recoveries have held.
+
+        Held messages are delivered first, because they precede the messages that are read. If no message is left to
+        read and to deliver, the lost messages are asked for.
+        """
+        if recovery.busy and self._deliver_ready(recovery, budget):
+            return
+        try:
+            receive(recv, more, budget)
+        except BaseException as error:
+            ended = error
+        else:
+            return
+        try:
+            if recovery.busy:
+                if self._deliver_ready(recovery, budget):
+                    return  # more may be ready: the caller calls again
+                recovery.ask()
+            raise ended
+        finally:
+            del ended  # its traceback refers to this frame: a reference cycle
+
+    def _deliver_ready(self, recovery: Recoveries, budget: int) -> bool:
+        """Deliver up to about ``budget`` messages that a recovery has held.
+
+        Return False if there were none, and no messages of an earlier call are left.
+        """
+        found = bool(self._unpacked.rest)
+        if not found:
+            for ready in recovery.take(budget):
+                self._put(ready)
+                found = True
+        if self._unpacked.rest:
+            self.work_off(budget)
+        return found
+
+    def end_recovery(self) -> None:
+        """Give up all recoveries, and add what they have held to the `unpacked` messages."""
+        if self._recovery is not None:
+            self._recovery.close()
+            for ready in self._recovery.take():
+                self._put(ready)
+
+    def _put(self, ready: Ready) -> None:
+        """Add messages that a recovery has held to the `unpacked` messages."""
+        arrival = ready.arrival
+        assert arrival is not None
+        raw: RawFrames = arrival.frame
+        try:
+            topic, rest = split(raw_frames(raw))
+            header = parse_header(rest)
+            body, fixed = rest[header.size :], rest[:HEADER_SIZE]
+            if header.kind is Kind.KEPT:
+                self._put_kept(header, fixed, body, raw)
+                return
+            if header.keeps:
+                self._latest.note(header.epoch, topic, fixed)
+            if header.kind is not Kind.COALESCED:
+                self._unpacked.rest.append((topic, header.codec, body, raw))
+                return
+            coalesced = parse_coalesced(header.codec, body)
+            wanted = slice(ready.first - arrival.first, ready.last - arrival.first + 1)
+            frames = self._split(topic, fixed, coalesced, raw)[wanted]
+            some = zip(coalesced.bodies[wanted], frames, strict=True)
+            self._unpacked.rest.extend((topic, coalesced.codec, body, frame) for body, frame in some)
+        except EnvelopeError as error:
+            self._stats.received += 1
+            self._malformed(error, raw)
+
+    def _put_kept(self, header: Header, fixed: bytes, body: bytes, raw: RawFrames) -> None:
+        topic, body = parse_kept(body)
+        if self._latest.has(header.epoch, topic, fixed):  # the same or a newer message was recovered
+            self._stats.received += 1
+            self._stats.control += 1
+            return
+        self._latest.note(header.epoch, topic, fixed)
+        self._unpacked.rest.append((topic, header.codec, body, raw))
 
     def hold(self) -> None:
         """Stop reading after the current message; the next call reads again."""
@@ -486,7 +574,10 @@ class RouteTable:
             self._receive_coalesced(header, fixed, topic, body, raw)
             return
         if header.kind != Kind.DATA:
-            self._accounts.control(header, topic, body)
+            if header.kind is Kind.BEAT and self._recovery is not None and self._recovery.hears(topic):
+                self._recovery.answer(header.epoch, topic, body, raw)
+            else:
+                self._accounts.control(header, topic, body)
             self._stats.control += 1
             return
         entry = self._entries.of(topic)
@@ -500,14 +591,14 @@ class RouteTable:
         ours, further = counters[0][0] == length, len(counters) - 1
         # The loop can deliver frames with this head if the position of our counter is known.
         named = ours or not further or any(span == length for span, _ in counters)
-        if named and len(body) <= LARGE_FRAME:
+        if named and len(body) <= LARGE_FRAME and not self._is_held(account):
             has_headers = header.size > HEADER_SIZE + COUNTER.size * further
             # The counters precede the headers on the wire, so the closure that skips the counters is the outer one.
             short = self._past_headers(deliver) if has_headers else deliver
             short = self._past_counters(header, length, account, short) if further else short
             # The loop compares only the first counter. If ours is a further one, the closure compares it.
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short)
-        if not counters[0][1] or self._admit(account, header.number(length)):
+        if not counters[0][1] or self._admit(account, header.number(length), raw):
             self._check_size(body)
             self._deliver(deliver, body, raw)
 
@@ -534,7 +625,7 @@ class RouteTable:
                     return COUNTED
                 if number == account.expected > 0:
                     account.expected = number + 1
-                elif not self._admit(account, number):
+                elif not self._admit(account, number, raw):
                     return COUNTED
             return deliver(body[further:], raw)
 
@@ -570,6 +661,11 @@ class RouteTable:
             return
         self._check_size(body)
         entry = self._entries.of(topic)
+        if self._recovery is not None:
+            account = self._accounts.account(header.epoch, topic, entry.subscription)
+            if self._recovery.wait(account, raw):
+                self._stats.received -= 1  # it counts as received when it is delivered
+                return
         self._latest.note(header.epoch, topic, fixed)
         self._deliver(self._entries.deliver(entry, header.codec, body), body, raw)
 
@@ -581,21 +677,34 @@ class RouteTable:
         if deliver(body, raw) in (None, UNDECODABLE):
             self._stats.routed += 1
 
-    def _admit(self, account: Any, number: int, many: int = 1) -> bool:
-        """Return True if a message must be delivered; otherwise count it as a duplicate.
+    def _admit(self, account: Any, number: int, raw: RawFrames, many: int = 1) -> bool:
+        """Return True if a message must be delivered now.
 
-        ``number`` is 0 if the message has no number for our subscription. If a frame contains ``many`` messages,
-        ``number`` is the number of the first message.
+        Otherwise a recovery holds the message, or it was counted as a duplicate. ``number`` is 0 if the message has no
+        number for our subscription. If the frame ``raw`` contains ``many`` messages, ``number`` is the number of the
+        first message.
         """
         if account is _UNNUMBERED:
             return True
-        if number == account.expected > 0:
+        if number == account.expected > 0 and not self._is_held(account):
             account.expected = number + many
             return True
-        if self._accounts.admit(account, number, many):
-            return True
-        self._stats.duplicate += many
-        return False
+        if self._recovery is not None:
+            verdict = self._recovery.admit(account, number, many, raw)
+            if verdict is Verdict.HELD:
+                self._stats.received -= 1  # each of its messages counts as received when it is delivered
+                return False
+            admitted = verdict is Verdict.DELIVER
+        else:
+            admitted = self._accounts.admit(account, number, many)
+        if not admitted:
+            self._stats.duplicate += many
+            self._stats.received += many - 1  # the caller counts the frame as one message
+        return admitted
+
+    def _is_held(self, account: Any) -> bool:
+        """Return True if a recovery holds the messages of an account."""
+        return self._recovery is not None and self._recovery.active(account)
 
     # -- several messages in a frame ----------------------------------------------------------------------
 
@@ -604,13 +713,12 @@ class RouteTable:
         entry = self._entries.of(topic)
         account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
-        if header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME:
+        short = header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME
+        if short and not self._is_held(account):
             unpacking = self._unpacking(entry, header, account)
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking)
         coalesced = parse_coalesced(header.codec, body)
-        if header.sequence and not self._admit(account, header.number(length), coalesced.many):
-            # `_admit` has counted each message as a duplicate, but the loop counts one frame.
-            self._stats.received += coalesced.many - 1
+        if header.sequence and not self._admit(account, header.number(length), raw, coalesced.many):
             return
         if header.keeps:
             self._latest.note(header.epoch, topic, fixed)
@@ -631,8 +739,7 @@ class RouteTable:
                 return self._malformed(error, raw)
             fixed = raw[at : at + HEADER_SIZE]
             number, many = _HEAD_AND_NUMBER(fixed)[1], coalesced.many
-            if number and not self._admit(account, number, many):
-                self._stats.received += many - 1
+            if number and not self._admit(account, number, raw, many):
                 return COUNTED
             if keeps:
                 self._latest.note(header.epoch, entry.topic.wire, fixed)
@@ -651,9 +758,7 @@ class RouteTable:
 
         def frames() -> list[bytes]:
             if not made:
-                made.extend(split_frame(topic, fixed, coalesced.bodies))
-                if not isinstance(raw, bytes | tuple) or isinstance(raw, NamedFrame):
-                    made[:] = [NamedFrame.of(each, peer_of(raw)) for each in made]
+                made.extend(self._split(topic, fixed, coalesced, raw))
             return made
 
         most = many if self.most is None else min(many, self.most)
@@ -675,6 +780,16 @@ class RouteTable:
         rounds = self._rounds
         left_of_drain = 0 if self._unpacked.rest else max(len(rounds) - many + 1, 0)
         del rounds[left_of_drain:]  # the messages use up the budget; if some are left, the next call begins with them
+
+    @staticmethod
+    def _split(topic: bytes, fixed: bytes, coalesced: Coalesced, raw: RawFrames) -> list[bytes]:
+        """Return the frames that the messages of a coalesced frame would have alone."""
+        frames = split_frame(topic, fixed, coalesced.bodies)
+        if isinstance(raw, RecoveredFrame):
+            return [RecoveredFrame.of(each, raw) for each in frames]
+        if not isinstance(raw, bytes | tuple) or isinstance(raw, NamedFrame):
+            return [NamedFrame.of(each, peer_of(raw)) for each in frames]
+        return list(frames)
 
     def _check_size(self, body: bytes) -> None:
         """Raise EnvelopeError if a body exceeds ``max_message``."""

@@ -37,8 +37,8 @@ from zroute.logs import printable
 from zroute.messages.frames import Parse
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
-from zroute.planning.compiler import compile_route, known_codecs, refuse_dead, refuse_duplicates
-from zroute.planning.plan import CompiledTrigger, Finishing, Plan, check_subjects
+from zroute.planning.compiler import compile_route, known_codecs, refuse_dead, refuse_duplicates, with_recover
+from zroute.planning.plan import CompiledTrigger, Finishing, Plan, check_subjects, recover_on_nats
 from zroute.planning.surrounding import surround
 from zroute.publishing.producers import CompiledProducer, Producers
 from zroute.publishing.publication import Bridge, Emit, Publication, released
@@ -47,6 +47,7 @@ from zroute.receiving.attempts import Executor
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.events import Gap, LostKept, UnknownLoss
 from zroute.receiving.in_flight import error_of
+from zroute.receiving.matching import recovered_subscriptions
 from zroute.receiving.replying import ReplyResults
 from zroute.receiving.results import Arrivals, Results
 from zroute.receiving.table import RouteTable
@@ -392,7 +393,8 @@ class Run:
                 where=route.where,
             )
         hooks, resources = self.plan.hooks, parts.resources
-        made = compile_route(route, "", (hooks.errors,), (), parts.given, resources, self._codecs)
+        given = parts.given, resources, self._codecs
+        made = compile_route(with_recover(route, hooks.recover), "", (hooks.errors,), (), *given)
         factories = hooks.middleware if surrounded else ()
         made = surround(made, factories, resources, parts.given, isolate=hooks.isolate)
         refuse_dead((made,), self.plan.choices.wire)
@@ -408,6 +410,9 @@ class Run:
             )
         made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
         refuse_duplicates((*self._table.routes, made), self.plan.dispatch)
+        recovered_subscriptions((*self._table.routes, made))
+        if self.ends.nats is not None and made.options.recover:
+            raise recover_on_nats(f"{what} at {route.where}", route.where)
         self._make_room((made,))
         self._swap((*self._table.routes, made))
         return made
@@ -758,6 +763,7 @@ class Run:
         number = await self.transport.finish(self, left)
         # The rest of a coalesced frame is already counted as received. It is handled even if queues are full, unless
         # reading ended because of a message limit.
+        self._table.end_recovery()
         while self.unpacked and self.reads_on:
             self._table.work_off(self.unpacked)
         self._outcomes.release()

@@ -376,6 +376,17 @@ class SocketPair:
                 self.sub.unsubscribe(prefix)
                 self.sub.subscribe(prefix)
 
+    def request(self, topic: bytes) -> None:
+        """Send a message to all publishers: subscribe to ``topic``, then unsubscribe."""
+        if self.sub is not None:
+            self.sub.subscribe(topic)
+            self.sub.unsubscribe(topic)
+
+    def read_soon(self) -> None:
+        """Read in the next turn of the reactor, even if no message has arrived."""
+        if self.sub is not None and not self.sub.paused:
+            self.sub.resume()
+
     # -- connections ------------------------------------------------------------------------------------
 
     @property

@@ -11,7 +11,7 @@ length.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Set
 from typing import Any, ClassVar, NamedTuple, Unpack
 
@@ -34,6 +34,9 @@ _AHEAD = 4096
 
 _UNTOLD_MAX = 100_000
 """The maximum number of changes that wait to be reported. At this number, reading pauses."""
+
+_PASSED_MAX = 1_000
+"""The number of withdrawn subscriptions that wait to be reported; see `XPubConnection.fleeting`."""
 
 _RAISE = "If the peer needs all of these subscriptions, increase App(limits=Limits(max_subscription_bytes=…))"
 
@@ -232,6 +235,11 @@ class XPubConnection(SendingConnection):
 
     kind: ClassVar[int] = zmq.XPUB
     binds: ClassVar[bool] = True
+    fleeting: bytes | None = None
+    """The first bytes of subscriptions that are messages of peers; None if there are no such subscriptions.
+
+    A peer withdraws such a subscription at once. A socket with a limit reports it nevertheless, without its withdrawal.
+    """
 
     def __init__(
         self,
@@ -248,6 +256,7 @@ class XPubConnection(SendingConnection):
         self._remedy = _RAISE
         self._origins: Origins | None = None
         self._untold: OrderedDict[_Change, int | None] = OrderedDict()  # unreported, with the connection's id
+        self._passed: deque[bytes] = deque(maxlen=_PASSED_MAX)  # fleeting ones that were withdrawn, unreported
         self._cut: dict[int, int] = {}  # descriptors, by the id of the connection
         self._cut_fds: set[int] = set()  # descriptors of ended connections that may have unread messages
         self._refusals = Refusals()
@@ -356,7 +365,7 @@ class XPubConnection(SendingConnection):
             # All parts are read, so no part of a connection that was cut is left under its descriptor.
             self._cut_fds.clear()
             self._tell_some()
-            if self._untold:
+            if self._untold or self._passed:
                 self._read_again()
             raise
         self._tell_some()
@@ -407,13 +416,16 @@ class XPubConnection(SendingConnection):
 
         If the subscription to the prefix is not reported yet, neither the subscription nor the withdrawal is reported.
         A peer that repeatedly subscribes and unsubscribes therefore can't queue more than its budget. If a withdrawal
-        is followed by a subscription, both are reported, because a repeated marker must be answered again.
+        is followed by a subscription, both are reported, because a repeated marker must be answered again. The latest
+        `fleeting` subscriptions are reported although they are withdrawn.
         """
         if not self._budgets.remove(change.prefix):
             return
         came = _Change(change.prefix, True)
         if came in self._untold:
             del self._untold[came]
+            if self.fleeting is not None and change.prefix.startswith(self.fleeting):
+                self._passed.append(change.prefix)
         else:
             self._untold[change] = None
 
@@ -423,6 +435,10 @@ class XPubConnection(SendingConnection):
                 break
             change, _link = self._untold.popitem(last=False)
             self._hand_over(self._tell_of, *change)
+        for _ in range(READ_BUDGET):
+            if not self._passed or self.closed:
+                break
+            self._hand_over(self._tell_of, self._passed.popleft(), True)
 
     def _hand_over(self, to: Callable[..., object], *args: object) -> None:
         try:

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 from zroute.endpoints import SIDES, Endpoint, Ends, ResolvedAddresses, Side
 from zroute.errors import EndpointError
 from zroute.logs import printable
+from zroute.messages.recovery import REQUEST
 from zroute.messages.topics import Pattern, minimal_cover
 from zroute.messages.wire import NamedFrame
 from zroute.options import LINGER_ABORT, LINGER_DRAIN
@@ -95,6 +96,8 @@ class ZmqTransport(SocketPair):
         try:
             self._protect()
             super().open(receive)
+            if self.pub is not None:
+                self.pub.fleeting = REQUEST
             try:
                 self._stated.open()
             except BaseException:

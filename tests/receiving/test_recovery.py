@@ -1,0 +1,955 @@
+"""Recovery: random runs of both ends over a network that loses, delays, doubles and cuts.
+
+`Tracker`, `RecoverySession`, `Counters` and `HistoryAnswers` are the real ones; only the network, the clock and the
+table of routes are simulated. The runs know all messages that were sent, and compare.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict, deque
+from typing import Any
+
+import attrs
+import pytest
+from twisted.internet.task import Clock
+
+from tests.support import sized
+from zroute.clock import TICK
+from zroute.errors import EnvelopeError
+from zroute.messages.coalesced import coalesced_framer, parse_coalesced
+from zroute.messages.control import (
+    COUNT_BITS,
+    pack_beat,
+    pack_marker,
+    pack_statements,
+    parse_beat,
+    parse_marker,
+    parse_statement,
+)
+from zroute.messages.recovery import (
+    BOX,
+    RecoveryAnswer,
+    RecoveryRequest,
+    pack_recovery_answers,
+    parse_recovery_answer,
+    parse_recovery_request,
+)
+from zroute.messages.wire import NUL, Kind, counted_framer, parse_header
+from zroute.publishing.counters import Counters
+from zroute.publishing.history import History
+from zroute.publishing.recovery import HistoryAnswers
+from zroute.receiving import recovery
+from zroute.receiving.events import Ended, Gap, Joined, UnknownLoss
+from zroute.receiving.recovery import (
+    REST_MAX,
+    TRIES,
+    WHOLE_SECONDS,
+    Arrival,
+    Hold,
+    NumberRanges,
+    Ready,
+    StreamRecovery,
+)
+from zroute.receiving.recovery_session import RecoverySession, Verdict
+from zroute.receiving.tracker import Tracker
+
+SUBSCRIBER = 0xC0FFEE
+PREFIXES = (b"a.", b"b.")
+TOPICS = (b"a.1", b"a.2", b"b.1", b"b.2")
+MARKER = pack_marker(SUBSCRIBER << 16, PREFIXES)
+NEVER = 10**9
+
+
+class Publisher:
+    """One run of a publisher, whose frames are put into the links of a network."""
+
+    def __init__(self, net: Network, epoch: int, history: History) -> None:
+        self.net, self.epoch = net, epoch
+        self.counters = Counters()
+        self.answers = HistoryAnswers(net.clock, net.now_ns, self.counters, epoch, self._answer)
+        self.ring = self.answers.ring(history)
+        self._one = counted_framer(epoch=epoch, count=self.counters.count, clock_ns=net.now_ns)
+        self._several = coalesced_framer(epoch=epoch, count=self.counters.count)
+        for prefix in PREFIXES:
+            self.counters.subscribe(prefix, net.now)
+        self.counters.subscribe(MARKER, net.now)
+        self.state(Kind.JOIN)
+        self.sent: dict[bytes, int] = dict.fromkeys(PREFIXES, 0)
+
+    def publish(self, topic: bytes, many: int) -> None:
+        bodies = [b"%d" % (self.sent[topic[:2]] + each) for each in range(1, many + 1)]
+        self.sent[topic[:2]] += many
+        if many > 1:
+            frame = self._several(topic, 2, bodies, self.net.now_ns())
+        else:
+            made = self._one(topic, 2, bodies[0], None)
+            assert isinstance(made, bytes)
+            frame = made
+        self.ring.keep(frame)
+        self.net.send(frame)
+
+    def state(self, kind: Any) -> None:
+        marker = parse_marker(MARKER)
+        numbers = list(self.counters.numbers(marker))
+        for frame in pack_statements(
+            kind, MARKER, numbers, epoch=self.epoch, name="p", partial=False, sent_at=5, history=True
+        ):
+            self.net.send(frame)
+
+    def tick(self) -> None:
+        self.answers.tick(self.net.now)
+        for beat in self.counters.beats(self.net.now):
+            self.net.send(pack_beat(beat.prefix, beat.number, epoch=self.epoch, next_ms=beat.next_ms, sent_at=5))
+
+    def _answer(self, box: bytes, frames: list[bytes]) -> None:
+        for frame in frames:
+            self.net.answer(frame)
+
+
+class Subscriber:
+    """The subscribing end; it does what a session does with the findings of the tracker."""
+
+    def __init__(self, net: Network, hold: Hold) -> None:
+        self.net, self.hold = net, hold
+        self.tracker = Tracker(chance=lambda: 0.0)
+        self.tracker.subscribe(PREFIXES)
+        self.tracker.join(MARKER, 0.0)
+        self.recovery = RecoverySession(SUBSCRIBER, net.requests.append, hold)
+        self.delivered: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+        self.lost: dict[tuple[int, bytes], int] = defaultdict(int)
+        self.before: dict[tuple[int, bytes], int] = {}
+        self.duplicates = self.joins = 0
+        self.ended: set[int] = set()
+        self.final: dict[tuple[int, bytes], int] = {}
+
+    def read(self, frame: bytes) -> None:
+        topic, _, rest = frame.partition(NUL)
+        header = parse_header(rest)
+        body, epoch = rest[header.size :], header.epoch
+        if header.kind in (Kind.DATA, Kind.COALESCED):
+            self._message(topic, header, body, frame)
+        elif header.kind is Kind.BEAT and topic.startswith(BOX):
+            assert topic == self.recovery.box
+            self.recovery.answer(epoch, parse_recovery_answer(body), self.net.now)
+        elif header.kind is Kind.BEAT:
+            self._tell(self.tracker.beat(epoch, topic, header.sequence, parse_beat(body)))
+        else:
+            statement = parse_statement(body)
+            self.recovery.stated(epoch, history=statement.history)
+            self._tell(self.tracker.stated(epoch, topic, statement, goodbye=header.kind is Kind.GOODBYE))
+            for prefix in PREFIXES:  # the count begins with the first answer
+                self.before.setdefault((epoch, prefix), self.expected(epoch, prefix) - 1)
+
+    def expected(self, epoch: int, prefix: bytes) -> int:
+        """Return the next number that the tracker expects; 1 if the account has not begun."""
+        known = self.tracker._publishers.get(epoch)
+        account = None if known is None else known.streams.get(prefix)
+        return 1 if account is None else account.expected
+
+    def _message(self, topic: bytes, header: Any, body: bytes, frame: bytes) -> None:
+        prefix = topic[:2]
+        account = self.tracker.account(header.epoch, topic, prefix)
+        assert account is not None
+        many = parse_coalesced(2, body).many if header.kind is Kind.COALESCED else 1
+        number = header.number(len(prefix))
+        if not account.expected:
+            return  # before the join, messages are not counted
+        verdict, loss = self.recovery.admit(self.tracker.admit, account, number, many, frame, len(frame), self.net.now)
+        if loss is not None:
+            self._tell([loss])
+        if verdict is Verdict.DELIVER:
+            self._deliver((header.epoch, prefix), frame, 0, many)
+        self.duplicates += verdict is Verdict.DUPLICATE
+
+    def _deliver(self, key: tuple[int, bytes], frame: bytes, first: int, last: int) -> None:
+        """Handle the messages of a frame from index ``first``, up to and without ``last``."""
+        rest = frame.partition(NUL)[2]
+        header = parse_header(rest)
+        body = rest[header.size :]
+        bodies = parse_coalesced(2, body).bodies if header.kind is Kind.COALESCED else [body]
+        self.delivered[key] += [int(each) for each in bodies[first:last]]
+
+    def _tell(self, events: Any) -> None:
+        for event in events:
+            if isinstance(event, Gap):
+                if not self.recovery.missed(event, self.net.now):
+                    self.lost[event.epoch, event.subscription] += event.count
+            elif isinstance(event, UnknownLoss):
+                for prefix in event.subscriptions:
+                    self.recovery.end_stream(event.epoch, prefix)
+            elif isinstance(event, Ended):
+                self.ended.add(event.publisher)
+                self.final = {(event.publisher, prefix): self.expected(event.publisher, prefix) for prefix in PREFIXES}
+            self.joins += isinstance(event, Joined)
+
+    def handle(self, most: int) -> None:
+        """Deliver up to ``most`` entries of the streams that recover."""
+        for key, _, ready in self.recovery.ready():
+            self._ready(key, ready)
+            most -= 1
+            if most <= 0:
+                break
+
+    def _ready(self, key: tuple[int, bytes], ready: Ready) -> None:
+        if ready.arrival is None:
+            self.lost[key] += ready.last - ready.first + 1
+        else:
+            start = ready.arrival.first
+            self._deliver(key, ready.arrival.frame, ready.first - start, ready.last - start + 1)
+
+    @property
+    def is_ready(self) -> bool:
+        return any(stream.ready for stream in self.recovery._streams.values())
+
+
+class Network:
+    """A connection for messages and answers, a second path for late copies, and the way of the requests."""
+
+    def __init__(self, chance: random.Random, *, suffices: bool) -> None:
+        self.chance = chance
+        self.clock = Clock()
+        self.loss = chance.choice((0, 0.05, 0.3))
+        self.answers_lost = chance.choice((0, 0.1, 0.4))
+        self.requests_lost = chance.choice((0, 0.2))
+        self.doubled = chance.choice((0, 0.1))
+        self.own_path = chance.random() < 0.3  # answers overtake messages, or are overtaken
+        self.batches = chance.choice((1, 1, 4))
+        self.restarts = 0 if suffices else chance.choice((0, 0.003))
+        self.down_until = 0.0
+        self.live: deque[bytes] = deque()
+        self.second: list[tuple[float, bytes]] = []
+        self.back: deque[bytes] = deque()
+        self.requests: list[bytes] = []
+        self.history = History(seconds=120) if suffices else History(messages=chance.choice((3, 20, 100)))
+        self.publisher = Publisher(self, 1, self.history)
+        self.subscriber = Subscriber(self, Hold(chance.choice((2, 5, 50, NEVER))))
+        self.runs = [self.publisher]
+
+    @property
+    def now(self) -> float:
+        return self.clock.seconds()
+
+    def now_ns(self) -> int:
+        return int(self.now * 1e9)
+
+    @property
+    def down(self) -> bool:
+        return self.now < self.down_until
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.live or self.back or self.second)
+
+    def send(self, frame: bytes) -> None:
+        if not self.down and self.chance.random() >= self.loss:
+            self.live.append(frame)
+        if not frame.startswith(MARKER) and self.chance.random() < self.doubled:
+            self.second.append((self.now + self.chance.random() * 2, frame))
+
+    def answer(self, frame: bytes) -> None:
+        if not self.down and self.chance.random() >= self.answers_lost:
+            (self.back if self.own_path else self.live).append(frame)
+
+    def restart(self) -> None:
+        """Kill the publisher, and start its next run; nothing of the earlier one arrives any more."""
+        before = self.publisher
+        before.answers.close()
+        self.live.clear()
+        self.back.clear()
+        self.requests.clear()
+        self.second.clear()
+        self.subscriber.recovery.end(before.epoch)
+        self.publisher = Publisher(self, before.epoch + 1, self.history)
+        self.runs.append(self.publisher)
+
+    def step(self, at: int, *, healed: bool = False) -> None:
+        chance = self.chance
+        self.clock.advance(0.01)
+        for topic in self.requests:
+            if healed or not (self.down or chance.random() < self.requests_lost):
+                self.publisher.answers.request(topic)
+        self.requests.clear()
+        for due in [each for each in self.second if each[0] <= self.now]:
+            self.second.remove(due)
+            self.live.append(due[1])
+        for queue, most in ((self.live, chance.choice((0, 2, 8))), (self.back, chance.choice((0, 2)))):
+            for _ in range(len(queue) if healed else min(most, len(queue))):
+                self.subscriber.read(queue.popleft())
+        self.subscriber.handle(NEVER if healed else chance.choice((0, 3, 20)))
+        emptied = not (self.live or self.back)
+        if emptied and not self.subscriber.is_ready:
+            self.subscriber.recovery.ask(self.now)
+        if at % round(TICK / 0.01) == 0:
+            self.publisher.tick()
+            self.subscriber.recovery.tick(self.now, emptied=emptied)
+            self.subscriber._tell(self.subscriber.tracker.check(self.now, emptied=False))
+
+
+@attrs.define
+class Result:
+    """What a run has seen."""
+
+    recovered: int = 0
+    lost: int = 0
+    handled: int = 0
+    duplicates: int = 0
+
+    def __add__(self, other: Result) -> Result:
+        return Result(*(one + two for one, two in zip(attrs.astuple(self), attrs.astuple(other), strict=True)))
+
+
+def play(seed: int, *, suffices: bool) -> Result:
+    """Play one random run, and check it."""
+    chance = random.Random(seed)
+    net = Network(chance, suffices=suffices)
+    for at in range(600):
+        if chance.random() < 0.01:
+            net.down_until = net.now + chance.choice((0.05, 0.5))
+        if chance.random() < net.restarts:
+            net.restart()
+        for _ in range(chance.choice((0, 1, 3))):
+            net.publisher.publish(chance.choice(TOPICS), chance.randrange(1, net.batches + 1))
+        if chance.random() < 0.05:
+            net.publisher.state(Kind.JOIN)
+        net.step(at)
+    # The network heals, and the publisher says goodbye; it answers requests until nothing is missing.
+    net.loss = net.answers_lost = net.requests_lost = net.doubled = net.down_until = 0
+    net.publisher.state(Kind.JOIN)
+    net.publisher.state(Kind.GOODBYE)
+    subscriber, at = net.subscriber, 600
+    while (
+        net.live or net.back or net.second or subscriber.is_ready or subscriber.recovery.recovers(net.publisher.epoch)
+    ):
+        net.step(at, healed=True)
+        at += 1
+        assert at < 20_000, (seed, "never ends")
+    subscriber.recovery.close()
+    subscriber.handle(NEVER)
+    return _checked(net, seed, suffices=suffices)
+
+
+def _checked(net: Network, seed: int, *, suffices: bool) -> Result:
+    subscriber, lost, handled = net.subscriber, 0, 0
+    assert subscriber.ended == {net.publisher.epoch}, seed
+    assert (subscriber.hold.messages, subscriber.hold.size) == (0, 0), seed
+    for run in net.runs:
+        for prefix in PREFIXES:
+            key = run.epoch, prefix
+            numbers = subscriber.delivered[key]
+            assert numbers == sorted(set(numbers)), (seed, key, "order, or twice")
+            if key not in subscriber.before:
+                continue  # its join never arrived
+            # The end of a killed run is unknown, and what was sent before the join is not counted.
+            expected = subscriber.final.get(key) or subscriber.expected(*key)
+            tail = run.sent[prefix] - (expected - 1)
+            assert tail == 0 or run is not net.publisher, (seed, key, tail)
+            known = len(numbers) + subscriber.lost[key] + tail + subscriber.before[key]
+            assert known == run.sent[prefix], (seed, key)
+            if suffices:
+                assert subscriber.lost[key] == 0, (seed, key)
+            lost += subscriber.lost[key]
+            handled += len(numbers)
+    recovered = sum(stream.recovered for stream in subscriber.recovery._streams.values())
+    return Result(recovered, lost, handled, subscriber.duplicates)
+
+
+def runs(seeds: range, *, suffices: bool) -> Result:
+    """Play these seeds, and return the sum of their results."""
+    total = Result()
+    for seed in seeds:
+        total += play(seed, suffices=suffices)
+    return total
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recoveries without a limit of time: only messages that the publisher no longer has are lost."""
+    monkeypatch.setattr(recovery, "TRIES", NEVER)
+    monkeypatch.setattr(recovery, "_SECOND", NEVER)
+
+
+SEEDS = range(sized(1_000, 150))
+
+
+@pytest.mark.usefixtures("patient")
+def test_nothing_is_lost_if_the_history_suffices() -> None:
+    """Each message arrives once and in order, over a network that loses and doubles frames of all kinds."""
+    result = runs(SEEDS, suffices=True)
+    assert result.lost == 0
+    assert result.recovered > 50 * len(SEEDS)
+    assert result.duplicates > len(SEEDS)
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_a_small_history_has_no_more_is_counted_exactly() -> None:
+    """With a small history and restarts, handled and lost messages add up to all that were sent."""
+    result = runs(SEEDS, suffices=False)
+    assert min(attrs.astuple(result)) > 10 * len(SEEDS)
+
+
+def test_what_takes_too_long_is_counted_exactly() -> None:
+    """With all limits of time, handled and lost messages add up to all that were sent."""
+    result = runs(SEEDS, suffices=False)
+    assert min(attrs.astuple(result)) > 10 * len(SEEDS)
+
+
+# -- ranges ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_ranges_are_a_set_of_numbers(seed: int) -> None:
+    """Adding and taking ranges gives the same numbers as with a set, and the ranges neither overlap nor touch."""
+    chance, ranges, model = random.Random(seed), NumberRanges(), set[int]()
+    end = 1
+    for _ in range(3_000 if seed < 2 else 300):
+        first = end if chance.random() < 0.9 else chance.randrange(1, end + 5)
+        last = first + chance.choice((0, 0, 1, 5, 40))
+        if chance.random() < (0.9 if seed % 2 else 0.5):
+            ranges.add(first, last)
+            model |= set(range(first, last + 1))
+            end = max(end, last + 1 + chance.choice((0, 1, 2)))
+        else:
+            first = ranges.first if chance.random() < 0.5 and ranges.first else chance.randrange(1, end + 2)
+            last = first + chance.choice((0, 0, 1, 5, 40))
+            taken = {number for lowest, highest in ranges.take(first, last) for number in range(lowest, highest + 1)}
+            assert taken == model & set(range(first, last + 1))
+            model -= taken
+        found = list(ranges)
+        assert {number for lowest, highest in found for number in range(lowest, highest + 1)} == model
+        assert found == sorted(found)
+        assert (ranges.total, len(ranges)) == (len(model), len(found))
+        assert (ranges.first, ranges.last) == (min(model, default=None), max(model, default=None))
+    assert sum(highest - lowest + 1 for lowest, highest in ranges.clear()) == len(model)
+    assert (ranges.total, len(ranges), list(ranges)) == (0, 0, [])
+
+
+def test_removed_ranges_use_no_memory() -> None:
+    """Ranges that come and go at both ends stay right, and the list does not grow."""
+    ranges = NumberRanges()
+    for number in range(5_000):
+        ranges.add(2 * number + 1, 2 * number + 1)
+        if number >= 10:
+            assert ranges.take(2 * number - 19, 2 * number - 19) == [(2 * number - 19, 2 * number - 19)]
+        assert (ranges.first, ranges.last) == (max(1, 2 * number - 17), 2 * number + 1)
+        assert ranges.total == len(ranges) == min(number + 1, 10)
+    assert len(ranges._ranges) < 2_100
+
+
+# -- one stream --------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """A recovery on a virtual clock, whose entries are taken at once."""
+
+    def __init__(self, hold: Hold | None = None) -> None:
+        self.hold = hold or Hold()
+        self.recovery = StreamRecovery(self.hold)
+        self.now = 0.0
+        self.number = 0
+
+    def miss(self, first: int, last: int) -> bool:
+        return self.recovery.miss(first, last, self.now)
+
+    def arrive(self, first: int, last: int | None = None, size: int = 1) -> None:
+        last = last or first
+        self.recovery.arrive(Arrival(first, last, f"{first}-{last}", size), self.now)
+
+    def fill(self, first: int, last: int | None = None, size: int = 1) -> bool:
+        last = last or first
+        return self.recovery.fill(Arrival(first, last, f"{first}-{last}", size))
+
+    def ask(self) -> list[tuple[int, int]]:
+        self.number += 1
+        return self.recovery.ask(self.number, self.now)
+
+    def answer(
+        self,
+        *numbers: int,
+        gone: tuple[tuple[int, int], ...] = (),
+        last: bool = True,
+        refused: bool = False,
+        of: int = 0,
+    ) -> None:
+        arrivals = [Arrival(number, number, f"{number}", 1) for number in numbers]
+        number = of or self.number
+        self.recovery.answer(number, arrivals, gone, last=last, refused=refused, now=self.now)
+
+    def tick(self, times: int = 1, *, emptied: bool = True) -> None:
+        for _ in range(times):
+            self.now += TICK
+            self.recovery.tick(self.now, emptied=emptied)
+
+    def take(self) -> list[tuple[int, int, bool]]:
+        """Return the ready entries: first and last number, and False for a loss."""
+        found = []
+        while self.recovery.ready:
+            ready = self.recovery.pop()
+            found.append((ready.first, ready.last, ready.arrival is not None))
+        return found
+
+
+def test_later_messages_are_held_until_the_missing_ones_arrive() -> None:
+    """Messages behind a gap are delivered in order when the gap is filled."""
+    stream = Stream()
+    assert stream.miss(5, 6)
+    stream.arrive(7)
+    stream.miss(8, 8)
+    stream.arrive(9)
+    assert stream.take() == []
+    assert stream.ask() == [(5, 6), (8, 8)]
+    assert stream.fill(6)
+    assert stream.take() == []
+    stream.answer(5)
+    assert stream.take() == [(5, 5, True), (6, 6, True), (7, 7, True)]
+    assert stream.fill(8)
+    assert stream.take() == [(8, 8, True), (9, 9, True)]
+    assert (stream.recovery.active, stream.recovery.recovered, stream.hold.messages) == (False, 3, 0)
+    assert not stream.fill(8)
+
+
+def test_only_the_missing_messages_of_a_coalesced_frame_are_delivered() -> None:
+    """A frame that contains received and missing messages gives only the missing ones."""
+    stream = Stream()
+    stream.miss(5, 6)
+    stream.miss(8, 8)
+    stream.arrive(9)
+    assert stream.fill(3, 9)
+    assert stream.take() == [(5, 6, True), (8, 8, True), (9, 9, True)]
+
+
+def test_a_loss_is_reported_in_its_place_and_once() -> None:
+    """Numbers that are not available are one loss between the messages around them."""
+    stream = Stream()
+    stream.miss(5, 9)
+    stream.arrive(10)
+    stream.ask()
+    stream.answer(5, 8, gone=((6, 6), (7, 7)), last=False)
+    assert stream.take() == [(5, 5, True), (6, 7, False), (8, 8, True)]
+    stream.answer(gone=((9, 9),))
+    assert stream.take() == [(9, 9, False), (10, 10, True)]
+    assert stream.hold.messages == 0
+
+
+def test_without_room_messages_are_missing_and_the_next_one_still_passes() -> None:
+    """The history has a message for which there is no room, and the first missing message needs none."""
+    stream = Stream(Hold(messages=2, size=10))
+    stream.miss(1, 3)
+    stream.arrive(4, size=9)
+    stream.arrive(5, size=2)
+    assert list(stream.recovery.missing) == [(1, 3), (5, 5)]
+    stream.arrive(6)
+    stream.arrive(7)
+    assert list(stream.recovery.missing) == [(1, 3), (5, 5), (7, 7)]
+    assert not stream.fill(2)
+    assert stream.fill(1)
+    assert stream.take() == [(1, 1, True)]
+    for number in (2, 3, 5, 7):
+        assert stream.fill(number)
+    assert [first for first, _, _ in stream.take()] == [2, 3, 4, 5, 6, 7]
+    assert (stream.hold.messages, stream.hold.size) == (0, 0)
+
+
+def test_a_message_without_a_number_waits_behind_the_last_one() -> None:
+    """A kept message stays behind the messages before it, even if the last of them is recovered later."""
+    stream = Stream()
+    stream.miss(5, 6)
+    stream.recovery.wait(6, "kept", 1)
+    stream.arrive(7)
+    stream.fill(6)
+    stream.fill(5)
+    ready = [stream.recovery.pop() for _ in range(4)]
+    assert [each.arrival and each.arrival.frame for each in ready] == ["5-5", "6-6", "kept", "7-7"]
+
+
+def test_a_stream_asks_once_and_only_when_all_was_delivered() -> None:
+    """There is one open request, and none while entries are ready."""
+    stream = Stream()
+    stream.miss(1, 2)
+    stream.fill(1)
+    assert stream.ask() == []
+    stream.take()
+    assert stream.ask() == [(2, 2)]
+    assert stream.recovery.asked
+    stream.miss(4, 4)
+    assert stream.ask() == []
+    stream.number -= 1
+    stream.answer(2, last=False)
+    stream.take()
+    assert stream.ask() == []
+    stream.number -= 1
+    stream.answer()
+    assert stream.ask() == [(4, 4)]
+
+
+def test_a_request_without_an_answer_is_repeated_and_then_given_up() -> None:
+    """After four requests without an answer, the missing messages are lost."""
+    stream = Stream()
+    stream.miss(1, 2)
+    stream.arrive(3)
+    asked = 0
+    while len(stream.recovery.missing):
+        asked += bool(stream.ask())
+        stream.tick()
+    assert asked == TRIES
+    assert 2.0 <= stream.now <= 4.0
+    assert stream.take() == [(1, 2, False), (3, 3, True)]
+
+
+def test_an_answer_that_brings_nothing_is_a_failed_request() -> None:
+    """A publisher that answers without a message cannot hold a stream."""
+    stream = Stream()
+    stream.miss(1, 2)
+    for _ in range(TRIES):
+        assert stream.ask()
+        stream.answer()
+    assert stream.take() == [(1, 2, False)]
+
+
+def test_progress_begins_the_tries_again() -> None:
+    """As long as answers bring messages, a stream does not give up."""
+    stream = Stream()
+    stream.miss(1, 99)
+    for number in range(1, 50):
+        for _ in range(TRIES - 1):
+            assert stream.ask()
+            stream.answer()
+        stream.ask()
+        stream.answer(number)
+        assert stream.take() == [(number, number, True)]
+
+
+def test_answers_that_were_not_asked_for_are_ignored() -> None:
+    """Only answers to recent requests count; a late answer to a repeated request does."""
+    stream = Stream()
+    stream.miss(1, 4)
+    stream.answer(1, of=7)
+    stream.answer(gone=((1, 4),), of=7)
+    assert stream.recovery.missing.total == 4
+    stream.ask()
+    stream.tick(3)
+    assert stream.ask()
+    stream.answer(1, of=1)
+    assert stream.recovery.missing.total == 3
+    assert stream.recovery.asked  # the newer request is still open
+    stream.answer(2)
+    assert not stream.recovery.asked
+
+
+def test_a_refused_stream_is_lost_at_once() -> None:
+    """A publisher that cannot answer for a subscription ends the recovery, which then rests."""
+    stream = Stream()
+    stream.miss(1, 4)
+    stream.arrive(5)
+    stream.ask()
+    stream.answer(refused=True)
+    assert stream.take() == [(1, 4, False), (5, 5, True)]
+    assert not stream.miss(6, 6)
+
+
+def test_a_stream_that_does_not_catch_up_gives_up_and_rests_longer_each_time() -> None:
+    """If the missing messages do not decrease in a second, they are lost; the rests are 1, 2, 4 … 60 s."""
+    stream, rests, number = Stream(), [], 1
+    for _ in range(8):
+        assert stream.miss(number, number + 9)
+        begun = stream.now
+        while len(stream.recovery.missing):
+            stream.tick()
+            number += 10
+            if len(stream.recovery.missing):
+                stream.miss(number, number + 9)
+        assert 1.0 <= stream.now - begun <= 2.0
+        stream.take()
+        ended = stream.now
+        number += 20
+        while not stream.miss(number, number):
+            stream.tick()
+            number += 10
+        rests.append(stream.now - ended)
+        stream.recovery.end()
+        stream.take()
+        number += 20
+    assert rests == [1, 2, 4, 8, 16, 32, REST_MAX, REST_MAX]
+    stream.tick(int(WHOLE_SECONDS / TICK) + 1)
+    stream.miss(number, number)
+    stream.tick(5)
+    stream.take()
+    begun = stream.now
+    while not stream.miss(number + 10, number + 10):
+        stream.tick()
+    assert stream.now - begun <= 1.0
+
+
+def test_answers_do_not_help_a_stream_that_falls_behind() -> None:
+    """Answers that bring less than is lost meanwhile do not prevent the end after a second or two."""
+    stream, end = Stream(), 100
+    stream.miss(1, end)
+    stream.ask()
+    for number in range(1, 100):
+        stream.answer(number)
+        stream.take()
+        stream.miss(end + 1, end + 10)
+        end += 10
+        assert stream.ask()
+        stream.tick()
+        if not len(stream.recovery.missing):
+            break
+    assert 1.0 <= stream.now <= 2.0
+
+
+def test_each_recovery_is_judged_from_its_beginning() -> None:
+    """A large gap that was filled does not give a later, small one more time."""
+    stream = Stream()
+    stream.miss(1, 1000)
+    stream.tick()
+    assert stream.fill(1, 1000)
+    stream.take()
+    stream.miss(2000, 2000)
+    begun, number = stream.now, 2000
+    while len(stream.recovery.missing):
+        number += 2
+        stream.miss(number, number)
+        stream.tick()
+    assert stream.now - begun == 1.0
+
+
+def test_a_stream_that_cannot_ask_and_loses_more_is_given_up() -> None:
+    """A subscriber that never reads everything, and has no room, does not stay behind for ever."""
+    stream = Stream(Hold(messages=1))
+    stream.miss(1, 1)
+    number = 2
+    while len(stream.recovery.missing):
+        stream.arrive(number)
+        number += 1
+        stream.tick(emptied=False)
+        assert stream.now < 3
+
+
+def test_a_gap_after_a_whole_stream_is_asked_for_at_once() -> None:
+    """A second path may fill a gap before the answer; the open request does not delay the next one."""
+    stream = Stream()
+    stream.miss(1, 1)
+    stream.ask()
+    stream.fill(1)
+    stream.take()
+    stream.miss(3, 3)
+    assert stream.ask() == [(3, 3)]
+
+
+def test_a_late_answer_to_an_ended_recovery_is_ignored() -> None:
+    """After the end of a recovery, an answer to its requests does not end the next one."""
+    stream = Stream()
+    stream.miss(1, 1)
+    stream.ask()
+    stream.recovery.end()
+    stream.take()
+    stream.miss(3, 3)
+    stream.answer(refused=True)
+    assert stream.recovery.missing.total == 1
+
+
+def test_a_long_catch_up_is_not_given_up() -> None:
+    """A recovery may take minutes, as long as each second brings more than it loses."""
+    stream = Stream()
+    stream.miss(1, 10_000)
+    end = 10_000
+    for second in range(60):
+        first = 1 + second * 100
+        stream.ask()
+        stream.answer(*range(first, first + 100))
+        stream.take()
+        stream.miss(end + 1, end + 50)
+        end += 50
+        stream.tick(4)
+        assert len(stream.recovery.missing)
+    assert not stream.recovery.ready
+
+
+def test_a_steady_small_loss_is_not_given_up() -> None:
+    """Losses that are filled within a second do not count as overload, although some are always missing."""
+    stream = Stream()
+    for number in range(1, 400):
+        stream.miss(2 * number, 2 * number)
+        if number > 2:
+            assert stream.fill(2 * (number - 2))
+        stream.tick()
+        assert all(delivered for _, _, delivered in stream.take())
+    assert stream.recovery.missing.total == 2
+
+
+def test_a_subscriber_that_was_stopped_is_not_judged_for_this_time() -> None:
+    """After a pause of the process, or while it still reads, no second has passed and no request is late."""
+    stream = Stream()
+    stream.miss(1, 4)
+    stream.ask()
+    stream.now += 30
+    stream.tick()
+    assert stream.recovery.asked
+    stream.tick(40, emptied=False)
+    assert stream.recovery.asked
+    assert stream.recovery.missing.total == 4
+
+
+def test_a_loss_during_a_rest_is_reported_behind_ready_messages() -> None:
+    """While entries are ready, a loss of a resting stream keeps its place."""
+    stream = Stream()
+    stream.miss(1, 1)
+    stream.arrive(2)
+    stream.recovery._give_up(0.0)
+    assert stream.miss(3, 4)
+    stream.arrive(5)
+    assert stream.take() == [(1, 1, False), (2, 2, True), (3, 4, False), (5, 5, True)]
+    assert not stream.miss(6, 6)
+
+
+def test_a_resting_stream_without_room_loses_messages() -> None:
+    """What does not fit behind ready messages is lost, because a resting stream does not recover."""
+    stream = Stream(Hold(messages=2))
+    stream.miss(1, 1)
+    stream.arrive(2)
+    stream.recovery._give_up(0.0)
+    stream.arrive(3)
+    assert not len(stream.recovery.missing)
+    assert stream.take() == [(1, 1, False), (2, 2, True), (3, 3, False)]
+
+
+def test_the_number_of_missing_ranges_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forger of gaps cannot fill memory with ranges."""
+    monkeypatch.setattr(recovery, "RANGES_MAX", 5)
+    stream = Stream()
+    for number in range(6):
+        stream.miss(3 * number + 1, 3 * number + 1)
+    assert len(stream.recovery.missing) == 0
+
+
+# -- all streams -------------------------------------------------------------------------------------------
+
+
+def session(*epochs: int) -> tuple[RecoverySession, list[RecoveryRequest]]:
+    """Return a session that knows publishers with a history, and the list of its requests."""
+    asked: list[RecoveryRequest] = []
+    found = RecoverySession(SUBSCRIBER, lambda topic: asked.append(parse_recovery_request(topic)))
+    for epoch in epochs:
+        found.stated(epoch, history=True)
+    return found, asked
+
+
+def test_a_publisher_without_history_is_never_asked() -> None:
+    """Gaps of a publisher whose statement has no flag are losses at once."""
+    recoveries, asked = session(1)
+    recoveries.stated(2, history=False)
+    assert not recoveries.missed(Gap(b"a.", 2, 5, 9), 0.0)
+    assert not recoveries.missed(Gap(b"a.", 3, 5, 9), 0.0)
+    recoveries.ask(0.0)
+    assert asked == []
+
+
+def test_each_stream_asks_its_publisher_with_a_unique_request() -> None:
+    """Requests name subscriber, publisher, subscription and ranges, and no two are the same."""
+    recoveries, asked = session(1, 2)
+    for gap in (Gap(b"a.", 1, 5, 9), Gap(b"a.", 2, 5, 9), Gap(b"b.", 1, 7, 7), Gap(b"a.", 1, 20, 20)):
+        assert recoveries.missed(gap, 0.0)
+    recoveries.ask(0.0)
+    recoveries.ask(0.0)
+    assert asked == [
+        RecoveryRequest(SUBSCRIBER, 1, 1, b"a.", ((5, 9), (20, 20))),
+        RecoveryRequest(SUBSCRIBER, 2, 2, b"a.", ((5, 9),)),
+        RecoveryRequest(SUBSCRIBER, 3, 1, b"b.", ((7, 7),)),
+    ]
+    assert recoveries.recovers(2)
+    recoveries.end(2)
+    assert not recoveries.recovers(2)
+    assert recoveries.recovers(1)
+
+
+def test_the_end_of_a_publisher_or_subscription_ends_its_recoveries() -> None:
+    """Everything that is missing then is lost, and what was held is delivered; other streams go on."""
+    recoveries, _ = session(1, 2)
+    for epoch in (1, 2):
+        for prefix in PREFIXES:
+            recoveries.missed(Gap(prefix, epoch, 1, 3), 0.0)
+    recoveries.change((b"b.",))
+    recoveries.end(1)
+    found = [(key, ready.first, ready.last) for key, _, ready in recoveries.ready()]
+    assert sorted(found) == [((1, b"a."), 1, 3), ((1, b"b."), 1, 3), ((2, b"a."), 1, 3)]
+    recoveries.tick(1.0, emptied=True)
+    assert set(recoveries._streams) == {(2, b"a."), (2, b"b.")}
+    recoveries.close()
+    assert [key for key, _, _ in recoveries.ready()] == [(2, b"b.")]
+
+
+def message(number: int, *, epoch: int = 1, topic: bytes = b"a.1") -> bytes:
+    """Return a message with a number in the subscription ``a.``."""
+
+    @attrs.frozen
+    class Counted:
+        length: int
+        number: int
+
+    made = counted_framer(epoch=epoch, count=lambda _: [Counted(2, number)] if number else [], clock_ns=lambda: 5)
+    frame = made(topic, 2, b"1", None)
+    assert isinstance(frame, bytes)
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (message(5, epoch=2), "an answer with a message of another publisher"),
+        (message(5, topic=b"b.1"), "an answer with a message of another subscription"),
+        (b"a.", "an answer with a message of another subscription"),
+        (b"a\0", "an answer with a message of another subscription"),
+        (message(5)[:30], "an answer with a message of another publisher"),
+        (message(6), "an answer with a message of another number"),
+        (message(0), "an answer with a message of another number"),
+        (pack_beat(b"a.", 5, epoch=1, next_ms=0, sent_at=5), "an answer with a message of another number"),
+        (message(5).replace(b"ZR\1\0", b"ZR\1\4")[:36], "an answer with an incomplete message"),
+    ],
+)
+def test_foreign_messages_in_an_answer_are_refused(frame: bytes, reason: str) -> None:
+    """An answer contains only messages of its publisher and subscription, with their own numbers."""
+    recoveries, asked = session(1)
+    recoveries.missed(Gap(b"a.", 1, 5, 6), 0.0)
+    recoveries.ask(0.0)
+    (answer,) = pack_recovery_answers(asked[0], [(5, frame)], epoch=1, sent_at=5)
+    parsed: RecoveryAnswer = parse_recovery_answer(answer.partition(NUL)[2][32:])
+    with pytest.raises(EnvelopeError) as caught:
+        recoveries.answer(1, parsed, 0.0)
+    assert caught.value.reason == reason
+    assert list(recoveries.ready()) == []
+
+
+def test_a_new_generation_ends_the_recovery_and_is_an_unknown_loss() -> None:
+    """A counter that began again cannot say what was lost before, so the missing messages are lost."""
+    recoveries, _ = session(1)
+    tracker = Tracker()
+    tracker.subscribe((b"a.",))
+    account = tracker.stream(1, b"a.")
+    assert account is not None
+    account.expected = 5
+    first = (1 << COUNT_BITS) + 1
+    admitted = [
+        recoveries.admit(tracker.admit, account, number, 1, str(number), 1, 0.0) for number in (5, 7, first, first + 1)
+    ]
+    assert [verdict for verdict, _ in admitted] == [Verdict.DELIVER, Verdict.HELD, Verdict.HELD, Verdict.HELD]
+    assert [type(loss) for _, loss in admitted] == [type(None), type(None), UnknownLoss, type(None)]
+    found = [(ready.first, ready.arrival and ready.arrival.frame) for _, _, ready in recoveries.ready()]
+    assert found == [(6, None), (7, "7"), (first, str(first)), (first + 1, str(first + 1))]
+
+
+def test_late_originals_and_messages_without_a_number_keep_their_places() -> None:
+    """A late copy from a second path fills its gap, and a message without a number follows the last one."""
+    recoveries, _ = session(1)
+    tracker = Tracker()
+    tracker.subscribe((b"a.",))
+    account = tracker.stream(1, b"a.")
+    assert account is not None
+    account.expected = 5
+    verdicts = [
+        recoveries.admit(tracker.admit, account, number, 1, frame, 1, 0.0)[0]
+        for number, frame in ((7, "7"), (0, "8"), (9, "9"), (5, "5"), (5, "5 again"), (6, "6"))
+    ]
+    held = Verdict.HELD
+    assert verdicts == [held, held, held, held, Verdict.DUPLICATE, held]
+    assert [ready.arrival and ready.arrival.frame for _, _, ready in recoveries.ready()] == ["5", "6", "7", "8", "9"]
+    assert recoveries.admit(tracker.admit, account, 10, 1, "10", 1, 0.0) == (Verdict.DELIVER, None)

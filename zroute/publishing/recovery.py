@@ -1,0 +1,225 @@
+"""Answer the requests of subscribers for lost messages.
+
+The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md`` describes the protocol, and
+`zroute.publishing.history` the kept messages.
+
+**Limits.** Peers choose their requests, so each kind of work is limited:
+
+- Each subscriber has at most one waiting request, and a newer one takes its place. At most `WAITING` requests wait in
+  total, because a peer can invent subscribers.
+- An answer has at most `WINDOW` bytes of messages, and one message more. The subscriber then asks again, so that
+  subscribers take turns.
+- All answers together have at most `BYTES` per second, or twice the size of the messages that are published, if this is
+  more. A subscriber that is 10 s behind can then catch up in 10 s.
+- Histories are scanned at `BLOCK` frames in each period of 10 ms: about 5 % of the time. The results are used for all
+  requests of a subscription for up to `KNOWN_SECONDS`, and contain at most `FOUND` frames in total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import merge
+from operator import itemgetter
+
+import attrs
+
+from zroute.clock import TICK, Clock
+from zroute.errors import EnvelopeError
+from zroute.messages.recovery import (
+    Entry,
+    Range,
+    RecoveryRequest,
+    entry_size,
+    pack_box,
+    pack_recovery_answers,
+    parse_recovery_request,
+)
+from zroute.publishing.counters import Counters
+from zroute.publishing.history import BLOCK, History, Numbered, Ring, Search
+from zroute.publishing.pacing import Allowance
+
+__all__ = ["BYTES", "FOUND", "KNOWN_SECONDS", "WAITING", "WINDOW", "HistoryAnswers"]
+
+WAITING = 1_000
+"""The maximum number of waiting requests. Further requests are dropped; subscribers repeat them."""
+
+WINDOW = 256 << 10
+"""The maximum size in bytes of the entries in an answer, if they are more than one message."""
+
+BYTES = 20_000_000
+"""The minimum rate of answers in bytes per second."""
+
+KNOWN_SECONDS = 2.0
+"""The time in seconds for which the result of a search is used. It may hold frames that were dropped meanwhile."""
+
+FOUND = 1_000_000
+"""The maximum number of frames in the results of searches, 8 bytes for each."""
+
+_PERIOD = 0.01
+_ANSWER_COST = 5_000
+"""The cost of an answer in addition to its bytes, in bytes. It limits empty answers to 4,000 per second."""
+
+Send = Callable[[bytes, "list[bytes]"], object]
+"""A function that sends the frames of an answer to a box. Frames that cannot be sent now are dropped."""
+
+
+@attrs.define(eq=False)
+class _Known:
+    """The searches of one subscription, one for each ring, and their beginning."""
+
+    searches: list[Search]
+    since: float
+
+    @property
+    def found(self) -> int:
+        return sum(search.found for search in self.searches)
+
+
+class HistoryAnswers:
+    """The histories of one run of a publisher, and the answers from them.
+
+    Args:
+        clock: The reactor's clock.
+        clock_ns: A function that returns the time in nanoseconds since the Unix epoch, as in headers.
+        counters: The counters of the publisher.
+        epoch: The 64-bit number of this run of the publisher.
+        send: A function that sends an answer.
+    """
+
+    def __init__(self, clock: Clock, clock_ns: Callable[[], int], counters: Counters, epoch: int, send: Send) -> None:
+        self._clock = clock
+        self._clock_ns = clock_ns
+        self._counters = counters
+        self._epoch = epoch
+        self._send = send
+        self._rings: list[Ring] = []
+        self._waiting: dict[int, RecoveryRequest] = {}
+        self._known: dict[bytes, _Known] = {}
+        self._bytes = Allowance(clock, int(BYTES * _PERIOD), _PERIOD, self._answer_some)
+        self._frames = Allowance(clock, BLOCK, _PERIOD, self._answer_some)
+        self._added = 0
+
+    def ring(self, history: History) -> Ring:
+        """Return a new ring with the bounds of ``history``."""
+        ring = Ring(history)
+        self._rings.append(ring)
+        self._known.clear()
+        return ring
+
+    @property
+    def active(self) -> bool:
+        """True if there is a history."""
+        return bool(self._rings)
+
+    def request(self, topic: bytes) -> None:
+        """Handle a subscription that begins like a request, valid or not."""
+        if not self._rings:
+            return
+        try:
+            request = parse_recovery_request(topic)
+        except EnvelopeError:
+            return
+        if request.epoch != self._epoch:
+            return
+        if len(self._waiting) < WAITING or request.subscriber in self._waiting:
+            self._waiting[request.subscriber] = request
+            self._answer_some()
+
+    def tick(self, now: float) -> None:
+        """Enforce the bounds of the histories. Call this method at each `TICK`."""
+        at, added = self._clock_ns(), 0
+        for ring in self._rings:
+            ring.trim(at)
+            added += ring.added
+        twice = int(2 * (added - self._added) * _PERIOD / TICK)
+        self._bytes.amount = max(int(BYTES * _PERIOD), twice)
+        self._added = added
+        for prefix in [prefix for prefix, known in self._known.items() if known.since + KNOWN_SECONDS <= now]:
+            del self._known[prefix]
+
+    def close(self) -> None:
+        """Drop all requests and histories."""
+        self._bytes.close()
+        self._frames.close()
+        self._waiting.clear()
+        self._known.clear()
+        self._rings.clear()
+
+    def _answer_some(self) -> None:
+        """Answer requests within the allowances of this period, the oldest first.
+
+        A request whose messages have not been found yet does not delay the next ones.
+        """
+        for subscriber, request in tuple(self._waiting.items()):
+            if self._bytes.left <= 0:
+                break
+            last = self._counters.carried(request.prefix)
+            if last is None:
+                del self._waiting[subscriber]
+                self._answer(request, [], refused=True)
+            elif (searches := self._search(request, last)) is not None:
+                del self._waiting[subscriber]
+                entries, more = self._entries(request.ranges, searches)
+                self._answer(request, entries, more=more)
+
+    def _answer(
+        self, request: RecoveryRequest, entries: list[Entry], *, more: bool = False, refused: bool = False
+    ) -> None:
+        at = self._clock_ns()
+        frames = pack_recovery_answers(request, entries, epoch=self._epoch, sent_at=at, more=more, refused=refused)
+        self._bytes.spend(_ANSWER_COST + sum(map(len, frames)))
+        self._send(pack_box(request.subscriber), frames)
+
+    def _search(self, request: RecoveryRequest, last: int) -> list[Search] | None:
+        """Return searches that contain the frames for ``request``.
+
+        Return None while blocks must be scanned.
+        """
+        first, last = request.ranges[0][0], min(request.ranges[-1][1], last)
+        if first > last:
+            return []  # these messages were never sent
+        known = self._known.get(request.prefix)
+        if known is None:
+            if self._frames.left <= 0:
+                return None
+            known = _Known([Search(ring, request.prefix) for ring in self._rings], self._clock.seconds())
+            self._known[request.prefix] = known
+        for search in known.searches:
+            while True:
+                if self._frames.left <= 0:
+                    return None
+                scanned = search.scan(first, last)
+                if not scanned:
+                    break
+                self._frames.spend(scanned)
+        self._forget_some(request.prefix)
+        return known.searches
+
+    def _forget_some(self, latest: bytes) -> None:
+        """Forget the oldest searches if there are too many results."""
+        while sum(known.found for known in self._known.values()) > FOUND and len(self._known) > 1:
+            oldest = next(prefix for prefix in self._known if prefix != latest)
+            del self._known[oldest]
+
+    @staticmethod
+    def _entries(ranges: tuple[Range, ...], searches: list[Search]) -> tuple[list[Entry], bool]:
+        """Return the entries of an answer, and True if there is more than fits."""
+        entries: list[Entry] = []
+        left, expected = WINDOW, 1
+        for lowest, highest in ranges:
+            expected = max(expected, lowest)  # a coalesced frame may have contained the beginning of this range
+            frames: Iterator[Numbered] = merge(
+                *(search.between(expected, highest) for search in searches), key=itemgetter(0)
+            )
+            for first, end, frame in frames:
+                if left <= 0:
+                    return entries, True
+                if first > expected:
+                    entries.append((expected, first - 1))
+                entries.append((first, frame))
+                left -= entry_size(entries[-1])
+                expected = end + 1
+            if expected <= highest:
+                entries.append((expected, highest))
+                expected = highest + 1
+        return entries, False

@@ -1,0 +1,224 @@
+"""The recovery of an app: between its accounts, routing table and socket.
+
+The rules of recovery are in `zroute.receiving.recovery` and `zroute.receiving.recovery_session`. This module connects
+them with one run of an app:
+
+- **The table** asks `Recoveries.active` before it stores the head of a stream, so the loop never delivers messages of a
+  stream that recovers. These messages go to `Recoveries.admit` with their frames. The table delivers what `take`
+  returns, and calls `ask` when nothing is left to read and to deliver.
+- **The session** passes each gap to `missed`, and reports it as a loss only if `missed` returns False, or later if the
+  messages stay lost.
+
+An app that recovers nothing has no `Recoveries`, and none of this code runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import attrs
+
+from zroute.clock import Clock
+from zroute.messages.recovery import BOX, parse_recovery_answer
+from zroute.messages.topics import Topic
+from zroute.messages.wire import RecoveredFrame
+from zroute.receiving.accounts import SubscriptionState
+from zroute.receiving.events import Event, Gap
+from zroute.receiving.recovery import Ready, StreamRecovery
+from zroute.receiving.recovery_session import Admit, RecoverySession, Verdict
+from zroute.stats import Stats
+from zroute.throttle import ThrottledLog
+
+__all__ = ["Recoveries", "RecoveryCalls"]
+
+
+@attrs.frozen(eq=False)
+class RecoveryCalls:
+    """The functions of a subscriber's session that a recovery calls.
+
+    Attributes:
+        admit: The method of the tracker that records a message.
+        request: Sends a request: a subscription that is withdrawn at once.
+        tell: Handles events that precede a message.
+        lost: Reports a gap whose messages stay lost.
+        moved: Makes the table look up the accounts of its next messages again.
+        whole: Called when the last recovery has ended.
+        named: Returns the name of a publisher for log lines.
+    """
+
+    admit: Admit
+    request: Callable[[bytes], object]
+    tell: Callable[[list[Event]], object]
+    lost: Callable[[Gap], object]
+    moved: Callable[[], object]
+    whole: Callable[[], object]
+    named: Callable[[int], str]
+
+
+class Recoveries:
+    """The recoveries of one run of an app.
+
+    Args:
+        subscriber: The 48 bits that identify the subscriber.
+        clock: The reactor's clock.
+        stats: The counters of the run.
+        calls: The functions of the session.
+        name: The name of the app, for log lines.
+        reports: The log for events that may be frequent.
+
+    Attributes:
+        box: The topic of the answers to this subscriber.
+        busy: True while a stream may recover, or has something to deliver.
+    """
+
+    def __init__(
+        self, subscriber: int, clock: Clock, stats: Stats, calls: RecoveryCalls, name: str, reports: ThrottledLog
+    ) -> None:
+        self._session = RecoverySession(subscriber, calls.request)
+        self._clock = clock
+        self._stats = stats
+        self._calls = calls
+        self._name = name
+        self._reports = reports
+        self._closed = False
+        self.box = self._session.box
+        self.busy = False
+
+    def change(self, subscriptions: frozenset[bytes]) -> None:
+        """Recover only the messages of these subscriptions from now on."""
+        self._session.subscriptions = subscriptions
+        self._session.change(subscriptions)
+
+    def close(self) -> None:
+        """Give up all recoveries, because reading ends. What was held stays to be taken."""
+        self._closed = True
+        self._session.close()
+
+    # -- messages, for the table
+
+    def active(self, account: Any) -> bool:
+        """Return True if the messages of an account must be passed to `admit`."""
+        return self.busy and isinstance(account, SubscriptionState) and self._session.active(account)
+
+    def admit(self, account: Any, number: int, many: int, raw: Any) -> Verdict:
+        """Record a message, and return what the table must do with it.
+
+        A loss before the message is reported first. The arguments are those of `zroute.transport.Accounts.admit`, and
+        ``raw`` contains the frames of the message.
+        """
+        was_active = self.active(account)
+        verdict, loss = self._session.admit(
+            self._calls.admit, account, number, many, raw, _size(raw), self._clock.seconds()
+        )
+        if loss is not None:
+            self._calls.tell([loss])
+        if verdict is Verdict.HELD and not was_active:
+            self._hold(account.publisher, account.prefix)
+        return verdict
+
+    def wait(self, account: Any, raw: Any) -> bool:
+        """Return True if a kept message waits until its stream has recovered."""
+        return self.active(account) and self._session.wait(account, raw, _size(raw))
+
+    def hears(self, topic: bytes) -> bool:
+        """Return True if ``topic`` is a box: that of this subscriber, or of another one."""
+        return topic.startswith(BOX)
+
+    def answer(self, epoch: int, topic: bytes, body: bytes, raw: Any) -> None:
+        """Process a frame that was sent to a box.
+
+        Frames for other subscribers are ignored.
+
+        Raises:
+            EnvelopeError: The frame is malformed.
+        """
+        if topic == self.box and self.busy:
+            self._session.answer(
+                epoch, parse_recovery_answer(body), self._clock.seconds(), lambda frame: RecoveredFrame.of(frame, raw)
+            )
+
+    def take(self, many: int | None = None) -> Iterator[Ready]:
+        """Yield up to ``many`` messages that must be delivered next, in order.
+
+        Losses are reported in their place between the messages.
+        """
+        for key, stream, ready in islice(self._session.ready(), many):
+            if ready.arrival is None:
+                self._lost(key, stream, ready)
+                continue
+            if isinstance(ready.arrival.frame, RecoveredFrame):
+                self._stats.recovered += ready.last - ready.first + 1
+            yield ready
+
+    def ask(self) -> None:
+        """Send the requests that are needed now.
+
+        Call this method when all messages that have arrived were read and delivered.
+        """
+        if not self._closed:
+            self._session.ask(self._clock.seconds())
+        self.busy = self._session.is_active
+        if not self.busy:
+            self._calls.whole()
+
+    def _hold(self, epoch: int, subscription: bytes) -> None:
+        """Take a stream that begins to recover out of the loop of the table."""
+        if not self.busy:
+            text = "%s: messages of %r from %s are missing; asking the publisher for them"
+            facts = self._name, str(Topic.from_wire(subscription)), self._calls.named(epoch)
+            self._reports("missing messages", f"{self._name}: missing messages", logging.INFO, text, *facts)
+            self.busy = True
+        self._calls.moved()
+
+    def _lost(self, key: tuple[int, bytes], stream: StreamRecovery, ready: Ready) -> None:
+        epoch, subscription = key
+        recovered, stream.told = stream.recovered - stream.told, stream.recovered
+        self._calls.lost(Gap(subscription, epoch, ready.first, ready.last, recovered))
+
+    # -- events, for the session
+
+    def missed(self, gap: Gap) -> bool:
+        """Return True if the messages of a gap may be recovered. Otherwise they are lost."""
+        if self._closed or not self._session.missed(gap, self._clock.seconds()):
+            return False
+        self._hold(gap.epoch, gap.subscription)
+        return True
+
+    def stated(self, epoch: int, *, history: bool) -> None:
+        """Record whether a publisher has a history."""
+        self._session.stated(epoch, history=history)
+
+    def recovers(self, epoch: int) -> bool:
+        """Return True while messages of a publisher are missing."""
+        return self._session.recovers(epoch)
+
+    def end(self, epoch: int) -> None:
+        """Give up all recoveries from a publisher."""
+        self._session.end(epoch)
+
+    def end_stream(self, epoch: int, subscription: bytes) -> None:
+        """Give up the recovery of one subscription at a publisher."""
+        self._session.end_stream(epoch, subscription)
+
+    def tick(self, now: float, *, emptied: bool) -> None:
+        """Judge the progress of all recoveries, and log those that have ended.
+
+        See `RecoverySession.tick` for the arguments.
+        """
+        for (epoch, subscription), stream in self._session.streams():
+            recovered = stream.recovered - stream.logged
+            if recovered and not stream.active:
+                stream.logged = stream.recovered
+                text = "%s: recovered %d messages of %r from %s"
+                name = str(Topic.from_wire(subscription))
+                facts = (self._name, recovered, name, self._calls.named(epoch))
+                self._reports("recovered", f"{self._name}: recovered messages", logging.INFO, text, *facts)
+        self._session.tick(now, emptied=emptied)
+
+
+def _size(raw: Any) -> int:
+    """Return the size of a message in bytes."""
+    return sum(map(len, raw)) if isinstance(raw, tuple) else len(raw)

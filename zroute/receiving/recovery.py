@@ -1,0 +1,463 @@
+"""Recover lost messages of a subscription from the history of their publisher.
+
+The publisher's side is `zroute.publishing.recovery`; ``docs/reference/wire.md`` describes the protocol. This module
+sends nothing and reads no clock. Frames are opaque values here.
+
+**What is held.** A gap names no topic, so each later message of the subscription may belong to the topic of a lost one.
+Therefore a `StreamRecovery` holds all later messages of the subscription at this publisher (a *stream*), until the lost
+ones have arrived or are given up. Messages of other streams are not delayed. Entries of the heap that are below the
+first missing number move to ``ready``, in the order of their numbers. A range that stays lost is an entry too, so a
+loss is reported before the messages that follow it.
+
+**The states of a stream.** A stream without missing, held and ready entries is not *active*, and its messages do not
+pass through this module.
+
+=================== ============================== ============================== ===========================
+event               not active                     active                         resting (until a time)
+=================== ============================== ============================== ===========================
+gap                 missing; active                missing                        lost
+next message        delivered                      held; without room: missing    delivered
+earlier message     duplicate                      fills a gap, or a duplicate    duplicate
+entry of an answer  ignored                        fills a gap, or ignored        ignored
+not available       ignored                        lost                           ignored
+end of the stream   nothing                        everything missing is lost     nothing
+=================== ============================== ============================== ===========================
+
+**Asking.** A stream has at most one open request. It asks when everything that has arrived was read and delivered: a
+slow subscriber therefore does not ask for more than it can handle. A request whose answer does not arrive is repeated
+`TRIES` times in all.
+
+**Overload.** While messages are held, a subscriber reads fast although it handles nothing, so reading is no sign that
+it keeps up. The rule is: **in each second, the number of missing messages must decrease, or all messages that were
+missing at its beginning must arrive.** Otherwise everything missing is given up, and the stream *rests*: its losses are
+counted at once. The rest takes 1, 2, 4 … 60 seconds, and is 1 second again after `WHOLE_SECONDS` without a missing
+message. Catching up may thus take any time, and a steady small loss is always recovered, but overload ends the recovery
+after one or two seconds. A second consists of four ticks in which the stream could ask or lost more messages; a
+subscriber that was stopped is not judged for that time. Nor is a second judged in which a request had no answer: the
+number of tries limits that.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
+from itertools import islice
+from typing import Any
+
+import attrs
+
+from zroute.clock import TICK
+from zroute.messages.recovery import Range
+
+__all__ = [
+    "HELD_BYTES",
+    "HELD_MESSAGES",
+    "RANGES_ASKED",
+    "RANGES_MAX",
+    "REST_MAX",
+    "TRIES",
+    "TRY_SECONDS",
+    "WHOLE_SECONDS",
+    "Arrival",
+    "Hold",
+    "NumberRanges",
+    "Ready",
+    "StreamRecovery",
+]
+
+HELD_MESSAGES = 50_000
+HELD_BYTES = 64 << 20
+"""The maximum number and size of held messages of an app. Further messages are missing, and recovered later."""
+
+TRY_SECONDS = 0.5
+"""The time in seconds after which a request without an answer is repeated."""
+
+TRIES = 4
+"""The number of requests without an answer after which a stream gives up."""
+
+REST_MAX = 60.0
+"""The longest rest in seconds after a recovery that did not catch up."""
+
+WHOLE_SECONDS = 10.0
+"""The time in seconds without missing messages after which the next rest takes 1 second again."""
+
+RANGES_MAX = 50_000
+"""The maximum number of missing ranges of a stream, which use about 7 MB."""
+
+RANGES_ASKED = 40
+"""The number of ranges that a request may contain; see `zroute.messages.recovery.REQUEST_MAX`."""
+
+_SECOND = round(1 / TICK)
+_REQUESTS = 8
+"""The number of latest requests whose answers are accepted. A repeated request has a new number."""
+
+
+@attrs.define(eq=False)  # not frozen: a frozen instance takes three times as long to create
+class Arrival:
+    """A frame with the messages ``first`` to ``last``, and its size in bytes."""
+
+    first: int
+    last: int
+    frame: Any
+    size: int
+
+
+@attrs.define(eq=False)
+class Ready:
+    """The next entry of a stream: messages to deliver, or a lost range.
+
+    The messages are those from ``first`` to ``last`` in ``arrival``, which may contain more. For a lost range,
+    ``arrival`` is None.
+    """
+
+    first: int
+    last: int
+    arrival: Arrival | None
+    size: int = 0
+
+
+class Hold:
+    """The room for held messages, which all streams of an app share."""
+
+    def __init__(self, messages: int = HELD_MESSAGES, size: int = HELD_BYTES) -> None:
+        self._messages = messages
+        self._size = size
+        self.messages = self.size = 0
+
+    def has_room(self, size: int) -> bool:
+        """Return True if a message of ``size`` bytes may be held."""
+        return self.messages < self._messages and self.size + size <= self._size
+
+    def take(self, size: int) -> None:
+        """Count a message that is held from now on."""
+        self.messages += 1
+        self.size += size
+
+    def give_back(self, size: int) -> None:
+        """Count a message that is no longer held."""
+        self.messages -= 1
+        self.size -= size
+
+
+class NumberRanges:
+    """A set of numbers as ascending ranges that neither overlap nor touch.
+
+    Numbers are usually added at the end and removed at the beginning, which takes constant time.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: list[Range] = []
+        self._start = 0  # the ranges before this index were removed
+        self.total = 0
+
+    def __len__(self) -> int:
+        return len(self._ranges) - self._start
+
+    def __iter__(self) -> Iterator[Range]:
+        return islice(self._ranges, self._start, None)
+
+    @property
+    def first(self) -> int | None:
+        """The lowest number, or None."""
+        return self._ranges[self._start][0] if len(self) else None
+
+    @property
+    def last(self) -> int | None:
+        """The highest number, or None."""
+        return self._ranges[-1][1] if len(self) else None
+
+    def add(self, first: int, last: int) -> None:
+        """Add the numbers ``first`` to ``last``."""
+        if len(self) and first <= self._ranges[-1][1]:  # not after the others: only after a forged frame
+            self.take(first, last)
+            self.total += last - first + 1
+            self._ranges = sorted([*self, (first, last)])
+            self._start = 0
+            return
+        self.total += last - first + 1
+        if len(self) and self._ranges[-1][1] == first - 1:
+            first = self._ranges.pop()[0]
+        self._ranges.append((first, last))
+
+    def take(self, first: int, last: int) -> list[Range]:
+        """Remove the numbers ``first`` to ``last``; return those that were in the set."""
+        ranges = self._ranges
+        # The first range that ends at ``first`` or later. The common case needs no search.
+        at = self._start
+        if at < len(ranges) and ranges[at][1] < first:
+            at = bisect_left(ranges, first, lo=at, key=_end)
+        found: list[Range] = []
+        rest: list[Range] = []
+        end = at
+        while end < len(ranges) and ranges[end][0] <= last:
+            lowest, highest = ranges[end]
+            found.append((max(lowest, first), min(highest, last)))
+            if lowest < first:
+                rest.append((lowest, first - 1))
+            if highest > last:
+                rest.append((last + 1, highest))
+            end += 1
+        if not found:
+            return found
+        self.total -= sum(highest - lowest + 1 for lowest, highest in found)
+        if at == self._start and len(rest) <= end - at:
+            # At the beginning: the ranges stay where they are in the list.
+            self._start = end - len(rest)
+            ranges[self._start : end] = rest
+            if self._start > 1000 and self._start > len(ranges) // 2:
+                del ranges[: self._start]
+                self._start = 0
+        else:
+            ranges[at:end] = rest
+        return found
+
+    def clear(self) -> list[Range]:
+        """Remove all numbers, and return them."""
+        found = list(self)
+        self._ranges, self._start, self.total = [], 0, 0
+        return found
+
+
+def _end(each: Range) -> int:
+    return each[1]
+
+
+class StreamRecovery:
+    """The recovery of one subscription at one publisher.
+
+    Attributes:
+        ready: What must be delivered or reported next, in order. Take an entry with `pop`.
+        missing: The numbers of the missing messages.
+        recovered: The number of messages that were missing and arrived.
+        asked: True while a request is open.
+        told: The part of `recovered` that reports of losses have included.
+        logged: The part of `recovered` that the log has included.
+    """
+
+    def __init__(self, hold: Hold) -> None:
+        self.ready: deque[Ready] = deque()
+        self.missing = NumberRanges()
+        self.recovered = self.told = self.logged = 0
+        self._hold = hold
+        self._held: list[tuple[int, int, Ready]] = []
+        self._order = 0
+        self._requests: deque[int] = deque(maxlen=_REQUESTS)
+        self._asked_at: float | None = None
+        self._tries = 0
+        self._previous: float | None = None  # the time of the last tick
+        self._rest_until = 0.0
+        self._rest = 1.0
+        self._whole_since = 0.0
+        self._judged = 0  # ticks of the present second
+        self._then = 0  # the number of missing messages when the second began
+        self._before = 0  # the number of missing messages at the last tick
+        self._mark = 0  # the last missing message when the second began
+        self._progress = False  # True if an answer has brought something since the second began
+
+    @property
+    def active(self) -> bool:
+        """True if messages of the stream must pass through this object."""
+        return bool(self.ready or self._held or len(self.missing))
+
+    @property
+    def asked(self) -> bool:
+        """True while a request is open."""
+        return self._asked_at is not None
+
+    # -- messages
+
+    def miss(self, first: int, last: int, now: float) -> bool:
+        """Record that the messages ``first`` to ``last`` were not received.
+
+        Return False if the stream rests: the messages are then lost, and the caller must count them.
+        """
+        if now < self._rest_until:
+            if not self.active:
+                return False
+            # The loss is reported in its place, behind messages that are still ready.
+            self._put(first, last, None)
+            self._release()
+            return True
+        self._add(first, last, now)
+        return True
+
+    def _add(self, first: int, last: int, now: float) -> None:
+        if not len(self.missing):
+            self._begin_second(last - first + 1, last)
+        self.missing.add(first, last)
+        if len(self.missing) > RANGES_MAX:
+            self._give_up(now)
+
+    def _begin_second(self, total: int, last: int) -> None:
+        self._judged, self._then, self._before, self._mark = 0, total, total, last
+        self._progress = False
+
+    def arrive(self, arrival: Arrival, now: float) -> None:
+        """Hold a message that follows all others. Without room, it is missing too."""
+        if self._hold.has_room(arrival.size):
+            self._put(arrival.first, arrival.last, arrival)
+            self._release()
+        elif now < self._rest_until:
+            self._put(arrival.first, arrival.last, None)
+            self._release()
+        else:
+            self._add(arrival.first, arrival.last, now)
+
+    def wait(self, number: int, frame: Any, size: int) -> None:
+        """Hold a message that has no number in the stream, behind the message ``number``.
+
+        It is held even if there is no room, because it is not in the history; its publisher limits such messages.
+        """
+        self._put(number, number, Arrival(number, number, frame, size), waits=True)
+        self._release()
+
+    def fill(self, arrival: Arrival) -> bool:
+        """Record an earlier message; return True if it was missing.
+
+        Only the missing ones of the messages in a frame are delivered. Without room, they stay missing, except for the
+        next one to deliver.
+        """
+        first = self.missing.first
+        if first is None:
+            return False
+        if not (arrival.first <= first or self._hold.has_room(arrival.size)):
+            return False
+        found = self.missing.take(arrival.first, arrival.last)
+        for lowest, highest in found:
+            self.recovered += highest - lowest + 1
+            self._put(lowest, highest, arrival)
+        self._release()
+        return bool(found)
+
+    def _put(self, first: int, last: int, arrival: Arrival | None, *, waits: bool = False) -> None:
+        size = arrival.size if arrival is not None else 0
+        self._hold.take(size)
+        self._order += 1
+        heappush(self._held, (2 * first + waits, self._order, Ready(first, last, arrival, size)))
+
+    def _release(self) -> None:
+        """Move everything before the first missing message to `ready`.
+
+        Losses that follow each other become one.
+        """
+        held, first, ready = self._held, self.missing.first, self.ready
+        while held and (first is None or held[0][0] < 2 * first):
+            entry = heappop(held)[2]
+            if entry.arrival is None and ready and ready[-1].arrival is None and ready[-1].last == entry.first - 1:
+                entry = Ready(ready.pop().first, entry.last, None)
+                self._hold.give_back(0)
+            ready.append(entry)
+        if first is None:
+            self._asked_at, self._tries = None, 0
+
+    def pop(self) -> Ready:
+        """Remove and return the next entry of `ready`."""
+        ready = self.ready.popleft()
+        self._hold.give_back(ready.size)
+        return ready
+
+    # -- requests
+
+    def ask(self, number: int, now: float) -> list[Range]:
+        """Return the ranges to ask for in request ``number``.
+
+        The result is empty if no request is needed now. Call this method when everything that has arrived was read and
+        delivered.
+        """
+        if self._asked_at is not None or self.ready or not len(self.missing):
+            return []
+        self._asked_at = now
+        self._requests.append(number & 0xFFFF)
+        return list(islice(self.missing, RANGES_ASKED))
+
+    def answer(
+        self, number: int, arrivals: Iterable[Arrival], gone: Iterable[Range], *, last: bool, refused: bool, now: float
+    ) -> None:
+        """Process one frame of an answer.
+
+        Args:
+            number: The number of the request. Answers to other requests are ignored.
+            arrivals: The messages.
+            gone: The ranges that are not available.
+            last: True if this is the last frame of the answer.
+            refused: True if the publisher cannot answer for this subscription.
+            now: The current time.
+        """
+        if number not in self._requests:
+            return
+        progress = False
+        for arrival in arrivals:
+            progress |= self.fill(arrival)
+        for lowest, highest in gone:
+            progress |= self._lose(lowest, highest)
+        self._release()
+        if progress:
+            self._tries, self._progress = 0, True
+        if refused:
+            self._give_up(now)
+        elif last and number == self._requests[-1] and self._asked_at is not None:
+            self._asked_at = None
+            if not progress:
+                self._fail(now)
+
+    def _lose(self, first: int, last: int) -> bool:
+        found = self.missing.take(first, last)
+        for lowest, highest in found:
+            self._put(lowest, highest, None)
+        return bool(found)
+
+    def _fail(self, now: float) -> None:
+        self._tries += 1
+        if self._tries >= TRIES and len(self.missing):
+            self._give_up(now)
+
+    # -- time
+
+    def tick(self, now: float, *, emptied: bool) -> None:
+        """Judge the progress. Call this method in each `TICK`.
+
+        Args:
+            now: The current time.
+            emptied: True if everything that had arrived was read since the last call.
+        """
+        previous, self._previous = self._previous, now
+        if not len(self.missing):
+            if now < self._rest_until:
+                self._whole_since = now
+            elif now - self._whole_since >= WHOLE_SECONDS:
+                self._rest = 1.0
+            return
+        self._whole_since = now
+        waits = self._asked_at is not None and emptied
+        # All frames that had arrived before the deadline have been read.
+        if self._asked_at is not None and emptied and previous is not None and previous - self._asked_at >= TRY_SECONDS:
+            self._asked_at = None
+            self._fail(now)
+        total = self.missing.total
+        self._judged += emptied or total > self._before
+        self._before = total
+        first, last = self.missing.first, self.missing.last
+        if self._judged < _SECOND or first is None or last is None:
+            return
+        # While a request is open and brings nothing, its tries are counted instead.
+        unanswered = waits and not self._progress
+        if total >= self._then and first <= self._mark and not unanswered:
+            self._give_up(now)
+        else:
+            self._begin_second(total, last)
+
+    def _give_up(self, now: float) -> None:
+        """Count everything missing as lost, and rest."""
+        if now >= self._rest_until and len(self.missing):
+            self._rest_until = now + self._rest
+            self._rest = min(2 * self._rest, REST_MAX)
+        self.end()
+
+    def end(self) -> None:
+        """Count everything missing as lost: the publisher or the subscription has ended."""
+        for lowest, highest in self.missing.clear():
+            self._put(lowest, highest, None)
+        self._requests.clear()
+        self._release()
