@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import NoneType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -28,7 +28,6 @@ from zroute.declarations.routes import Routes, joined
 from zroute.declarations.signatures import NO_BODY, Call, has_copied_return, hints_of, needs_of, plan
 from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
 from zroute.functions import identity, is_generator_function, name_of
-from zroute.jobs.queue import CompiledJobQueue, JobQueue
 from zroute.messages.bodies import body_decoder
 from zroute.messages.codecs import BUILTIN, Codec, Codecs, is_own
 from zroute.messages.extras import Extras
@@ -42,8 +41,10 @@ from zroute.publishing.middleware import Middleware, SurroundedPublication
 from zroute.publishing.publication import Bridge, CompiledPublication, Outlet, Publication, Schedule, bind_encoder
 from zroute.receiving.dispatch import CompiledRoute, Surroundings
 from zroute.receiving.table import Dispatch
-from zroute.requests.client import reply_decoder
-from zroute.requests.requester import CompiledRequester, Requester
+
+if TYPE_CHECKING:
+    from zroute.jobs.queue import CompiledJobQueue, JobQueue
+    from zroute.requests.requester import CompiledRequester, Requester
 
 __all__ = [
     "bridges_from_outside",
@@ -304,6 +305,9 @@ def _check_reply(route: Route, codecs: Codecs) -> None:
 
 
 def _requester(requester: Requester[Any, Any], prefix: str, codecs: Codecs) -> CompiledRequester:
+    from zroute.requests.client import reply_decoder
+    from zroute.requests.requester import CompiledRequester
+
     pattern = _at(requester.where, partial(joined, prefix, requester.pattern))
     if not pattern.is_template:
         raise PatternError(
@@ -445,6 +449,8 @@ def _refuse_equal_queues(queues: Iterable[CompiledJobQueue]) -> None:
 
 
 def _job_queue(queue: JobQueue[Any], prefix: str, codecs: Codecs) -> CompiledJobQueue:
+    from zroute.jobs.queue import CompiledJobQueue
+
     pattern = _at(queue.where, partial(joined, prefix, queue.pattern))
     if not pattern.is_template:
         raise PatternError(

@@ -20,14 +20,14 @@ _is_ours = False
 
 
 def take_over() -> None:
-    """State that this process runs the command ``zroute``, so that `importing` has an effect."""
+    """State that this process runs the command, so that `importing` has an effect."""
     global _is_ours
     _is_ours = True
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import code in a ``with`` block without collections, and freeze what it has imported."""
+    """Pause collections in a ``with`` block, then freeze what it has imported."""
     if not _is_ours:
         yield
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
@@ -12,10 +12,12 @@ from zroute.endpoints import Ends
 from zroute.planning.plan import Plan
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.in_flight import InFlight
-from zroute.receiving.replying import Replying, ReplyResults
-from zroute.requests.client import Client
 from zroute.stats import Stats
 from zroute.transport import Transport
+
+if TYPE_CHECKING:
+    from zroute.receiving.replying import Replying, ReplyResults
+    from zroute.requests.client import Client
 
 __all__ = ["RequestRun"]
 
@@ -52,9 +54,13 @@ class RequestRun:
         if not (ends.rep or ends.req):
             return
         if ends.rep:
+            from zroute.receiving.replying import Replying
+
             given = routes, plan.parts.codecs, self._results, self._stats, plan.limits.max_message
             self._replying = Replying(*given)
         if ends.req:
+            from zroute.requests.client import Client
+
             self._client = Client(
                 self._reactor,
                 self._stats,
