@@ -44,7 +44,7 @@ _numbers = count(1)  # file names stay unique even if linecache was cleared
 
 @cache
 def _factory(source: str, name: str, names: tuple[str, ...]) -> Callable[..., Any]:
-    """Return a function of ``names`` that returns the function that ``source`` defines."""
+    """Return a factory of the function that ``source`` defines, for any objects."""
     parameters = ", ".join(names)
     text = f"def make({parameters}):\n{indent(source, '    ')}\n    return {name}\n"
     filename = f"<zroute {name} {next(_numbers)}>"

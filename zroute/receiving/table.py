@@ -226,7 +226,7 @@ class RouteTable:
                 it identifies the socket.
             budget: The maximum number of messages, at most 256 (`READ_BUDGET`).
         """
-        plain, tracked = self._entries.plain.get, self._entries.tracked.get
+        direct, tracked = self._entries.direct.get, self._entries.tracked.get
         unpack, admit = _HEAD_AND_NUMBER, self._admit
         received, aside, short = 0, 0, self._short
         # A handler takes a memoryview, so even the first of several large frames is not copied.
@@ -248,7 +248,7 @@ class RouteTable:
                     aside += 1
                     continue
                 topic, _, body = frame.partition(NUL)
-                deliver = plain(topic)
+                deliver = direct(topic)
                 if deliver is not None and body:  # an empty body: the NUL may be missing
                     if fault := deliver(body, frame):
                         aside += self._after(fault, topic, frame, recv, more)
@@ -506,7 +506,7 @@ class RouteTable:
             short = self._past_headers(deliver) if has_headers else deliver
             short = self._past_counters(header, length, account, short) if further else short
             # The loop compares only the first counter. If ours is a further one, the closure compares it.
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short, self._admit)
         if not counters[0][1] or self._admit(account, header.number(length)):
             self._check_size(body)
             self._deliver(deliver, body, raw)
@@ -606,7 +606,7 @@ class RouteTable:
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
         if header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME:
             unpacking = self._unpacking(entry, header, account)
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking, self._admit)
         coalesced = parse_coalesced(header.codec, body)
         if header.sequence and not self._admit(account, header.number(length), coalesced.many):
             # `_admit` has counted each message as a duplicate, but the loop counts one frame.

@@ -30,10 +30,12 @@ from zroute.receiving.dispatch import (
     Decode,
     Deliver,
     DispatchCallbacks,
+    KnownHead,
     Step,
     batching_step,
     invocation,
     make_deliver,
+    make_deliver_tracked,
     share_one_type,
 )
 from zroute.receiving.frames import RawFrames
@@ -89,9 +91,10 @@ class TopicEntry:
 class TopicCache:
     """The entries of received topics, up to `TOPIC_CACHE` bytes.
 
-    The loop of the table looks up topics in ``plain`` and ``tracked``. For a topic with plain bodies, ``plain``
+    The loop of the table looks up topics in ``direct`` and ``tracked``. For a topic with plain bodies, ``direct``
     contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. The keys of that dict are heads,
-    the constant parts of publishers' headers. The values are the account and the closure. A topic is never in both.
+    the constant parts of publishers' headers. The values are the account and the closure. While such a topic has one
+    head only, and one handler, ``direct`` contains a closure that also reads the header.
 
     A topic in ``multipart``, or longer than `MAX_TOPIC` bytes, is not cached. Its messages always take the slow path of
     the table.
@@ -119,7 +122,7 @@ class TopicCache:
         unrouted: Callable[[RawFrames], int],
         malformed: Callable[[EnvelopeError, RawFrames], int],
     ) -> None:
-        self.plain: dict[bytes, Deliver] = {}
+        self.direct: dict[bytes, Deliver] = {}
         self.tracked: dict[bytes, dict[bytes, tuple[Any, Deliver]]] = {}
         self._entries: dict[bytes, TopicEntry] = {}
         self._budget = Budget(TOPIC_CACHE, stats, lambda: outcomes.many_topics(len(self._entries)))
@@ -160,19 +163,22 @@ class TopicCache:
             deliver = entry.plain = made
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
         if topic in self._entries and topic not in self.tracked:
-            self.plain[topic] = deliver
+            self.direct[topic] = deliver
         return deliver
 
-    def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver) -> None:
+    def remember_head(
+        self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver, admit: Callable[[Any, int], bool]
+    ) -> None:
         """Store the closure for the messages of a topic that begin with ``head``.
 
-        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path.
+        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path. ``admit`` decides
+        about messages of the account with another number than the expected one.
         """
         topic = entry.topic.wire
         # The topic is not cached: it is too long, may have further parts, or was dropped in the meantime.
         if self._entries.get(topic) is not entry:
             return
-        self.plain.pop(topic, None)
+        self.direct.pop(topic, None)
         heads = self.tracked.setdefault(topic, {})
         # The first head of a topic is no further miss, because `_enter` has counted one.
         if heads and head not in heads:
@@ -184,8 +190,24 @@ class TopicCache:
             # The closures in `others` are already part of the size of the entry.
             size += _HEAD + _CLOSURE * (deliver not in entry.others.values())
         heads[head] = account, deliver
+        if len(heads) == 1:
+            direct = self._make_direct(entry, deliver, KnownHead(head, account, admit))
+            if direct is not None:
+                self.direct[topic] = direct
+                size += _CLOSURE + _STEP
         entry.heads += size
         self._budget.take(size)  # last, because it may drop this topic
+
+    def _make_direct(self, entry: TopicEntry, deliver: Deliver, known: KnownHead) -> Deliver | None:
+        """Return a closure that also reads the header, for a topic with one handler.
+
+        The result is None if ``deliver`` is not the closure of one handler.
+        """
+        number = next((number for (number, _), each in entry.others.items() if each is deliver), None)
+        if number is None or len(entry.deliveries) != 1:
+            return None
+        (step,) = self._steps(entry, number, large=False)
+        return make_deliver_tracked(step, self._outcomes, known)
 
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         """Drop some heads of a topic that has too many heads."""
@@ -202,12 +224,13 @@ class TopicCache:
         entry = self._entries.pop(topic, None)
         if entry is not None:
             self._budget.give_back(entry.size + entry.heads)
-        self.plain.pop(topic, None)
+        self.direct.pop(topic, None)
         self.tracked.pop(topic, None)
 
     def forget_heads(self) -> None:
         """Delete all heads; the next message of each publisher takes the slow path."""
         for topic in self.tracked:
+            self.direct.pop(topic, None)
             entry = self._entries[topic]
             self._budget.give_back(entry.heads)
             entry.heads = 0
@@ -215,7 +238,7 @@ class TopicCache:
 
     def clear(self) -> None:
         """Delete all entries, so that their closures are created again."""
-        for cache in (self._entries, self.plain, self.tracked):
+        for cache in (self._entries, self.direct, self.tracked):
             cache.clear()
         self._budget.give_back(self._budget.used)
 
@@ -363,7 +386,7 @@ class TopicCache:
         if not entry.sends_json:
             entry.sends_json, entry.plain = True, None
             entry.others.clear()
-            self.plain.pop(entry.topic.wire, None)
+            self.direct.pop(entry.topic.wire, None)
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
         schema, codec = route.call.schema, route.options.codec
