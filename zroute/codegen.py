@@ -20,7 +20,7 @@ from itertools import count
 from textwrap import indent
 from typing import Any
 
-__all__ = ["define", "make_lambda"]
+__all__ = ["define", "define_maker", "make_lambda"]
 
 
 def define(source: str, name: str, names: Mapping[str, Any]) -> Any:
@@ -28,7 +28,17 @@ def define(source: str, name: str, names: Mapping[str, Any]) -> Any:
 
     ``names`` are the objects that the function refers to, by name. Raises SyntaxError if the source is invalid.
     """
-    return _factory(source, name, tuple(names))(*names.values())
+    return _factory(source, name, tuple(names), ())(*names.values())()
+
+
+def define_maker(source: str, name: str, names: Mapping[str, Any], given: tuple[str, ...]) -> Callable[..., Any]:
+    """Return a maker of the function ``name`` that ``source`` defines.
+
+    The maker takes the objects of the names ``given``, which differ between the functions. All functions share the
+    ``names``, so one more function needs little memory, and little work of the garbage collector.
+    """
+    made: Callable[..., Any] = _factory(source, name, tuple(names), given)(*names.values())
+    return made
 
 
 def make_lambda(expression: str, names: Mapping[str, Any], parameters: str = "m") -> Any:
@@ -43,14 +53,16 @@ _numbers = count(1)  # file names stay unique even if linecache was cleared
 
 
 @cache
-def _factory(source: str, name: str, names: tuple[str, ...]) -> Callable[..., Any]:
-    """Return a factory of the function that ``source`` defines, for any objects."""
-    parameters = ", ".join(names)
-    text = f"def make({parameters}):\n{indent(source, '    ')}\n    return {name}\n"
+def _factory(source: str, name: str, names: tuple[str, ...], given: tuple[str, ...]) -> Callable[..., Any]:
+    """Return a function of ``names`` that returns a maker; see `define_maker`."""
+    text = (
+        f"def share({', '.join(names)}):\n    def make({', '.join(given)}):\n"
+        f"{indent(source, ' ' * 8)}\n        return {name}\n    return make\n"
+    )
     filename = f"<zroute {name} {next(_numbers)}>"
     # linecache.checkcache() keeps an entry whose modification time is None.
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     scope: dict[str, Any] = {}
     exec(compile(text, filename, "exec"), scope)
-    made: Callable[..., Any] = scope["make"]
+    made: Callable[..., Any] = scope["share"]
     return made
