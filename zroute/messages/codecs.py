@@ -655,11 +655,13 @@ class Codecs:
         default: the codec for bodies whose publisher does not name a codec.
         by_number: the codecs that a publisher's header can name, by their number.
         extras: the additional values that the built-in codecs carry in this app.
+        checked: the types, with the codec of a handler or None, that are known to have a decoder.
     """
 
     default: Codec
     by_number: Mapping[int, Codec]
     extras: Extras = NO_EXTRAS
+    checked: set[tuple[object, object]] = attrs.field(init=False, factory=set, repr=False)
 
 
 BUILTIN: Mapping[str, Codec] = types.MappingProxyType({codec.name: codec for codec in (MSGPACK, JSON, TEXT, RAW)})

@@ -18,6 +18,7 @@ import attrs
 
 from zroute.declarations.batching import plan_lists
 from zroute.declarations.bridges import Stack
+from zroute.declarations.captures import hashable
 from zroute.declarations.providers import Needed
 from zroute.declarations.publish_middleware import surround_publication
 from zroute.declarations.records import ATTEMPTS, ErrorHook, Hook, Hooks, Producer, Route, RouteInfo
@@ -348,12 +349,18 @@ def _behind(prefix: str, dead: Pattern, where: str) -> Pattern:
 
 def _check_schema(call: Call, route: Route, codecs: Codecs) -> None:
     codec = route.options.codec
+    key = call.schema, codec
+    # A decoder takes 100 us to make, and an app may have thousands of handlers of one type.
+    if hashable(key) and key in codecs.checked:
+        return
     try:
         body_decoder(call.schema, stated=None, route=codec, default=codecs.default, extras=codecs.extras)
     except SchemaError as error:
         raise SchemaError(
             f"parameter {call.body!r} of {name_of(route.function)}: {error}", schema=call.schema, where=route.where
         ) from error
+    if hashable(key):
+        codecs.checked.add(key)
 
 
 R = TypeVar("R")

@@ -604,7 +604,7 @@ class _Rare:
 
 
 def deliver_maker(step: Step, outcomes: DispatchCallbacks, refuse: Refuse, known: KnownHead | None) -> DeliverMaker:
-    """Return a maker of the closures for one handler, the usual case.
+    """Return a maker of closures for one handler, the usual case.
 
     The maker takes a function to call and its `BoundRoute`. If only these differ from topic to topic, one maker serves
     all topics of the handler; see `is_shared`.
@@ -641,7 +641,7 @@ def deliver_maker(step: Step, outcomes: DispatchCallbacks, refuse: Refuse, known
 
 
 def is_shared(route: CompiledRoute) -> bool:
-    """Return True if the closures of a handler differ only in the function to call and its `BoundRoute`."""
+    """Return True if a maker can serve all topics of a handler."""
     around = route.around
     return not (route.flow.active or route.lists or around.chain or around.scope)
 

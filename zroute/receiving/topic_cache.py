@@ -359,7 +359,7 @@ class TopicCache:
         return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable))
 
     def _refuses_plain(self, entry: TopicEntry) -> bool:
-        """Return True if the closures of a handler are known to refuse bodies with a tracked header."""
+        """Return True if a maker of plain closures is known for a handler."""
         return (entry.deliveries[0].route, 0, False, self._refuse_plain, None) in self._makers
 
     def _refuse_plain(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
