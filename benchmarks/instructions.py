@@ -3,7 +3,7 @@
 Other processes do not disturb this figure. A run that moves 10,000 messages is compared with the same run that moves
 none. This takes minutes, so it needs an option.
 
-Callgrind runs ``python -m benchmarks.instructions KIND MESSAGES``.
+Callgrind runs ``python -m benchmarks.instructions KIND MESSAGES [TOPICS]``.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from benchmarks.workloads import BY_HAND, PLAIN, TRACKED, Scale
 from tests.support import ROOT
 from zroute import App, Envelope
 
-__all__ = ["INSTRUCTIONS", "groups"]
+__all__ = ["INSTRUCTIONS", "MESSAGES", "TOPICS", "groups", "measure"]
 
 INSTRUCTIONS = "instructions"
 MESSAGES = 10_000
+TOPICS = 100
+"""The topics of the second group. With one topic only, some caches of CPython never miss."""
 
 PUBLISHED = {"published by hand": BY_HAND, "published plain": PLAIN, "published tracked": TRACKED}
 """The contestants that publish, and the wire of each."""
@@ -46,10 +48,10 @@ def absent(scale: Scale) -> str | None:
     return None if shutil.which("valgrind") else "valgrind is not installed"
 
 
-def _counted(kind: str, read: int) -> int:
+def _counted(kind: str, read: int, topics: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = f"--callgrind-out-file={folder}/out"
-        command = ["valgrind", "--tool=callgrind", out, *python("instructions", kind, read)]
+        command = ["valgrind", "--tool=callgrind", out, *python("instructions", kind, read, topics)]
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     found = re.search(r"Collected : (\d+)", ran.stderr)
@@ -58,9 +60,10 @@ def _counted(kind: str, read: int) -> int:
     return int(found[1])
 
 
-def _measure(kind: str) -> Figures:
-    least = int(kind in PUBLISHED)  # a publishing loop needs at least one message
-    return {INSTRUCTIONS: (_counted(kind, MESSAGES) - _counted(kind, least)) / (MESSAGES - least)}
+def measure(kind: str, topics: int = 1) -> Figures:
+    """Return the instructions per message; the first messages of all topics are not counted."""
+    least = max(int(kind in PUBLISHED), topics * (topics > 1))  # a publishing loop needs at least one message
+    return {INSTRUCTIONS: (_counted(kind, MESSAGES, topics) - _counted(kind, least, topics)) / (MESSAGES - least)}
 
 
 def groups(scale: Scale) -> list[Group]:
@@ -68,18 +71,20 @@ def groups(scale: Scale) -> list[Group]:
     title = f"instructions for a message {{}}, of {MESSAGES:,} JSON quotes"
     return [
         _group(INSTRUCTIONS, title.format("received"), (BY_HAND, PLAIN, TRACKED), scale),
+        _group(f"{INSTRUCTIONS}-topics", title.format("received"), (BY_HAND, PLAIN, TRACKED), scale, TOPICS),
         _group(f"{INSTRUCTIONS}-published", title.format("published"), tuple(PUBLISHED), scale),
         _group(f"{INSTRUCTIONS}-around", title.format("received, with more around its handler"), AROUND, scale),
     ]
 
 
-def _group(name: str, title: str, kinds: tuple[str, ...], scale: Scale) -> Group:
-    made = tuple(Contestant(kind, partial(_measure, kind), THREAD, absent(scale)) for kind in kinds)
+def _group(name: str, title: str, kinds: tuple[str, ...], scale: Scale, topics: int = 1) -> Group:
+    made = tuple(Contestant(kind, partial(measure, kind, topics), THREAD, absent(scale)) for kind in kinds)
+    title = f"{title}, {topics} topics in turn" if topics > 1 else title
     return Group(name, title, made, kinds[0], main=INSTRUCTIONS, rounds=1)
 
 
-def run(kind: str, read: int) -> None:
-    """Publish ``read`` messages, or read that many from a queue of `MESSAGES`."""
+def run(kind: str, read: int, topics: int = 1) -> None:
+    """Publish ``read`` messages, or read that many of ``topics`` topics from a queue of `MESSAGES`."""
     if kind in PUBLISHED:
         wire = PUBLISHED[kind]
         if wire == BY_HAND:
@@ -87,7 +92,7 @@ def run(kind: str, read: int) -> None:
         else:
             publish.zroute_publish(read, "json", "plain" if wire == PLAIN else "tracked")
         return
-    work = workloads.quotes(MESSAGES)
+    work = workloads.quotes(MESSAGES) if topics == 1 else workloads.many_topics(MESSAGES, topics)
     feed = Feed(work)
     if kind == BY_HAND:
         sub = plain_subscriber(feed)
@@ -138,5 +143,5 @@ def _app(feed: Feed, kind: str, counter: receive.Counter) -> App:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], int(sys.argv[2]))
+    run(sys.argv[1], *map(int, sys.argv[2:]))
     os._exit(0)  # do not count how sockets close

@@ -1,5 +1,6 @@
 """Run the ``zroute`` command with ``python -m zroute``."""
 
+from zroute.runtime.collector import importing, take_over
 from zroute.runtime.signals import end_quietly
 
 __all__ = ["main"]
@@ -12,7 +13,9 @@ def main() -> None:
     little as possible before that call.
     """
     end_quietly()
-    from zroute.cli import main as command
+    take_over()
+    with importing():
+        from zroute.cli import main as command
 
     command(prog_name="zroute")
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, get_args, overload
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
@@ -47,7 +47,6 @@ from zroute.publishing.headers import PROPAGATED
 from zroute.publishing.publication import Coalesce, CompiledPublication, Encode, Overflow, encoder_by_type
 from zroute.receiving.events import Gap
 from zroute.receiving.table import Dispatch
-from zroute.requests.client import Client, ReplyStream
 from zroute.requests.requester import checked_wait, explain_type, refuse_unknown
 from zroute.runtime import runner
 from zroute.runtime.on_loop import run_on_loop
@@ -56,6 +55,9 @@ from zroute.runtime.service import AppService
 from zroute.runtime.streams import Attached, Stream
 from zroute.sockets.pair import SharedContext
 from zroute.stats import Stats
+
+if TYPE_CHECKING:
+    from zroute.requests.client import Client, ReplyStream
 
 __all__ = ["App"]
 

@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,8 +81,13 @@ def raised_at(error: BaseException) -> str:
 
 def short_path(filename: str) -> str:
     """Return a path; a path inside the working directory becomes relative to it."""
+    return _relative(filename, os.getcwd())
+
+
+@lru_cache(256)  # each registration of a handler asks for the path of its file
+def _relative(filename: str, folder: str) -> str:
     try:
-        return str(Path(filename).relative_to(os.getcwd()))
+        return str(Path(filename).relative_to(folder))
     except ValueError:
         return filename
 
@@ -181,6 +186,8 @@ def identity(function: Callable[..., Any]) -> object:
 
 def is_generator_function(function: Callable[..., Any]) -> bool:
     """Return True if ``function`` is a generator function, plain or async."""
+    if type(function) is types.FunctionType:  # the usual case: an app may have thousands of handlers
+        return bool(function.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR))
     target = _code_of(function)
     return inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
 
@@ -211,6 +218,8 @@ _MANAGERS = (contextmanager(iter).__code__, asynccontextmanager(aiter).__code__)
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
     """Return True if ``function`` is an ``async def``."""
+    if type(function) is types.FunctionType and not function.__dict__:  # inspect.markcoroutinefunction uses __dict__
+        return bool(function.__code__.co_flags & inspect.CO_COROUTINE)
     return inspect.iscoroutinefunction(_code_of(function))
 
 

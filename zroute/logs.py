@@ -19,7 +19,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from typing import Any, TextIO
 
 from zroute.errors import SetupError
@@ -294,6 +293,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     If no known word is similar, the text is empty.
     """
+    from difflib import get_close_matches  # seldom needed, and slow to import
+
     near = get_close_matches(word, known, 1)
     return f": did you mean {near[0]!r}?" if near else ""
 

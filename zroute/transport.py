@@ -87,7 +87,7 @@ behaviour of a transport that has no high-water mark, does not know its subscrib
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -99,9 +99,11 @@ from zroute.messages.frames import Parse
 from zroute.messages.topics import Pattern
 from zroute.messages.wire import Framer, Header
 from zroute.options import RECEIVED_MAX, SENT_MAX, NetworkOptions
-from zroute.requests.asked import Asked
-from zroute.requests.client import Client
 from zroute.stats import Stats
+
+if TYPE_CHECKING:
+    from zroute.requests.asked import Asked
+    from zroute.requests.client import Client
 
 __all__ = [
     "Account",

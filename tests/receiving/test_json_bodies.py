@@ -99,9 +99,9 @@ def test_a_topic_that_sends_json_is_remembered() -> None:
     (entry,) = wired.table._entries._entries.values()
     assert entry.sends_json
     wired.feed(plain("a.x", body=b'{"bid": 1}'))
-    remembered = wired.table._entries.plain[b"a.x"]
+    remembered = wired.table._entries.direct[b"a.x"]
     wired.feed(plain("a.x", body=b'{"bid": 1}'), plain("a.x", body=msgpack.packb({"bid": 1})))
-    assert wired.table._entries.plain[b"a.x"] is remembered
+    assert wired.table._entries.direct[b"a.x"] is remembered
     (stats,) = wired.stats.routes.values()
     assert stats.handled == 4
 

@@ -6,12 +6,12 @@ standard output, and errors and notes to standard error. docs/reference/cli.md l
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import click
+
+from zroute.runtime.collector import importing
 
 __all__ = ["main"]
 
@@ -46,12 +46,15 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), "command")  # noqa: B009
+        with importing():
+            command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), "command")  # noqa: B009
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name = args[0]
         if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
             near = get_close_matches(name, _COMMANDS, 1)  # click compares only with imported commands: none
             hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(_COMMANDS)}"
             ctx.fail(f"No such command {name!r}: {hint}")
@@ -65,6 +68,8 @@ class _Lazy(click.Group):
 def _print_version(ctx: click.Context, _parameter: Any, wanted: bool) -> None:
     """Print the version and exit, as the callback of ``--version``."""
     if wanted:
+        from importlib.metadata import version
+
         click.echo(f"zroute {version('zroute')}")
         ctx.exit()
 

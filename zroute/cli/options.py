@@ -10,17 +10,19 @@ import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import click
-from click.shell_completion import CompletionItem
 
 from zroute.endpoints import NO_KEYS, SIDES, Access, Cluster, Endpoint, EndpointOptions, parse_access, parse_endpoint
 from zroute.errors import EndpointError, KeyFileError, PatternError, SetupError
 from zroute.messages.frames import parse_form, stated_form
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
 from zroute.nats.servers import is_nats, masked, parse_cluster
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = [
     "ACCESS",
@@ -247,11 +249,15 @@ def separator_option(*, what: str = "patterns", expose_value: bool = False) -> C
 
 def complete_target(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Let the shell complete file names, for arguments that name an app."""
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(incomplete, type="file")]
 
 
 def _complete_folder(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Let the shell complete the names of folders."""
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(incomplete, type="dir")]
 
 

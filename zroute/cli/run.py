@@ -18,6 +18,7 @@ from zroute.endpoints import SIDES, EndpointOptions, parse_ends
 from zroute.errors import EndpointError, SetupError, UsageError
 from zroute.logs import FORMATS, LEVELS, did_you_mean, set_up_logging
 from zroute.options import DRAIN_TIMEOUT
+from zroute.runtime.collector import importing
 
 if TYPE_CHECKING:
     from zroute.runtime.runner import LogFormat, LogLevel, Reactor
@@ -79,8 +80,10 @@ def command(
 
         set_up_logging(log_level, log_format)
         raise SystemExit(supervise(_without_reload(sys.argv), _folders(apps, app_dir), seconds))
-    from zroute.cli.reload import end_with_parent
-    from zroute.runtime.runner import install_reactor, run
+    with importing():
+        import zroute.app  # noqa: F401  # the module of the app imports it: better here, without collections
+        from zroute.cli.reload import end_with_parent
+        from zroute.runtime.runner import install_reactor, run
 
     end_with_parent(drain_timeout)  # before the imports, which may take a long time or never end
     try:

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar, Unpack, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, get_args, overload
 
 from zroute.declarations.bridges import Stack, end_stack, stacked
 from zroute.declarations.options import (
@@ -50,8 +50,6 @@ from zroute.functions import (
     name_of,
     users_line,
 )
-from zroute.jobs.owner import Settings
-from zroute.jobs.queue import JobQueue
 from zroute.messages.codecs import Codec, find_codec
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
 from zroute.options import (
@@ -66,6 +64,9 @@ from zroute.options import (
 from zroute.publishing.history import check_history
 from zroute.publishing.publication import Coalesce, Publication, Schedule
 from zroute.requests.requester import Requester, checked_wait, is_seconds
+
+if TYPE_CHECKING:
+    from zroute.jobs.queue import JobQueue
 
 __all__ = ["Routes", "check_attached", "coalescing", "joined", "make_route", "parse_patterns"]
 
@@ -498,6 +499,9 @@ class Routes:
             raise SignatureError(fault, parameter="silent_after", where=where)
         retry = _checked_retry(chosen["retry"], None, where)
         dead = _checked_dead(chosen["dead"], (parsed,), where)
+        from zroute.jobs.owner import Settings
+        from zroute.jobs.queue import JobQueue  # here, because most apps have no jobs
+
         settings = Settings(parsed.text, where, retry, waiting, float(silent_after))
         found = find_codec(codec) if codec is not None else None
         queue: JobQueue[Any] = JobQueue(parsed, schema, found, settings, dead, where)

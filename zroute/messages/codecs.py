@@ -31,7 +31,6 @@ import msgspec
 from zroute.codegen import define
 from zroute.errors import DecodeError, EncodeError, SchemaError
 from zroute.messages import pydantic_engine
-from zroute.messages.cattrs_engine import structurer, unstructurer
 from zroute.messages.constraints import show_constraints
 from zroute.messages.decode_checks import are_64_bits, compile_reader, is_bounded
 from zroute.messages.encode_checks import conforms, misfit
@@ -171,6 +170,8 @@ class _Format:
         if found.engine == "pydantic":
             return _verified(found, self._pydantic_writer(schema), self.decoder(schema), self)
         if found.engine == "cattrs":
+            from zroute.messages.cattrs_engine import unstructurer
+
             write, plain = self._write_leaves, unstructurer(self._mode, self.extras, self._plain_of)
             return _verified(found, lambda message: write(plain(message)), self.decoder(schema), self)
         if found.holds & {"any", "hook", "taught"}:
@@ -194,6 +195,8 @@ class _Format:
                 return pydantic_engine.json_reader(schema, self._fits)
             return _after(self._untyped_decoder(Any), pydantic_engine.plain_reader(schema, self._fits))
         if found.engine == "cattrs":
+            from zroute.messages.cattrs_engine import structurer
+
             structure = structurer(schema, str_keys=not self.natural, extras=self.extras)
             return _after(self._untyped_decoder(Any), structure)
         text, finite = not self.natural, not self.extras.allow_nan
@@ -652,11 +655,13 @@ class Codecs:
         default: the codec for bodies whose publisher does not name a codec.
         by_number: the codecs that a publisher's header can name, by their number.
         extras: the additional values that the built-in codecs carry in this app.
+        checked: the types, with the codec of a handler or None, that are known to have a decoder.
     """
 
     default: Codec
     by_number: Mapping[int, Codec]
     extras: Extras = NO_EXTRAS
+    checked: set[tuple[object, object]] = attrs.field(init=False, factory=set, repr=False)
 
 
 BUILTIN: Mapping[str, Codec] = types.MappingProxyType({codec.name: codec for codec in (MSGPACK, JSON, TEXT, RAW)})

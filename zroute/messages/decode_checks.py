@@ -248,15 +248,15 @@ class _Compiler:
         """
         self._open.append(hint)
         terms: list[str] = []
-        names: dict[str, Any] = {"LOWEST": LOWEST, "HIGHEST": HIGHEST}
+        names: dict[str, Any] = {}
         is_dict = isinstance(kind, type) and issubclass(kind, dict)
         for number, (step, child) in enumerate(children(hint)):
             name, child = step[1:], resolved(child)
             value = f"m[{name!r}]" if is_dict else f"m.{name}"
             check = self.check(child)
             if child is int and check and not is_dict:
-                # For a field `volume`: (-1073741823 < m.volume < 1073741823 or LOWEST <= m.volume <= HIGHEST).
-                terms.append(f"({-SMALL} < {value} < {SMALL} or LOWEST <= {value} <= HIGHEST)")
+                # For a field `volume`: (-1073741823 < m.volume < 1073741823 or {LOWEST} <= m.volume <= {HIGHEST}).
+                terms.append(f"({-SMALL} < {value} < {SMALL} or {LOWEST} <= {value} <= {HIGHEST})")
             elif check:
                 names[f"check{number}"] = check
                 missing = f"{name!r} not in m or " if is_dict else ""

@@ -144,7 +144,9 @@ class Flags(IntFlag):
 
 
 COUNTERS_SHIFT = 4
-_HEADERS = int(Flags.HEADERS)  # an operation with a Flag takes ten times as long
+_HEADERS, _KEEPS = int(Flags.HEADERS), int(Flags.KEEPS)  # an operation with a Flag takes ten times as long
+_UNKNOWN_FLAGS = 0x0F & ~(_HEADERS | _KEEPS)
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 class Numbered(Protocol):
@@ -698,13 +700,13 @@ def parse_header(body: bytes) -> Header:
     _magic, version, kind, codec, flags, span, epoch = _HEAD.unpack(head)
     if version != VERSION:
         raise EnvelopeError(f"a tracked header of version {version}; expected version {VERSION}")
-    if kind not in Kind.__members__.values():
+    if kind not in _KINDS:
         raise EnvelopeError(f"a tracked header with the unknown kind {kind}")
-    if flags & 0x0F & ~int(Flags.HEADERS | Flags.KEEPS):  # int(): ~ of a Flag keeps only the named members
+    if flags & _UNKNOWN_FLAGS:
         raise EnvelopeError(f"a tracked header with the unknown flags 0x{flags:02x}")
     counters, size = _unpack_counters(body, flags >> COUNTERS_SHIFT, span, sequence)
-    headers, size = _unpack_headers(body, size) if flags & Flags.HEADERS else ({}, size)
-    return Header(Kind(kind), codec, epoch, counters, sent_at, headers, size, bool(flags & Flags.KEEPS))
+    headers, size = _unpack_headers(body, size) if flags & _HEADERS else ({}, size)
+    return Header(_KINDS[kind], codec, epoch, counters, sent_at, headers, size, bool(flags & _KEEPS))
 
 
 def _unpack_counters(body: bytes, count: int, span: int, sequence: int) -> tuple[tuple[tuple[int, int], ...], int]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import NoneType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
 from zroute.declarations.batching import plan_lists
 from zroute.declarations.bridges import Stack
+from zroute.declarations.captures import hashable
 from zroute.declarations.providers import Needed
 from zroute.declarations.publish_middleware import surround_publication
 from zroute.declarations.records import ATTEMPTS, ErrorHook, Hook, Hooks, Producer, Route, RouteInfo
@@ -28,7 +29,6 @@ from zroute.declarations.routes import Routes, joined
 from zroute.declarations.signatures import NO_BODY, Call, has_copied_return, hints_of, needs_of, plan
 from zroute.errors import DuplicateRouteError, PatternError, SchemaError, SetupError, SignatureError
 from zroute.functions import identity, is_generator_function, name_of
-from zroute.jobs.queue import CompiledJobQueue, JobQueue
 from zroute.messages.bodies import body_decoder
 from zroute.messages.codecs import BUILTIN, Codec, Codecs, is_own
 from zroute.messages.extras import Extras
@@ -43,8 +43,10 @@ from zroute.publishing.publication import Bridge, CompiledPublication, Outlet, P
 from zroute.receiving.dispatch import CompiledRoute, Surroundings
 from zroute.receiving.matching import recovered_subscriptions
 from zroute.receiving.table import Dispatch
-from zroute.requests.client import reply_decoder
-from zroute.requests.requester import CompiledRequester, Requester
+
+if TYPE_CHECKING:
+    from zroute.jobs.queue import CompiledJobQueue, JobQueue
+    from zroute.requests.requester import CompiledRequester, Requester
 
 __all__ = [
     "bridges_from_outside",
@@ -316,6 +318,9 @@ def _check_reply(route: Route, codecs: Codecs) -> None:
 
 
 def _requester(requester: Requester[Any, Any], prefix: str, codecs: Codecs) -> CompiledRequester:
+    from zroute.requests.client import reply_decoder
+    from zroute.requests.requester import CompiledRequester
+
     pattern = _at(requester.where, partial(joined, prefix, requester.pattern))
     if not pattern.is_template:
         raise PatternError(
@@ -356,12 +361,18 @@ def _behind(prefix: str, dead: Pattern, where: str) -> Pattern:
 
 def _check_schema(call: Call, route: Route, codecs: Codecs) -> None:
     codec = route.options.codec
+    key = call.schema, codec
+    # A decoder takes 100 us to make, and an app may have thousands of handlers of one type.
+    if hashable(key) and key in codecs.checked:
+        return
     try:
         body_decoder(call.schema, stated=None, route=codec, default=codecs.default, extras=codecs.extras)
     except SchemaError as error:
         raise SchemaError(
             f"parameter {call.body!r} of {name_of(route.function)}: {error}", schema=call.schema, where=route.where
         ) from error
+    if hashable(key):
+        codecs.checked.add(key)
 
 
 R = TypeVar("R")
@@ -457,6 +468,8 @@ def _refuse_equal_queues(queues: Iterable[CompiledJobQueue]) -> None:
 
 
 def _job_queue(queue: JobQueue[Any], prefix: str, codecs: Codecs) -> CompiledJobQueue:
+    from zroute.jobs.queue import CompiledJobQueue
+
     pattern = _at(queue.where, partial(joined, prefix, queue.pattern))
     if not pattern.is_template:
         raise PatternError(

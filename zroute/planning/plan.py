@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, Literal, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -20,7 +20,6 @@ from zroute.declarations.resources import CompiledResource
 from zroute.declarations.signatures import Call
 from zroute.endpoints import LOOP, NO_KEYS, SIDES, Cluster, Endpoint, EndpointOptions, Ends, ResolvedAddresses
 from zroute.errors import EndpointError, PatternError, SignatureError, UsageError
-from zroute.jobs.queue import CompiledJobQueue
 from zroute.messages.codecs import Codecs
 from zroute.messages.topics import Pattern, matches
 from zroute.nats.servers import parse_cluster
@@ -31,9 +30,12 @@ from zroute.publishing.middleware import Middleware, Send
 from zroute.publishing.publication import CompiledPublication, Emit, Schedule, encoder_by_type
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.table import Dispatch
-from zroute.requests.client import Client
-from zroute.requests.requester import CompiledRequester
 from zroute.stats import Stats
+
+if TYPE_CHECKING:
+    from zroute.jobs.queue import CompiledJobQueue
+    from zroute.requests.client import Client
+    from zroute.requests.requester import CompiledRequester
 
 __all__ = [
     "Addresses",

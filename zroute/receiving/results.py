@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -24,7 +24,6 @@ from zroute.awaiting import is_awaitable, loop_hint, was_cancelled
 from zroute.declarations.records import ATTEMPTS, ErrorHook, Hook, Hooks, RouteInfo
 from zroute.errors import DecodeError, EnvelopeError, HighWaterMarkError, JobFailedError, NotRunningError, Reject
 from zroute.functions import name_of, raised_at
-from zroute.jobs.queue import CompiledJobQueue
 from zroute.logs import printable
 from zroute.messages.codecs import JSON, MSGPACK, Codec, detect, is_own
 from zroute.messages.frames import StatedMessage
@@ -43,6 +42,9 @@ from zroute.receiving.frames import RawFrames, head_of, raw_frames
 from zroute.receiving.in_flight import InFlight, Reading, error_of
 from zroute.stats import JobStats, RouteStats, Stats
 from zroute.throttle import ThrottledLog
+
+if TYPE_CHECKING:
+    from zroute.jobs.queue import CompiledJobQueue
 
 __all__ = ["Arrivals", "Results"]
 

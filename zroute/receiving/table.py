@@ -233,7 +233,7 @@ class RouteTable:
                 it identifies the socket.
             budget: The maximum number of messages, at most 256 (`READ_BUDGET`).
         """
-        plain, tracked = self._entries.plain.get, self._entries.tracked.get
+        direct, tracked = self._entries.direct.get, self._entries.tracked.get
         unpack, admit = _HEAD_AND_NUMBER, self._admit
         received, aside, short = 0, 0, self._short
         # A handler takes a memoryview, so even the first of several large frames is not copied.
@@ -255,7 +255,7 @@ class RouteTable:
                     aside += 1
                     continue
                 topic, _, body = frame.partition(NUL)
-                deliver = plain(topic)
+                deliver = direct(topic)
                 if deliver is not None and body:  # an empty body: the NUL may be missing
                     if fault := deliver(body, frame):
                         aside += self._after(fault, topic, frame, recv, more)
@@ -597,7 +597,7 @@ class RouteTable:
             short = self._past_headers(deliver) if has_headers else deliver
             short = self._past_counters(header, length, account, short) if further else short
             # The loop compares only the first counter. If ours is a further one, the closure compares it.
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short, self._admit)
         if not counters[0][1] or self._admit(account, header.number(length), raw):
             self._check_size(body)
             self._deliver(deliver, body, raw)
@@ -716,7 +716,7 @@ class RouteTable:
         short = header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME
         if short and not self._is_held(account):
             unpacking = self._unpacking(entry, header, account)
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking, self._admit)
         coalesced = parse_coalesced(header.codec, body)
         if header.sequence and not self._admit(account, header.number(length), raw, coalesced.many):
             return

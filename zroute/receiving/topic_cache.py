@@ -25,14 +25,20 @@ from zroute.options import LARGE_FRAME, MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE
 from zroute.receiving.coalesced import DeliverCoalesced, Remainder, make_deliver_coalesced
 from zroute.receiving.dispatch import (
     TRACKED,
+    Admit,
     BoundRoute,
     CompiledRoute,
     Decode,
     Deliver,
+    DeliverMaker,
     DispatchCallbacks,
+    KnownHead,
+    Refuse,
     Step,
     batching_step,
+    deliver_maker,
     invocation,
+    is_shared,
     make_deliver,
     share_one_type,
 )
@@ -48,6 +54,9 @@ _ENTRY, _ROUTE, _CAPTURE, _CLOSURE, _STEP, _HEADS, _HEAD = 800, 270, 130, 560, 4
 The order is: the entry, each route, each capture of a route, a closure, each step of a closure, the dict of heads, and
 each head. These are upper bounds; a test compares them with the real memory use.
 """
+
+_MAKERS = 1_000
+"""The most makers of closures. The heads of publishers, which peers choose, are part of their keys."""
 
 _COPIES = (3, 2)
 """The number of copies of a topic's bytes: in the entry, and in the captures of each route."""
@@ -89,9 +98,10 @@ class TopicEntry:
 class TopicCache:
     """The entries of received topics, up to `TOPIC_CACHE` bytes.
 
-    The loop of the table looks up topics in ``plain`` and ``tracked``. For a topic with plain bodies, ``plain``
+    The loop of the table looks up topics in ``direct`` and ``tracked``. For a topic with plain bodies, ``direct``
     contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. The keys of that dict are heads,
-    the constant parts of publishers' headers. The values are the account and the closure. A topic is never in both.
+    the constant parts of publishers' headers. The values are the account and the closure. While such a topic has one
+    head only, and one handler, ``direct`` contains a closure that also reads the header.
 
     A topic in ``multipart``, or longer than `MAX_TOPIC` bytes, is not cached. Its messages always take the slow path of
     the table.
@@ -119,12 +129,13 @@ class TopicCache:
         unrouted: Callable[[RawFrames], int],
         malformed: Callable[[EnvelopeError, RawFrames], int],
     ) -> None:
-        self.plain: dict[bytes, Deliver] = {}
+        self.direct: dict[bytes, Deliver] = {}
         self.tracked: dict[bytes, dict[bytes, tuple[Any, Deliver]]] = {}
         self._entries: dict[bytes, TopicEntry] = {}
         self._budget = Budget(TOPIC_CACHE, stats, lambda: outcomes.many_topics(len(self._entries)))
         self._budget.share(self._drop)
         self._decoders: dict[tuple[object, object, int, bool], Decode] = {}
+        self._makers: dict[tuple[object, ...], DeliverMaker] = {}
         self._matcher = matcher
         self._codecs = codecs
         self._outcomes = outcomes
@@ -160,19 +171,20 @@ class TopicCache:
             deliver = entry.plain = made
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
         if topic in self._entries and topic not in self.tracked:
-            self.plain[topic] = deliver
+            self.direct[topic] = deliver
         return deliver
 
-    def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver) -> None:
+    def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver, admit: Admit) -> None:
         """Store the closure for the messages of a topic that begin with ``head``.
 
-        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path.
+        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path. ``admit`` decides
+        about messages of the account with another number than the expected one.
         """
         topic = entry.topic.wire
         # The topic is not cached: it is too long, may have further parts, or was dropped in the meantime.
         if self._entries.get(topic) is not entry:
             return
-        self.plain.pop(topic, None)
+        self.direct.pop(topic, None)
         heads = self.tracked.setdefault(topic, {})
         # The first head of a topic is no further miss, because `_enter` has counted one.
         if heads and head not in heads:
@@ -184,8 +196,46 @@ class TopicCache:
             # The closures in `others` are already part of the size of the entry.
             size += _HEAD + _CLOSURE * (deliver not in entry.others.values())
         heads[head] = account, deliver
+        if len(heads) == 1:
+            direct = self._make_direct(entry, deliver, KnownHead(head, account, admit))
+            if direct is not None:
+                self.direct[topic] = direct
+                size += _CLOSURE + _STEP
         entry.heads += size
         self._budget.take(size)  # last, because it may drop this topic
+
+    def _make_direct(self, entry: TopicEntry, deliver: Deliver, known: KnownHead) -> Deliver | None:
+        """Return a closure that also reads the header, for a topic with one handler.
+
+        The result is None if ``deliver`` is not the closure of one handler.
+        """
+        number = next((number for (number, _), each in entry.others.items() if each is deliver), None)
+        if number is None or len(entry.deliveries) != 1:
+            return None
+        return self._for_one(entry, number, self._outcomes.undecodable, known=known)
+
+    def _for_one(
+        self, entry: TopicEntry, number: int, refuse: Refuse, *, large: bool = False, known: KnownHead | None = None
+    ) -> Deliver:
+        """Return the closure of a topic with one handler.
+
+        The topics of a handler share the maker of their closures, if possible. A further topic then costs a tenth.
+        """
+        (delivery,) = entry.deliveries
+        route = delivery.route
+        head = None if known is None else (known.head, id(known.account))  # the maker keeps the account alive
+        key = (route, number, large, refuse, head)
+        make = self._makers.get(key)
+        if make is not None:
+            return make(route.call.bind(delivery.arguments, entry.topic), delivery)
+        (step,) = self._steps(entry, number, large=large)
+        make = deliver_maker(step, self._outcomes, refuse, known)
+        # A decoder that tries JSON first or later belongs to one topic.
+        if is_shared(route) and step.decode is self._decoder(route, number, large):
+            if len(self._makers) >= _MAKERS:
+                self._makers.clear()
+            self._makers[key] = make
+        return make(step.call.function, delivery)
 
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         """Drop some heads of a topic that has too many heads."""
@@ -202,21 +252,24 @@ class TopicCache:
         entry = self._entries.pop(topic, None)
         if entry is not None:
             self._budget.give_back(entry.size + entry.heads)
-        self.plain.pop(topic, None)
+        self.direct.pop(topic, None)
         self.tracked.pop(topic, None)
 
     def forget_heads(self) -> None:
         """Delete all heads; the next message of each publisher takes the slow path."""
         for topic in self.tracked:
+            self.direct.pop(topic, None)
             entry = self._entries[topic]
             self._budget.give_back(entry.heads)
             entry.heads = 0
         self.tracked.clear()
+        self._makers.clear()
 
     def clear(self) -> None:
         """Delete all entries, so that their closures are created again."""
-        for cache in (self._entries, self.plain, self.tracked):
+        for cache in (self._entries, self.direct, self.tracked):
             cache.clear()
+        self._makers.clear()  # the flow of a route may have become active
         self._budget.give_back(self._budget.used)
 
     def _drop(self) -> None:
@@ -240,10 +293,13 @@ class TopicCache:
         kind = (number, len(body) > LARGE_FRAME)
         deliver = entry.others.get(kind)
         if deliver is None:
-            steps = self._steps(entry, number, large=kind[1])
-            deliver = make_deliver(steps, self._outcomes, self._outcomes.undecodable)
+            if len(entry.deliveries) == 1:
+                deliver = self._for_one(entry, number, self._outcomes.undecodable, large=kind[1])
+            else:
+                steps = self._steps(entry, number, large=kind[1])
+                deliver = make_deliver(steps, self._outcomes, self._outcomes.undecodable)
             entry.others[kind] = deliver
-            self._grow(entry, _CLOSURE + _STEP * len(steps))
+            self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
         return deliver
 
     def deliver_coalesced(self, entry: TopicEntry, number: int, *, large: bool) -> DeliverCoalesced | None:
@@ -292,10 +348,18 @@ class TopicCache:
         The closure returns `TRACKED` for a body with a tracked header. If every decoder fails on such a body, the
         closure checks for a header only after a decode error, so the check costs nothing for valid messages.
         """
+        if len(entry.deliveries) == 1 and self._refuses_plain(entry):
+            return self._for_one(entry, 0, self._refuse_plain)
         steps = self._steps(entry, 0, large=False)
         if all(_refuses_magic(step, self._codecs.default) for step in steps):
+            if len(steps) == 1:
+                return self._for_one(entry, 0, self._refuse_plain)
             return make_deliver(steps, self._outcomes, self._refuse_plain)
         return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable))
+
+    def _refuses_plain(self, entry: TopicEntry) -> bool:
+        """Return True if a maker of plain closures is known for a handler."""
+        return (entry.deliveries[0].route, 0, False, self._refuse_plain, None) in self._makers
 
     def _refuse_plain(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
         """Handle a decode error, unless the body has a tracked header."""
@@ -363,7 +427,7 @@ class TopicCache:
         if not entry.sends_json:
             entry.sends_json, entry.plain = True, None
             entry.others.clear()
-            self.plain.pop(entry.topic.wire, None)
+            self.direct.pop(entry.topic.wire, None)
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
         schema, codec = route.call.schema, route.options.codec

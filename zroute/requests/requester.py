@@ -13,7 +13,9 @@ from zroute.functions import users_line
 from zroute.messages.codecs import RAW, Codec
 from zroute.messages.topics import Pattern, segment_bytes
 from zroute.publishing.publication import Encode
-from zroute.requests.client import Client, DecodeReply, ReplyStream
+
+if TYPE_CHECKING:
+    from zroute.requests.client import Client, DecodeReply, ReplyStream
 
 __all__ = ["DEFAULT", "CompiledRequester", "Requester", "checked_wait", "explain_type", "is_seconds", "refuse_unknown"]
 

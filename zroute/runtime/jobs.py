@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import time_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredList, TimeoutError
 
@@ -22,19 +22,20 @@ from zroute.awaiting import within
 from zroute.clock import Clock
 from zroute.endpoints import LOOP, Ends, ResolvedAddresses
 from zroute.errors import JobFailedError
-from zroute.jobs.owner import Job, JobOwner
-from zroute.jobs.queue import CompiledJobQueue
-from zroute.jobs.worker import JobWorker
 from zroute.messages.codecs import Codecs
-from zroute.messages.jobs import as_message, headers_of_meta
 from zroute.messages.topics import Topic, matches
 from zroute.planning.plan import Plan
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.results import Results
-from zroute.receiving.working import Working
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 from zroute.transport import OwnerLink, SendJob, Transport
+
+if TYPE_CHECKING:
+    from zroute.jobs.owner import Job, JobOwner
+    from zroute.jobs.queue import CompiledJobQueue
+    from zroute.jobs.worker import JobWorker
+    from zroute.receiving.working import Working
 
 __all__ = ["Jobs"]
 
@@ -107,6 +108,8 @@ class Jobs:
         queues = self._plan.parts.queues
         if not queues:
             return
+        from zroute.jobs.owner import JobOwner  # here, because most apps have no jobs
+
         # ``send`` is assigned in the next line, because `hand_out` needs the owner; the owner sends nothing before.
         owner = self._owner = JobOwner(self._clock, lambda id, parts: send(id, parts), self._reports, self._plan.name)
         send: SendJob = self._transport.hand_out(owner)
@@ -130,6 +133,8 @@ class Jobs:
         self._stats.workers = number
 
     def _giving_up(self, queue: CompiledJobQueue) -> Callable[[Job, str], None]:
+        from zroute.messages.jobs import as_message, headers_of_meta
+
         def given_up(job: Job, reason: str) -> None:
             error = JobFailedError(reason, topic=str(Topic.from_wire(job.topic)), attempts=job.attempt)
             captured = matches(queue.pattern, job.topic) or {}
@@ -171,11 +176,15 @@ class Jobs:
         """
         if not routes:
             return
+        from zroute.receiving.working import Working
+
         most = self._plan.choices.max_message
         self._working = Working(routes, codecs, self._results, max_message=most, stats=self._stats)
         self._transport.take_jobs(self._make_worker)
 
     def _make_worker(self, link: OwnerLink) -> JobWorker:
+        from zroute.jobs.worker import JobWorker
+
         assert self._working is not None
         lanes, find = self._working.lanes, self._working.find
         worker = JobWorker(self._clock, link.tell, lanes, find, self._reports, link.address, self._plan.name)

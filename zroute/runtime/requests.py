@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
@@ -13,10 +13,12 @@ from zroute.messages.topics import Pattern
 from zroute.planning.plan import Plan
 from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.in_flight import InFlight
-from zroute.receiving.replying import Replying, ReplyResults
-from zroute.requests.client import Client
 from zroute.stats import Stats
 from zroute.transport import Transport
+
+if TYPE_CHECKING:
+    from zroute.receiving.replying import Replying, ReplyResults
+    from zroute.requests.client import Client
 
 __all__ = ["RequestRun"]
 
@@ -54,10 +56,14 @@ class RequestRun:
         if not (ends.rep or ends.req):
             return
         if ends.rep:
+            from zroute.receiving.replying import Replying
+
             given = routes, plan.parts.codecs, self._results, self._stats, plan.limits.max_message
             self._replying = Replying(*given)
             self._patterns = [pattern for route in routes for pattern in route.patterns]
         if ends.req:
+            from zroute.requests.client import Client
+
             self._client = Client(
                 self._reactor,
                 self._stats,

@@ -6,16 +6,18 @@ There is one socket for the owner of the app's jobs, and one for each owner from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, succeed
 
 from zroute.endpoints import Endpoint
 from zroute.options import LINGER_ABORT, LINGER_DRAIN, frame_limit
 from zroute.sockets.connection import Guard
-from zroute.sockets.jobs import JobsConnection, WorkConnection
 from zroute.sockets.names import Names, has_addresses
 from zroute.transport import JobOwner, JobWorker, MakeWorker, OwnerLink, SendJob, TransportRequest
+
+if TYPE_CHECKING:
+    from zroute.sockets.jobs import JobsConnection, WorkConnection
 
 __all__ = ["JobSockets"]
 
@@ -40,6 +42,8 @@ class JobSockets:
 
     def hand_out(self, owner: JobOwner) -> SendJob:
         """See `zroute.transport.Transport`, also for the methods below."""
+        from zroute.sockets.jobs import JobsConnection  # here, because most apps have no jobs
+
         connection = self._owner = JobsConnection(self._reactor, context=self._context, **self._app.options)
         connection.owner = owner
         connection.log.name, connection.guard = self._app.name, self.guard
@@ -61,6 +65,8 @@ class JobSockets:
 
     def _add(self, endpoint: Endpoint) -> str:
         """Connect to an owner; return its address."""
+        from zroute.sockets.jobs import WorkConnection
+
         given = {"name": self._app.name, "context": self._context, "maxmsgsize": frame_limit(self._app.max_message)}
         work = WorkConnection(self._reactor, endpoint, **{**given, **self._app.options})
         work.guard = self.guard

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -19,8 +20,6 @@ from zroute.messages.wire import NamedFrame
 from zroute.options import LINGER_ABORT, LINGER_DRAIN
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.session import SubscriberSession
-from zroute.requests.asked import Asked
-from zroute.requests.client import Client
 from zroute.sockets.access import CurveGuard, guard_for
 from zroute.sockets.pair import SocketPair
 from zroute.sockets.pubsub import SubConnection
@@ -28,6 +27,10 @@ from zroute.sockets.requests import RequestSockets
 from zroute.transport import JobWorker, Reader, Receive, Transport, TransportRequest
 from zroute.transports.jobs import JobSockets
 from zroute.transports.stated import StatedSockets
+
+if TYPE_CHECKING:
+    from zroute.requests.asked import Asked
+    from zroute.requests.client import Client
 
 __all__ = ["ZmqTransport"]
 
