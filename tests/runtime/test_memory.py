@@ -210,7 +210,7 @@ def test_topics_fill_no_more_than_the_budget(
     assert found.bytes < SMALL + 0.15 * MIB
     assert 0 < entries._budget.used <= SMALL
     assert sum(entry.size + entry.heads for entry in entries._entries.values()) == entries._budget.used
-    assert entries.tracked.keys() | entries.plain.keys() <= entries._entries.keys()
+    assert entries.tracked.keys() | entries.direct.keys() <= entries._entries.keys()
     assert wired.balanced()
 
 
