@@ -253,3 +253,23 @@ def run(number: int, kind: str) -> None: ...
     assert next(row for row in shown if row["kind"] == "job queue")["retry"] == [1, 5]
     checked = zroute("check", "quotes", cwd=folder)
     assert "handlers of jobs 1, job queues 1" in checked.stdout
+
+
+def test_recovery_and_histories_are_in_the_json(tmp_path: Path) -> None:
+    """A route that recovers and a publisher with a history say so in --json."""
+    source = """
+from zroute import App, History
+app = App(pub="tcp://127.0.0.1:3", sub="tcp://127.0.0.1:4", recover=True)
+app.publisher("orders.{kind}", int, history=History(seconds=30))
+
+@app.subscribe("others.{kind}")
+def run(number: int, kind: str) -> None: ...
+
+@app.subscribe("more.{kind}", recover=False)
+def more(number: int, kind: str) -> None: ...
+"""
+    rows = json.loads(zroute("routes", "quotes", "--json", cwd=module(tmp_path, source)).stdout)["routes"]
+    found = {row["pattern"]: row for row in rows}
+    assert found["others.{kind}"]["recover"] is True
+    assert "recover" not in found["more.{kind}"]
+    assert found["orders.{kind}"]["history"] == {"messages": None, "seconds": 30, "bytes": None}

@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from zroute.cli.loading import fail_of_setup, load
@@ -111,6 +112,8 @@ def _routes(compiled: Parts) -> list[dict[str, Any]]:
                 row["retry"] = options.retry
             if options.timeout is not None:
                 row["timeout"] = options.timeout
+            if options.recover:
+                row["recover"] = True
             rows.append(row)
         if options.dead is not None:
             rows.append(_row(options.dead.text, "dead letters", route.name, route.route.where, None))
@@ -135,7 +138,10 @@ def _publications(compiled: Parts, bridged: list[tuple[Publication[Any], str]]) 
         bridges = [name for publication, name in bridged if publication is outlet.publication]
         codec, where = outlet.publication.codec or codecs.default, outlet.publication.where
         handler, kind = ", ".join(names + bridges) or "publish()", "publishes" if names or not bridges else "bridge"
-        rows.append(_row(outlet.pattern.text, kind, handler, where, outlet.schema, codec, codecs.extras))
+        row = _row(outlet.pattern.text, kind, handler, where, outlet.schema, codec, codecs.extras)
+        if (history := outlet.publication.history) is not None:
+            row["history"] = attrs.asdict(history)
+        rows.append(row)
     for each in compiled.requesters:
         asked = each.requester
         codec = asked.codec or codecs.default
