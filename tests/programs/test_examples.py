@@ -176,7 +176,9 @@ def test_webhooks(folder: Path, name: str, kind: str, network: str) -> None:
         child.wait_for(lambda lines: lines.count("Volcano wakes up: 202") >= 2)
         ended(child)
     assert server.posted[:2] == [{"text": "Volcano wakes up"}] * 2
-    assert not [line for line in child.err if "ERROR" in line or "WARNING" in line], child.err
+    # On a busy machine, the watchdog warns of a slow turn of the reactor.
+    warned = [line for line in child.err if "blocked the reactor" not in line and "is running again" not in line]
+    assert not [line for line in warned if "ERROR" in line or "WARNING" in line], child.err
 
 
 @pytest.mark.usefixtures("network")

@@ -101,7 +101,11 @@ def test_a_handler_may_stop_the_reactor(tmp_path: Path, reactor: str) -> None:
 @app.subscribe("go")
 def go(n: int):
     from twisted.internet import reactor
-    reactor.stop()
+    if not stops:  # a second message may have arrived
+        stops.append(n)
+        reactor.stop()
+
+stops = []
 
 @app.on_shutdown
 def bye():
@@ -110,7 +114,8 @@ def bye():
     )
     done = zroute("run", "quotes", "--reactor", reactor, cwd=module(tmp_path, source))
     assert (done.returncode, done.stdout) == (0, "bye\n"), done.stderr
-    assert "received 1, handled 1" in done.stderr
+    received, handled = re.search(r"received (\d+), handled (\d+), failed 0,", done.stderr).groups()  # type: ignore[union-attr]
+    assert received == handled != "0"
 
 
 def test_a_thread_that_does_not_end_is_not_waited_for(tmp_path: Path) -> None:
