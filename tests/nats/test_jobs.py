@@ -510,7 +510,7 @@ def test_a_malformed_job_is_logged_and_does_no_harm(server: NatsServer, caplog: 
 
 
 def test_waiting_jobs_with_one_id_do_not_block_the_worker(server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
-    """A forger's jobs with one id, which wait behind others, are done once; the handler then has room for all others."""
+    """A forger's jobs with one id that wait behind others are done once, and the handler then has room again."""
 
     async def check() -> None:
         done, gate = list[int](), asyncio.Event()
