@@ -20,6 +20,9 @@ from zroute.recordings import read
 
 TWIST = ("-m", "twisted")
 
+SILENT = "nats://me:s3cret@127.0.0.1:1"
+"""An address at which no server listens."""
+
 
 @pytest.fixture
 def url(server: NatsServer) -> str:
@@ -119,6 +122,33 @@ def test_credentials_are_used_and_refused(tmp_path: Path) -> None:
             refused = zroute(*command)
             assert refused.returncode == 5, refused.stderr
             assert f"can't connect to {server.url}: it does not accept the credentials" in refused.stderr
+
+
+def test_pub_waits_for_a_server_no_longer_than_for_a_subscriber() -> None:
+    """Without a server, --wait ends the command, with a line that says what is missing."""
+    done = zroute("pub", SILENT, "news.a", "1", "--wait", "300ms")
+    assert done.returncode == 124, done.stderr
+    assert "nothing was sent: no server has answered within 0.3 s" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["tail", "top", "record"])
+def test_a_signal_ends_the_wait_for_a_server(command: str, tmp_path: Path) -> None:
+    """Ctrl-C before a server has answered is a normal end, with the numbers and without a traceback."""
+    file = [str(tmp_path / "news.rec")] if command == "record" else []
+    with reading(command, SILENT, *file) as child:
+        assert child.end(signal.SIGINT) == 0, child.err
+    assert "received 0" in child.err[-1] or "recorded 0" in child.err[-1], child.err
+    assert not [line for line in child.err if "Traceback" in line or "s3cret" in line]
+
+
+def test_tail_gives_up_without_a_server() -> None:
+    """With --wait, the command ends with its own exit code, also if no server has answered."""
+    done = zroute("tail", SILENT, "--wait", "300ms")
+    assert done.returncode == 124, done.stderr
+    assert "no message arrived within 0.3 s" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_twist_runs_an_app_on_nats(url: str) -> None:

@@ -509,6 +509,39 @@ def test_a_malformed_job_is_logged_and_does_no_harm(server: NatsServer, caplog: 
     assert "a job was refused" in caplog.text
 
 
+def test_waiting_jobs_with_one_id_do_not_block_the_worker(server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A forger's jobs with one id that wait behind others are done once, and the handler then has room again."""
+
+    async def check() -> None:
+        done, gate = list[int](), asyncio.Event()
+
+        async def wait(number: int) -> None:
+            await gate.wait()
+            done.append(number)
+
+        app = worker(server.url, wait, max_in_flight=1)
+        async with app.running(), plain(server.url) as client:
+            await heard(app)
+            intake = app._live.run.transport._intake  # type: ignore[union-attr,attr-defined]
+            (lane,) = intake._lanes
+            for number in range(lane.credits):
+                await client.publish("jobs.x", b"%d" % number)
+            await client.flush()
+            await until(lambda: lane.given == lane.credits)
+            # These were sent before the worker left the group.
+            for number in (97, 98, 99):
+                block = b"NATS/1.0\r\nZr-Job: " + b"ab" * 16 + b"01020001\r\n\r\n"
+                intake._take(b"jobs.x", None, block, b"%d" % number)
+            gate.set()
+            await until(lambda: lane.credits + 1 == len(done))
+            await until(lambda: not lane.number)
+            assert (lane.is_full, intake._size, intake._given) == (False, 0, {})
+        assert done == [*range(lane.credits), 97]
+
+    run(check())
+    assert "a job that this worker already has" in caplog.text
+
+
 # -- limits ----------------------------------------------------------------------------------------------
 
 

@@ -327,6 +327,8 @@ def test_subjects_of_other_programs_are_ignored() -> None:
         private_subject(one.epoch + 1, other.session.subscriber),
         b"",
         private_subject(one.epoch, b"ask"),
+        private_subject(one.epoch, b"no-subscribe"),  # as long as the number of a subscriber
+        private_subject(one.epoch, b"\xff" * 12),
     ):
         one.session.unheard(subject)
     assert one.session.number(parse("t.{n}")) == 1

@@ -14,6 +14,7 @@ from copy import copy
 from typing import Any, cast
 
 import click
+from twisted.internet.defer import CancelledError
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
@@ -218,6 +219,8 @@ class Listening:
 
     def _not_started(self, failure: Failure) -> None:
         """Stop, because the servers do not accept this client."""
+        if isinstance(failure.value, CancelledError):  # by a stop, which continues
+            return
         if not isinstance(failure.value, EndpointError):
             self._stop_failed(failure)
         elif not self._stopped:

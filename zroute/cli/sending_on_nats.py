@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.python.failure import Failure
 
 from zroute.app import App
+from zroute.awaiting import within
 from zroute.cli.sending import Job, Sender, end_now, say
 from zroute.endpoints import Cluster
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError
 from zroute.logs import set_up_logging
 from zroute.messages.wire import Wire
+from zroute.options import SEND_QUEUE_SECONDS
 from zroute.planning.plan import Plan
 from zroute.publishing.publication import Publication
 from zroute.runtime.exit_codes import EXIT_DRAIN, EXIT_ENDPOINT, EXIT_TIMED_OUT
@@ -40,11 +42,13 @@ def send_on_nats(cluster: Cluster, job: Job, *, topic: str, wire: Wire, wait: fl
         job: A coroutine function that sends all messages through the `Sender`.
         topic: The topic of all messages.
         wire: "tracked" or "plain".
-        wait: The maximum time in seconds to wait for a subscriber. With 0, the job begins at once.
+        wait: The maximum time in seconds to wait for a server and a subscriber. With 0, the job begins as soon as a
+            server has answered, for which it waits 30 s.
 
     Returns:
-        0 if all messages were sent, also after a signal. 5 if no server accepts this client. 75 if the messages could
-            not be sent for 30 s. 124 if no subscriber arrived in time, so that nothing was sent.
+        0 if all messages were sent, also after a signal. 5 if no server accepts this client. 75 if no server
+            answered for 30 s, or the messages could not be sent for 30 s. 124 if no server answered or no subscriber
+            arrived within ``wait``, so that nothing was sent.
 
     Raises:
         Exception: The error of the job.
@@ -104,14 +108,20 @@ class _Sending:
         """Connect, wait for a subscriber, and run the job."""
         awaited = f", waiting for a subscriber to {self._topic!r}" if self._wait else ""
         say(f"connects to {self._cluster.address}{awaited}")
+        until = self.reactor.seconds() + self._wait
         try:
             self._service.startService()
-            await self._service.started
+            await within(self._wait or SEND_QUEUE_SECONDS, self._service.started, self.reactor)
         except EndpointError as error:
             say(error.text)
             self.code = EXIT_ENDPOINT
             return
-        if self._wait and not await self._subscriber():
+        except TimeoutError:
+            waited = f"{self._wait or SEND_QUEUE_SECONDS:g} s"
+            say(f"nothing was sent: no server has answered within {waited}: check the address, and that it runs")
+            self.code = EXIT_TIMED_OUT if self._wait else EXIT_DRAIN
+            return
+        if self._wait and not await self._subscriber(until - self.reactor.seconds()):
             self.code = EXIT_TIMED_OUT
             return
         self._sender.begin()
@@ -123,10 +133,10 @@ class _Sending:
         finally:
             say(f"sent {self._sender.sent} {'message' if self._sender.sent == 1 else 'messages'}")
 
-    async def _subscriber(self) -> bool:
-        """Wait for a subscriber. Return True if it arrives in time."""
+    async def _subscriber(self, seconds: float) -> bool:
+        """Wait for a subscriber. Return True if it arrives within ``seconds``."""
         try:
-            await self._publication.wait_for_subscribers(timeout=self._wait)
+            await self._publication.wait_for_subscribers(timeout=max(seconds, 0.0))
         except NotReadyError:
             say(
                 f"nothing was sent: waited {self._wait:g} s for a subscriber to {self._topic!r}. Programs without "

@@ -66,6 +66,7 @@ from zroute.transport import JobWorker, MakeWorker, OwnerLink
 __all__ = ["JobIntake"]
 
 _OVERHEAD: Final = 1_024  # bytes of a job without its content
+_REPEATED: Final = "a job that this worker already has"
 _NEVER: Final = 4e6  # seconds: this owner is never silent
 
 _log = logging.getLogger("zroute")
@@ -260,7 +261,7 @@ class JobIntake:
                 raise EnvelopeError("no handler of this worker accepts the topic")
             parts = job_of(subject, headers, payload, os.urandom(ID_SIZE))
             if parts[1] in self._given:
-                raise EnvelopeError("a job that this worker already has")
+                raise EnvelopeError(_REPEATED)
         except EnvelopeError as error:
             self._say("refused", "a job was refused: %s (topic %s)", error.reason, printable(subject))
             if reply is not None:
@@ -281,6 +282,10 @@ class JobIntake:
         """Pass jobs to the worker while it has credit."""
         while self._accepted and lane.held and lane.given < lane.credits and not self._closed:
             taken = lane.held.popleft()
+            if taken.parts[1] in self._given:  # a forged id: both waited here
+                self._size -= taken.size
+                self._say("refused", "a job was refused: %s (topic %s)", _REPEATED, printable(taken.parts[2]))
+                continue
             self._given[taken.parts[1]] = lane, taken
             lane.given += 1
             try:

@@ -33,6 +33,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
@@ -315,7 +316,8 @@ class TopicPublisherSession(Ticking):
         """
         for_us, _, digits = subject.rpartition(b".")
         if private_subject(self.epoch, b"").startswith(for_us) and len(digits) == 12:
-            self._forget([int(digits, 16)])
+            with suppress(ValueError):  # from a program that has made up the subject
+                self._forget([int(digits, 16)])
 
     def _process(self, ask: Ask, reply: bytes) -> None:
         known = self._known.pop(ask.subscriber, None)
