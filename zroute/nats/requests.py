@@ -98,6 +98,11 @@ class NatsRequests:
         self._notes = b"%b.%b" % (_NOTES, secrets.token_hex(8).encode())
         self._subjects: list[bytes] = []  # the ids of the subscriptions to requests
 
+    @property
+    def server(self) -> str | None:
+        """The address of the connected NATS server, or None."""
+        return self._nats.server
+
     def start(self) -> Deferred[None]:
         """Connect; see `Client.start`. A second call does nothing."""
         if self._started:
