@@ -1,4 +1,7 @@
-"""The client behind ``zroute request``; `zroute.cli.asking_on_nats` contains the parts for NATS."""
+"""The client behind ``zroute request``.
+
+`zroute.cli.asking_on_nats` contains the parts for NATS.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from twisted.python.failure import Failure
 from zroute.cli.listening import say, while_read
 from zroute.cli.options import reachable
 from zroute.cli.showing import Body, decoded, one_line
-from zroute.endpoints import Access, Cluster, Endpoint
+from zroute.endpoints import Access, Endpoint
 from zroute.errors import EndpointError, NoServerError, RequestError, RequestTimeoutError
 from zroute.logs import set_up_logging
 from zroute.messages.codecs import BUILTIN, MSGPACK, Codecs
@@ -34,7 +37,7 @@ from zroute.sockets.reqrep import Server
 from zroute.sockets.router_dealer import DealerConnection
 from zroute.stats import Stats
 
-__all__ = ["MAX_REPLY", "Asking", "Question", "ask"]
+__all__ = ["MAX_REPLY", "Asking", "Question", "ask", "run_asking"]
 
 MAX_REPLY = 16 * MAX_MESSAGE
 """The maximum size of a reply in bytes: more than the default `max_message`, because apps may raise that limit."""
@@ -66,16 +69,28 @@ class Question:
     tracked: bool
 
 
-def ask(endpoint: Endpoint | Cluster, question: Question, show: Callable[[Body], None], access: Access) -> int:
-    """Send a request, and show the replies.
-
-    The first signal, with the number n, cancels the request on the server. A second signal ends the process at once.
+def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None], access: Access) -> int:
+    """Send a request to an endpoint, and show the replies.
 
     Args:
-        endpoint: The endpoint to connect or bind, or NATS servers.
+        endpoint: The endpoint to connect or bind.
         question: The request.
         show: Prints a reply.
         access: The keys, or that the endpoint may be open.
+
+    Returns:
+        The exit code of `run_asking`.
+
+    Raises:
+        EncodeError: The headers are too large.
+    """
+    return run_asking(_AskingServer(install_reactor(None), question, show, endpoint, access))
+
+
+def run_asking(asking: Asking) -> int:
+    """Send a request, and show the replies.
+
+    The first signal, with the number n, cancels the request on the server. A second signal ends the process at once.
 
     Returns:
         The exit code. 0: the reply or the end of the stream arrived. 1: the server refused the request, failed or
@@ -83,17 +98,9 @@ def ask(endpoint: Endpoint | Cluster, question: Question, show: Callable[[Body],
         128 + n: the signal n arrived.
 
     Raises:
-        EncodeError: The headers are too large; or NATS does not carry a header, or so large a body.
-        TopicError: NATS does not deliver messages of the topic.
+        Exception: The error of the request that is not the server's.
     """
     set_up_logging("warning", "auto")
-    asking: Asking
-    if isinstance(endpoint, Cluster):
-        from zroute.cli.asking_on_nats import AskingOnNats
-
-        asking = AskingOnNats(install_reactor("asyncio"), question, show, endpoint)
-    else:
-        asking = _AskingServer(install_reactor(None), question, show, endpoint, access)
     run_reactor(asking.reactor, asking.on_signal, asking.start)
     asking.end()
     if asking.failure is not None:
@@ -103,7 +110,7 @@ def ask(endpoint: Endpoint | Cluster, question: Question, show: Callable[[Body],
 
 
 class Asking:
-    """The state of one call of `ask`. A subclass connects to the server."""
+    """The state of one request. A subclass connects to the server."""
 
     def __init__(self, reactor: Any, question: Question, show: Callable[[Body], None]) -> None:
         self.reactor = reactor
@@ -115,11 +122,14 @@ class Asking:
         self._work: Deferred[None] = Deferred()
 
     async def connect(self, client: Client) -> None:
-        """Connect ``client`` to the server; raise EndpointError if that is not possible."""
+        """Connect ``client``; raise EndpointError if that is not possible."""
         raise NotImplementedError
 
     async def disconnect(self) -> None:
-        """Disconnect, also if `connect` has failed. A cancellation still reaches the server."""
+        """Disconnect, also if `connect` has failed.
+
+        A cancellation still reaches the server.
+        """
         raise NotImplementedError
 
     def fault(self, error: NoServerError | RequestTimeoutError) -> tuple[str, int]:

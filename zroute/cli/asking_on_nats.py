@@ -13,7 +13,7 @@ import click
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from zroute.cli.asking import MAX_REPLY, Asking, Question
+from zroute.cli.asking import MAX_REPLY, Asking, Question, run_asking
 from zroute.cli.listening import say
 from zroute.cli.showing import Body, one_line
 from zroute.endpoints import Cluster
@@ -22,18 +22,38 @@ from zroute.nats.servers import check_client, parse_servers
 from zroute.options import frame_limit
 from zroute.requests.client import Client
 from zroute.runtime.exit_codes import EXIT_ENDPOINT, EXIT_FAILED
+from zroute.runtime.runner import install_reactor
 from zroute.stats import Stats
 
 if TYPE_CHECKING:
     from zroute.nats.requests import NatsRequests
 
-__all__ = ["AskingOnNats"]
+__all__ = ["ask_on_nats"]
 
 _LINGER = 1.0
 """The maximum time in seconds to send a cancellation to the server."""
 
 
-class AskingOnNats(Asking):
+def ask_on_nats(cluster: Cluster, question: Question, show: Callable[[Body], None]) -> int:
+    """Send a request to an app on NATS, and show the replies.
+
+    Args:
+        cluster: The servers.
+        question: The request.
+        show: Prints a reply.
+
+    Returns:
+        The exit code of `run_asking`. It is also 1 if no app answers the topic, and 5 if the servers do not accept this
+        client.
+
+    Raises:
+        EncodeError: NATS does not carry a header, or so large a body.
+        TopicError: NATS does not deliver messages of the topic.
+    """
+    return run_asking(_AskingOnNats(install_reactor("asyncio"), question, show, cluster))
+
+
+class _AskingOnNats(Asking):
     """A request to an app on NATS."""
 
     def __init__(self, reactor: Any, question: Question, show: Callable[[Body], None], cluster: Cluster) -> None:
@@ -42,7 +62,7 @@ class AskingOnNats(Asking):
         self._requests: NatsRequests | None = None
 
     async def connect(self, client: Client) -> None:
-        """Begin to connect; the request waits until a NATS server is connected. See `Asking`."""
+        """Begin to connect; the request waits for a NATS server. See `Asking`."""
         check_client(self._cluster)
         from zroute.nats.client import ClientOptions
         from zroute.nats.requests import NatsRequests
@@ -56,7 +76,7 @@ class AskingOnNats(Asking):
         self._requests = requests
 
     def _refused(self, failure: Failure) -> None:
-        """End the command, because the NATS servers do not accept this client."""
+        """End the command, because the servers do not accept this client."""
         error = failure.value
         if isinstance(error, NotRunningError):  # the command ends before a server has answered
             return
@@ -68,7 +88,10 @@ class AskingOnNats(Asking):
         self.cancel()
 
     def fault(self, error: NoServerError | RequestTimeoutError) -> tuple[str, int]:
-        """Distinguish a topic that no app answers from servers that can't be reached; see `Asking`."""
+        """Return the line for a topic without an app, or for a missing answer.
+
+        See `Asking`.
+        """
         server = self._requests.server if self._requests is not None else None
         if server is not None and isinstance(error, NoServerError):
             return one_line(str(error)), EXIT_FAILED

@@ -80,6 +80,10 @@ def command(
         from zroute.cli.asking import Question, ask
 
         question = Question(name, "raw" if body is None else codec, given, fields, timeout, stream, wire == "tracked")
+        if isinstance(endpoint, Cluster):
+            from zroute.cli.asking_on_nats import ask_on_nats
+
+            raise SystemExit(ask_on_nats(endpoint, question, _shower()))
         raise SystemExit(ask(endpoint, question, _shower(), access))
     except (TopicError, EncodeError) as error:
         raise click.UsageError(str(error)) from error
