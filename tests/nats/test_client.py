@@ -421,6 +421,25 @@ def test_a_restarted_server_gets_the_subscriptions_again(server: NatsServer, dir
     play(scenario())
 
 
+def test_a_lost_connection_is_known_before_its_pings_end(server: NatsServer, direct: bool) -> None:
+    """Who waits for a PING finds no connection, so a message that can't be sent any more is refused."""
+
+    async def scenario() -> None:
+        async with connected(server.url, direct=direct) as one:
+            await one.ready()
+            server.freeze()
+            found: list[tuple[bool, bool, bool]] = []
+            pinged = one.client.ping().addCallback(
+                lambda answered: found.append((answered, one.client.connected, one.client.publish(b"a", b"late")))
+            )
+            server.kill()
+            await done(pinged)
+            assert found == [(False, False, False)]
+            server.start()
+
+    play(scenario())
+
+
 def test_a_client_moves_to_another_server_of_the_cluster(tmp_path: Path, direct: bool) -> None:
     """The client knows one server, learns the others from it, and uses them when its own is killed."""
     with cluster(tmp_path) as servers:

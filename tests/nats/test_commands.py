@@ -1,4 +1,4 @@
-"""`zroute pub`, `tail`, `top` and `record`, and the plugin of twist, with NATS servers."""
+"""`zroute pub`, `tail`, `top`, `record` and `request`, and the plugin of twist, with NATS servers."""
 
 from __future__ import annotations
 
@@ -94,6 +94,79 @@ def test_record_and_top_read_from_nats(url: str, tmp_path: Path) -> None:
     assert "lost 0" in top.err[-1]
 
 
+ANSWERING = """
+from collections.abc import Iterator
+from zroute import App, Envelope, RequestRefused
+
+app = App(name="answering")
+
+@app.reply("prices.{symbol}")
+def price(envelope: Envelope, n: list, symbol: str) -> dict:
+    if symbol == "NONE":
+        raise RequestRefused(409, "no such symbol")
+    return {"total": 2 * n[0], "user": dict(envelope.headers).get("user")}
+
+@app.reply("rows.{number}")
+def rows(number: int) -> Iterator[int]:
+    yield from range(number)
+
+@app.reply("forever")
+async def forever():
+    from twisted.internet.defer import Deferred
+
+    print("asked", flush=True)
+    try:
+        await Deferred()
+    finally:
+        print("cancelled", flush=True)
+"""
+
+
+@contextmanager
+def answering(url: str, folder: Path) -> Iterator[Child]:
+    """Run an app that answers requests on NATS."""
+    (folder / "answering.py").write_text(ANSWERING)
+    with Child("-m", "zroute", "run", "answering:app", "--nats", url, cwd=folder) as child:
+        child.line_with("answers requests on NATS", stream="err")
+        yield child
+
+
+def test_request_gets_replies_from_nats(url: str, tmp_path: Path) -> None:
+    """`zroute request` prints the reply or the stream of an app, and the error of an app with exit code 1."""
+    with answering(url, tmp_path):
+        for given, expected in (
+            (("prices.A", "[3]", "-H", "user=ann"), '{"total": 6, "user": "ann"}'),
+            (("prices.A", "[3]", "--wire", "plain"), '{"total": 6, "user": null}'),
+            (("rows.3", "--stream"), "0\n1\n2"),
+        ):
+            done = zroute("request", url, *given)
+            assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected, "")
+        refused = zroute("request", url, "prices.NONE", "[3]")
+        assert (refused.returncode, refused.stderr.strip()) == (1, "zroute: 409: no such symbol")
+        unanswered = zroute("request", url, "other", "3")
+        assert (unanswered.returncode, "no server answers this topic" in unanswered.stderr) == (1, True)
+        wrong = zroute("request", url, "_zr.a", "3")
+        assert (wrong.returncode, "is reserved" in wrong.stderr) == (2, True), wrong.stderr
+
+
+def test_request_gives_up_in_time(url: str, tmp_path: Path) -> None:
+    """Without a NATS server, or without a reply, the exit code is 124; a signal cancels the request at the app."""
+    away = zroute("request", "nats://me:s3cret@127.0.0.1:1", "a", "--timeout", "300ms")
+    assert (away.returncode, away.stderr) == (
+        124,
+        "zroute: no server was connected within 0.3 s (nats://127.0.0.1:1)\n",
+    )
+    with answering(url, tmp_path) as app:
+        late = zroute("request", url, "forever", "--timeout", "300ms")
+        assert late.returncode == 124, late.stderr
+        assert late.stderr.startswith("zroute: no reply arrived within 0.3 s (nats://127.0.0.1:")
+        app.line_with("cancelled")
+        with Child("-m", "zroute", "request", url, "forever") as asking:
+            app.wait_for(lambda lines: lines.count("asked") == 2)
+            assert asking.end(signal.SIGINT) == 130
+        app.wait_for(lambda lines: lines.count("cancelled") == 2)
+
+
 def test_what_is_not_possible_on_nats_is_a_usage_error(tmp_path: Path) -> None:
     """Options of ZeroMQ, patterns that NATS can't filter, and commands without NATS name the reason."""
     url, file = "nats://me:s3cret@127.0.0.1:1", tmp_path / "x.rec"
@@ -103,6 +176,7 @@ def test_what_is_not_possible_on_nats_is_a_usage_error(tmp_path: Path) -> None:
         (("tail", url, "--keys", "a.key_secret"), "--keys can't be combined with an ENDPOINT on NATS"),
         (("tail", url, 'startswith("q")'), "begins inside a segment"),
         (("tail", "tcp://127.0.0.1:1", "--nats-creds", "x"), "--nats-creds needs an ENDPOINT on NATS"),
+        (("request", url, "a", "--keys", "a.key_secret"), "--keys can't be combined with an ENDPOINT on NATS"),
         (("pub", url, "a", "1", "--wire", "multipart"), "--wire multipart can't be sent over NATS"),
         (("replay", str(file), url), "is on NATS, which this command does not support"),
     ):
@@ -118,7 +192,15 @@ def test_credentials_are_used_and_refused(tmp_path: Path) -> None:
         for given, env in ((["--nats-creds", creds], {}), ([], {"ZROUTE_NATS_CREDS": creds})):
             done = zroute("pub", server.url, "news.a", "1", "--wait", "0", *given, **env)
             assert done.returncode == 0, done.stderr
-        for command in (("pub", server.url, "news.a", "1"), ("tail", server.url)):
+            asked = zroute("request", server.url, "news.a", *given, **env)
+            assert (asked.returncode, "no server answers this topic" in asked.stderr) == (1, True), asked.stderr
+        missing = zroute("request", server.url, "news.a", "--nats-creds", str(tmp_path / "none"))
+        assert (missing.returncode, "none can't be read" in missing.stderr) == (5, True), missing.stderr
+        for command in (
+            ("pub", server.url, "news.a", "1"),
+            ("tail", server.url),
+            ("request", server.url, "news.a", "1"),
+        ):
             refused = zroute(*command)
             assert refused.returncode == 5, refused.stderr
             assert f"can't connect to {server.url}: it does not accept the credentials" in refused.stderr

@@ -26,6 +26,7 @@ from zroute.nats.exchange import (
     request_of,
 )
 from zroute.nats.headers import fields_of, parse_block
+from zroute.options import HEADERS_MAX
 
 ID = bytes(range(16))
 VECTORS = json.loads((ROOT / "tests" / "data" / "wire-vectors.json").read_text())
@@ -55,6 +56,14 @@ def test_a_reply_arrives_as_the_frame_that_was_sent(kind: Kind) -> None:
     block, payload = pack_answer([frame])
     assert (payload, is_for_handlers(block)) == (b"body", True)
     assert answer_of(parse_block(block), payload) == [frame]
+
+
+def test_a_request_with_too_many_headers_is_refused() -> None:
+    """A peer may send more headers than zroute passes on."""
+    subject, block, payload = pack_request(request_packer(1, lambda: 5)(bytes(16), b"a", 1, b"", None, 1.0, 0))
+    headers = b"x: %b\r\n\r\n" % (b"y" * 2 * HEADERS_MAX)
+    with pytest.raises(EnvelopeError, match="at most 4096"):
+        request_of(subject, block[:-2] + headers, payload)
 
 
 def test_failures_and_plain_replies_are_those_of_nats() -> None:

@@ -260,6 +260,31 @@ def test_a_reply_that_is_too_large_is_a_failure(server: NatsServer) -> None:
     run(check())
 
 
+def test_what_a_client_drops_for_its_size_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A reply that is too large fails its request at once; a request that is too large is counted and logged."""
+
+    async def check() -> None:
+        with NatsServer(tmp_path, "max_payload: 8MB") as server:
+            asks, answers = App(nats=server.url), App(nats=server.url, name="answers")
+            answers.reply("small")(lambda body: None)
+            async with asks.running(), answers.running(), plain(server.url) as client:
+                await heard(server.url, answers)
+
+                async def answer(message: Any) -> None:
+                    await message.respond(bytes(6_000_000))
+
+                await client.subscribe("big", cb=answer)
+                await client.flush()
+                with pytest.raises(RequestError, match=r"the reply has 6000146 bytes, more than this app accepts"):
+                    await asks.request("big", reply=bytes)
+                await client.publish("small", bytes(6_000_000), reply="any.one")
+                await until(lambda: answers.stats.bad_requests)
+            assert (answers.stats.requests, answers.stats.bad_requests) == (1, 1)
+            assert "answers: a request was dropped: 6000000 bytes (topic small)" in caplog.text
+
+    run(check())
+
+
 def test_headers_of_a_request_arrive(server: NatsServer) -> None:
     """The application's headers are NATS headers beside the clean body."""
 

@@ -282,6 +282,35 @@ def test_parts_of_a_long_answer_are_paced(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(other.received) == 2_000
 
 
+def test_the_subjects_of_all_joins_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publisher keeps so many subjects; a join beyond them is about all topics, and is still answered."""
+    monkeypatch.setattr(publisher, "SUBJECTS_MAX", 20)
+    net = cluster()
+    one, _ = joined(net)
+    sent: list[bytes] = []
+    one.session._send = lambda subject, payload, reply: bool(sent.append(subject)) or True
+    many = tuple(b"t.%d.%d" % (number, number) for number in range(15))
+    for asker in (7, 8, 7):
+        join = Ask(AskKind.JOIN, asker, many)
+        one.session.asked(question_subject(b"_INBOX.y", asker, 1), pack_ask(join))
+    kept = {asker: one.session._known[asker].marker.wanted for asker in (7, 8)}
+    assert {asker: len(wanted) for asker, wanted in kept.items()} == {7: 15, 8: 1}
+    assert b"anything" in one.session._known[8].marker.topics
+    one.session.asked(b"", pack_ask(Ask(AskKind.LEAVE, 7)))
+    one.session.asked(question_subject(b"_INBOX.y", 8, 2), pack_ask(Ask(AskKind.JOIN, 8, many)))
+    assert len(one.session._known[8].marker.wanted) == 15
+
+
+def test_a_status_for_no_subscriber_is_ignored() -> None:
+    """Any client may publish the status 503 to a private subject of a publisher, with any last segment."""
+    net = cluster()
+    one, _ = joined(net)
+    epoch = one.session.epoch
+    for subject in (b"z" * 12, b"\xff" * 12, b"-00000000001", b"ask", b""):
+        one.session.unheard(private_subject(epoch, subject))
+    assert len(one.session._known) == 1
+
+
 def test_malformed_questions_are_ignored() -> None:
     """A question that would make a publisher send elsewhere is not answered."""
     net = cluster()
@@ -413,6 +442,17 @@ def test_a_lost_part_makes_a_statement_incomplete() -> None:
     tracker.stated(7, b"r.1", Statement(0, Says(0), "p", 0, 1, 0, ((b"a", 1),)), Kind.JOIN, 0.0)
     assert not tracker.stated(7, b"r.1", Statement(2, Says.LAST, "p", 0, 1, 0, ((b"c", 1),)), Kind.JOIN, 0.0)
     assert not tracker.complete
+
+
+def test_a_statement_stores_no_topics_that_nobody_wants() -> None:
+    """A publisher may send any number of parts, so only topics with an account are kept until the last one."""
+    tracker = TopicTracker()
+    tracker.want(Wants([parse("a")]))
+    tracker.join(b"r.1", 0.0)
+    for part in range(3):
+        topics = tuple((b"x.%d.%d" % (part, number), 1) for number in range(100))
+        tracker.stated(7, b"r.1", Statement(part, Says(0), "p", 0, 1, 0, (*topics, (b"a", 1))), Kind.JOIN, 0.0)
+    assert tracker._publishers[7].named == {b"a"}
 
 
 def test_invented_publishers_are_bounded_and_drive_out_no_real_one() -> None:

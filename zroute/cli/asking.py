@@ -1,4 +1,7 @@
-"""The client behind ``zroute request``."""
+"""The client behind ``zroute request``.
+
+`zroute.cli.asking_on_nats` contains the parts for NATS.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,9 @@ from zroute.sockets.reqrep import Server
 from zroute.sockets.router_dealer import DealerConnection
 from zroute.stats import Stats
 
-__all__ = ["Question", "ask"]
+__all__ = ["MAX_REPLY", "Asking", "Question", "ask", "run_asking"]
 
-_MAX_REPLY = 16 * MAX_MESSAGE
+MAX_REPLY = 16 * MAX_MESSAGE
 """The maximum size of a reply in bytes: more than the default `max_message`, because apps may raise that limit."""
 
 _LINGER = 1000
@@ -67,9 +70,7 @@ class Question:
 
 
 def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None], access: Access) -> int:
-    """Send a request, and show the replies.
-
-    The first signal, with the number n, cancels the request on the server. A second signal ends the process at once.
+    """Send a request to an endpoint, and show the replies.
 
     Args:
         endpoint: The endpoint to connect or bind.
@@ -78,45 +79,65 @@ def ask(endpoint: Endpoint, question: Question, show: Callable[[Body], None], ac
         access: The keys, or that the endpoint may be open.
 
     Returns:
+        The exit code of `run_asking`.
+
+    Raises:
+        EncodeError: The headers are too large.
+    """
+    return run_asking(_AskingServer(install_reactor(None), question, show, endpoint, access))
+
+
+def run_asking(asking: Asking) -> int:
+    """Send a request, and show the replies.
+
+    The first signal, with the number n, cancels the request on the server. A second signal ends the process at once.
+
+    Returns:
         The exit code. 0: the reply or the end of the stream arrived. 1: the server refused the request, failed or
         disconnected, and the reason was printed. 5: the endpoint can't be opened. 124: no reply arrived in time.
         128 + n: the signal n arrived.
 
     Raises:
-        EncodeError: The headers are too large.
+        Exception: The error of the request that is not the server's.
     """
     set_up_logging("warning", "auto")
-    asking = _Asking(install_reactor(None), endpoint, question, show, access)
     run_reactor(asking.reactor, asking.on_signal, asking.start)
-    asking.context.term()
+    asking.end()
     if asking.failure is not None:
         with while_read():
             asking.failure.raiseException()
     return asking.code
 
 
-class _Asking:
-    """The state of one call of `ask`."""
+class Asking:
+    """The state of one request. A subclass connects to the server."""
 
-    def __init__(
-        self,
-        reactor: Any,
-        endpoint: Endpoint,
-        question: Question,
-        show: Callable[[Body], None],
-        access: Access,
-    ) -> None:
+    def __init__(self, reactor: Any, question: Question, show: Callable[[Body], None]) -> None:
         self.reactor = reactor
-        self.context: zmq.Context[Any] = zmq.Context()
         self.code = 0
         self.failure: Failure | None = None
-        self._endpoint = endpoint
         self._question = question
         self._show = show
-        self._access = access
-        self._signals = StopSignals(lambda: reactor.callFromThread(self._stop), lambda number: os._exit(128 + number))
+        self._signals = StopSignals(lambda: reactor.callFromThread(self.cancel), lambda number: os._exit(128 + number))
         self._work: Deferred[None] = Deferred()
-        self._end_guard: Callable[[], object] = lambda: None
+
+    async def connect(self, client: Client) -> None:
+        """Connect ``client``; raise EndpointError if that is not possible."""
+        raise NotImplementedError
+
+    async def disconnect(self) -> None:
+        """Disconnect, also if `connect` has failed.
+
+        A cancellation still reaches the server.
+        """
+        raise NotImplementedError
+
+    def fault(self, error: NoServerError | RequestTimeoutError) -> tuple[str, int]:
+        """Return the line and the exit code for a request without an answer."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Release what is left when the reactor has stopped."""
 
     def on_signal(self, number: int, frame: object) -> None:
         """Cancel the request at the first signal; end the process at the second."""
@@ -130,7 +151,8 @@ class _Asking:
         self._work.addErrback(self._failed)
         self._work.addCallback(lambda _: self.reactor.stop())
 
-    def _stop(self) -> None:
+    def cancel(self) -> None:
+        """Cancel the request on the server."""
         if not self._work.called:
             self._work.cancel()
 
@@ -150,38 +172,26 @@ class _Asking:
             is_plain=not self._question.tracked,
         )
         try:
-            endpoint = reachable(self._endpoint)
-            guard = guard_for(self.reactor, self._access, "zroute request", Stats())
-            limit: SocketOptions = {"maxmsgsize": frame_limit(_MAX_REPLY)}
-            if isinstance(guard, CurveGuard):
-                guard.begin(self.context, (endpoint,))
-                self._end_guard = guard.end
-            server = Server(self.reactor, client.queue, endpoint, (), self.context, limit, partial(_describe, guard))
-        except EndpointError as error:
-            self._end_guard()
-            say(str(error))
-            self.code = EXIT_ENDPOINT
-            return
-        if endpoint.bind:
-            say(f"bound to {server.address}, waiting for a server")
-            if (warning := self._access.exposure(endpoint.resolved(server.address))) is not None:
-                say(warning)
-        try:
+            await self.connect(client)
             await self._ask(client)
+        except EndpointError as error:
+            say(error.text)
+            self.code = EXIT_ENDPOINT
         except (NoServerError, RequestTimeoutError) as error:
-            what = "no server was connected" if isinstance(error, NoServerError) else "no reply arrived"
-            looks_up = isinstance(error, NoServerError) and host_name(server.address) is not None
-            why = f": {server.reason}" if looks_up and server.reason else ""
-            say(f"{what} within {self._question.timeout:g} s ({server.address}){why}")
-            self.code = EXIT_TIMED_OUT
+            line, self.code = self.fault(error)
+            say(line)
         except RequestError as error:
             say(one_line(str(error) if error.code is None else f"{error.code}: {error.reason}"))
             self.code = EXIT_FAILED
         finally:
             with suppress(Exception):
                 client.close()
-            server.close(_LINGER)
-            self._end_guard()
+            await self.disconnect()
+
+    def late(self, error: Exception, where: str, why: str = "") -> tuple[str, int]:
+        """Return the line and the exit code for a request whose time is over."""
+        what = "no server was connected" if isinstance(error, NoServerError) else "no reply arrived"
+        return f"{what} within {self._question.timeout:g} s ({where}){why}", EXIT_TIMED_OUT
 
     async def _ask(self, client: Client) -> None:
         question = self._question
@@ -192,6 +202,58 @@ class _Asking:
         async with client.stream(*given, question.timeout) as replies:
             async for reply in replies:
                 self._show(reply)
+
+
+class _AskingServer(Asking):
+    """A request to a ZeroMQ endpoint."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        question: Question,
+        show: Callable[[Body], None],
+        endpoint: Endpoint,
+        access: Access,
+    ) -> None:
+        super().__init__(reactor, question, show)
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._endpoint = endpoint
+        self._access = access
+        self._server: Server | None = None
+        self._end_guard: Callable[[], object] = lambda: None
+
+    async def connect(self, client: Client) -> None:
+        """Open the socket; see `Asking`."""
+        endpoint = reachable(self._endpoint)
+        guard = guard_for(self.reactor, self._access, "zroute request", Stats())
+        limit: SocketOptions = {"maxmsgsize": frame_limit(MAX_REPLY)}
+        if isinstance(guard, CurveGuard):
+            guard.begin(self._context, (endpoint,))
+            self._end_guard = guard.end
+        describe = partial(_describe, guard)
+        server = Server(self.reactor, client.queue, endpoint, (), self._context, limit, describe)
+        self._server = server
+        if endpoint.bind:
+            say(f"bound to {server.address}, waiting for a server")
+            if (warning := self._access.exposure(endpoint.resolved(server.address))) is not None:
+                say(warning)
+
+    def fault(self, error: NoServerError | RequestTimeoutError) -> tuple[str, int]:
+        """Add why the host's name has no address; see `Asking`."""
+        server = self._server
+        assert server is not None
+        looks_up = isinstance(error, NoServerError) and host_name(server.address) is not None
+        return self.late(error, server.address, f": {server.reason}" if looks_up and server.reason else "")
+
+    async def disconnect(self) -> None:
+        """Close the socket; see `Asking`."""
+        if self._server is not None:
+            self._server.close(_LINGER)
+        self._end_guard()
+
+    def end(self) -> None:
+        """Wait until the socket has sent a cancellation."""
+        self._context.term()
 
 
 def _decode(number: int, body: bytes) -> Body:

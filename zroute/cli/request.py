@@ -8,9 +8,9 @@ from collections.abc import Callable
 import click
 
 from zroute.cli.input import CODECS, encoder, parse_headers, read_body
-from zroute.cli.options import DURATION, EndpointType, access_options, separator_option
+from zroute.cli.options import DURATION, EndpointType, access_options, cluster_options, separator_option
 from zroute.cli.showing import Body, as_text, coloured, one_line
-from zroute.endpoints import Access, Endpoint
+from zroute.endpoints import Access, Cluster, Endpoint
 from zroute.errors import EncodeError, TopicError
 from zroute.logs import has_colors
 from zroute.messages.topics import topic_bytes
@@ -21,7 +21,7 @@ _WIRES = ("tracked", "plain")
 
 
 @click.command("request")
-@click.argument("endpoint", type=EndpointType(bind=False))
+@click.argument("endpoint", type=EndpointType(bind=False, nats=True))
 @click.argument("topic")
 @click.argument("body", required=False)
 @click.option(
@@ -44,9 +44,10 @@ _WIRES = ("tracked", "plain")
     "-H", "--header", "headers", multiple=True, metavar="KEY=VALUE", help="Header of the request. Can be repeated."
 )
 @access_options
+@cluster_options
 @separator_option(what="TOPIC", expose_value=True)
 def command(
-    endpoint: Endpoint,
+    endpoint: Endpoint | Cluster,
     topic: str,
     body: str | None,
     timeout: float,
@@ -59,11 +60,12 @@ def command(
 ) -> None:
     """Send a request with BODY to TOPIC, and print the reply.
 
-    Connects to ENDPOINT, or binds the address if ENDPOINT begins with bind:. BODY is JSON text. With --codec text or
-    raw, BODY is sent unchanged. If BODY is -, the body is read from standard input. Without BODY, the request has an
-    empty body.
+    Connects to ENDPOINT, or binds the address if ENDPOINT begins with bind:. ENDPOINT may also be NATS servers,
+    separated by commas. BODY is JSON text. With --codec text or raw, BODY is sent unchanged. If BODY is -, the body is
+    read from standard input. Without BODY, the request has an empty body.
 
-    The exit code is 1 if the server refused the request, failed or disconnected, and 124 if no reply arrived in time.
+    The exit code is 1 if the server refused the request, failed or disconnected, or if no app on NATS answers TOPIC. It
+    is 124 if no reply arrived in time.
     """
     if wire == "plain" and (headers or stream):
         raise click.UsageError(f"--{'header' if headers else 'stream'} needs the tracked wire: omit --wire plain")
@@ -78,6 +80,10 @@ def command(
         from zroute.cli.asking import Question, ask
 
         question = Question(name, "raw" if body is None else codec, given, fields, timeout, stream, wire == "tracked")
+        if isinstance(endpoint, Cluster):
+            from zroute.cli.asking_on_nats import ask_on_nats
+
+            raise SystemExit(ask_on_nats(endpoint, question, _shower()))
         raise SystemExit(ask(endpoint, question, _shower(), access))
     except (TopicError, EncodeError) as error:
         raise click.UsageError(str(error)) from error

@@ -120,11 +120,10 @@ class Connected:
 
 @attrs.frozen
 class Lost:
-    """The connection has ended. ``unsent`` is the number of bytes that were not sent."""
+    """The connection has ended."""
 
     server: str
     reason: str
-    unsent: int
 
 
 @attrs.frozen
@@ -407,7 +406,7 @@ class Client:
         """Forget the connection."""
         link, self._link = self._link, None
         if link is not None:
-            event = Lost(str(link.server), reason, link.waiting)
+            event = Lost(str(link.server), reason)
             _log.warning("%s: connection to %s lost: %s", self._options.name, event.server, event.reason)
             self._tell(event)
         if self._ended is not None:

@@ -30,8 +30,8 @@ This module does no I/O. Peers choose the bytes of a message, so functions that 
 from __future__ import annotations
 
 from binascii import hexlify, unhexlify
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.jobs import ID_SIZE, JOB, as_message, headers_of_meta, pack_job_meta
@@ -140,7 +140,7 @@ def request_of(subject: bytes, block: bytes | None, payload: bytes) -> tuple[byt
     headers begins with a tracked header that contains them.
 
     Raises:
-        EnvelopeError: The headers are malformed.
+        EnvelopeError: The headers are malformed, or too large.
     """
     if not block:
         return subject, payload
@@ -153,14 +153,17 @@ def request_of(subject: bytes, block: bytes | None, payload: bytes) -> tuple[byt
         raise EnvelopeError(f"a Zr-Request header that is not {_HEAD + HEADER_SIZE} bytes of a request")
     parse_header(fields[_HEAD:])
     others = {name: value for name, value in parsed.headers.items() if name != "Zr-Request"}
-    return (fields[:_HEAD] + subject + NUL + tracked_of(fields[_HEAD:], others) + payload,)
+    return (fields[:_HEAD] + subject + NUL + _tracked(fields[_HEAD:], others) + payload,)
 
 
 def _body(parsed: Block, payload: bytes) -> bytes:
-    if not parsed.headers:
-        return payload
+    return _tracked(None, parsed.headers) + payload if parsed.headers else payload
+
+
+def _tracked(fixed: bytes | None, headers: Mapping[str, Any]) -> bytes:
+    """Return the tracked header; raise EnvelopeError if a peer has sent too many headers."""
     try:
-        return tracked_of(None, parsed.headers) + payload
+        return tracked_of(fixed, headers)
     except EncodeError as error:
         raise EnvelopeError(str(error)) from None
 

@@ -88,7 +88,7 @@ class Hooks(Protocol):
     """The owner of a link: what a link reports."""
 
     def lost(self, reason: str) -> None:
-        """The connection has ended. This is the last call of a link."""
+        """The connection has ended. This is the last call of a link, before it ends its PINGs."""
 
     def informed(self, fields: dict[str, Any]) -> None:
         """The server has sent INFO; the first one was received before the link existed."""
@@ -202,6 +202,8 @@ async def open_link(server: Server, options: LinkOptions, hooks: Hooks) -> Link:
 def _refusal(error: Exception) -> str:
     """Return why a later attempt won't help, or "" if it may help."""
     text = str(error)
+    if "timeout" in text.lower():  # "Authentication Timeout": one of both sides is overloaded
+        return ""
     if isinstance(error, RefusedError | KeyFileError):
         return text
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -303,8 +305,9 @@ class _BaseLink:
         if not self.dead and self._opened:
             self.dead = True
             self._spawn(_close_client(self.client))
-            self._ended()
+            # First, because a function that waits for a PING may send a message, which this link would drop silently.
             self._hooks.lost(reason)
+            self._ended()
 
     def _ended(self) -> None:
         """Release what waits for the server."""

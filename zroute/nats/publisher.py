@@ -31,9 +31,9 @@ are lost. The parts may be sent while messages are published.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
@@ -79,6 +79,12 @@ LEASE = WITHDRAWN_SECONDS
 SUBSCRIBERS_MAX = 10_000
 """The maximum number of subscribers that a publisher knows. Each takes about 2 KB with ten patterns."""
 
+SUBJECTS_MAX = 200_000
+"""The maximum number of subjects that a publisher stores for all subscribers. Each takes about 600 bytes.
+
+A join that exceeds it is answered like one about all topics. Peers choose the number of subjects in a join.
+"""
+
 _GOODBYE_PERIOD = 0.1
 _GOODBYE_PERIOD_MAX = 0.4
 """The minimum and maximum time in seconds between two goodbyes to a subscriber that does not confirm them."""
@@ -90,6 +96,8 @@ _STATEMENT = 50
 """The cost of sending a part of a statement."""
 _LOOKED_AT = 1_000
 """The maximum number of counters that are looked at in one step for one subscriber."""
+
+_SUBSCRIBER = re.compile(rb"[0-9a-f]{12}")
 
 Send = Callable[[bytes, bytes, bytes], bool]
 """Sends ``(subject, payload, reply subject)``. Returns False if the connection has no room or is away."""
@@ -223,6 +231,7 @@ class TopicPublisherSession(Ticking):
         self._reports = ThrottledLog(log, clock)
         self._allowance = Allowance(clock, _UNITS, _PERIOD, self._serve)
         self._known: dict[int, _Known] = {}  # in the order in which they were heard
+        self._subjects = 0  # the number of subjects in the joins of `_known`
         self._walks: dict[int, _Walk] = {}  # unfinished statements, by subscriber; the next one first
         self._waiting: list[tuple[Pattern, int, Deferred[None]]] = []
         self._told: set[int] = set()  # subscribers with an unconfirmed goodbye
@@ -312,12 +321,11 @@ class TopicPublisherSession(Ticking):
     def unheard(self, subject: bytes) -> None:
         """Forget a subscriber that has gone.
 
-        A server has sent the status 503 to the private subject ``subject``.
+        A server has sent the status 503 to the private subject ``subject``. Other programs may have sent it to any.
         """
         for_us, _, digits = subject.rpartition(b".")
-        if private_subject(self.epoch, b"").startswith(for_us) and len(digits) == 12:
-            with suppress(ValueError):  # from a program that has made up the subject
-                self._forget([int(digits, 16)])
+        if private_subject(self.epoch, b"") == for_us + b"." and _SUBSCRIBER.fullmatch(digits):
+            self._forget([int(digits, 16)])
 
     def _process(self, ask: Ask, reply: bytes) -> None:
         known = self._known.pop(ask.subscriber, None)
@@ -338,7 +346,10 @@ class TopicPublisherSession(Ticking):
             self._serve()
 
     def _join(self, ask: Ask, reply: bytes, known: _Known | None) -> None:
-        marker = _Marker(reply, ask.subscriber, ask.subjects, wants_of(ask.subjects))
+        before = 0 if known is None else len(known.marker.wanted)
+        fits = self._subjects - before + len(ask.subjects) <= SUBJECTS_MAX
+        subjects = ask.subjects if fits else (b">",)
+        marker = _Marker(reply, ask.subscriber, subjects, wants_of(subjects))
         if known is None:
             if len(self._known) >= SUBSCRIBERS_MAX:
                 text = "%s: more than %d subscribers: the app does not answer further ones"
@@ -349,6 +360,7 @@ class TopicPublisherSession(Ticking):
             known = self._known[ask.subscriber] = _Known(marker, self._clock.seconds())
         elif ask.afresh:
             self.kept.leave(known.marker)
+        self._subjects += len(subjects) - before
         known.marker, known.turn = marker, 0
         # A joined subscriber waits for an answer, even if its new topics do not concern this publisher.
         known.joined = known.joined or ask.joined or self._concerns(marker.topics)
@@ -368,6 +380,7 @@ class TopicPublisherSession(Ticking):
             known = self._known.pop(subscriber, None)
             self._walks.pop(subscriber, None)
             if known is not None:
+                self._subjects -= len(known.marker.wanted)
                 self.kept.leave(known.marker)
             self._confirmed(subscriber)
         self._subscribers_changed()

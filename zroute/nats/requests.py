@@ -26,19 +26,20 @@ RequestLostError.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.python.failure import Failure
 
 from zroute.errors import EncodeError, EnvelopeError, NoServerError, RequestError, RequestLostError, TopicError
 from zroute.logs import printable
 from zroute.messages.requests import Kind
 from zroute.messages.topics import Pattern
-from zroute.nats.client import Client, ClientOptions, Connected, Event, Lost
+from zroute.nats.client import Client, ClientOptions, Connected, Dropped, Event, Lost
 from zroute.nats.exchange import answer_of, is_job, pack_answer, pack_request, request_of
 from zroute.nats.headers import NO_RESPONDERS, parse_block
 from zroute.nats.subjects import check_topic, subject_of
@@ -64,6 +65,7 @@ _TOPICS: Final = 10_000
 
 _KIND_AT: Final = 4
 _ID: Final = slice(6, 22)  # the id in a frame
+_ID_TEXT = re.compile(rb"(?:[0-9a-f]{2})+")
 _REQUEST: Final = int(Kind.REQUEST)
 
 _log = logging.getLogger("zroute")
@@ -98,6 +100,11 @@ class NatsRequests:
         self._notes = b"%b.%b" % (_NOTES, secrets.token_hex(8).encode())
         self._subjects: list[bytes] = []  # the ids of the subscriptions to requests
 
+    @property
+    def server(self) -> str | None:
+        """The address of the connected NATS server, or None."""
+        return self._nats.server
+
     def start(self) -> Deferred[None]:
         """Connect; see `Client.start`. A second call does nothing."""
         if self._started:
@@ -123,16 +130,31 @@ class NatsRequests:
 
     def _happened(self, event: Event) -> None:
         lane = self._lane
-        if lane is None:
-            return
         match event:
-            case Connected():
+            case Connected() if lane is not None:
                 lane.up()
                 lane.writable()
-            case Lost(server):
+            case Lost(server) if lane is not None:
                 lane.down = True
                 self._servers.clear()
                 lane.lost(lambda: _lost(f"the connection to {server} was lost"))
+            case Dropped(subject, size):
+                self._dropped(subject, size)
+
+    def _dropped(self, subject: bytes, size: int) -> None:
+        """Fail the request of a dropped reply, or count a dropped request."""
+        inbox, _, id = subject.rpartition(b".")
+        if inbox == self._inbox:
+            fault = f"the reply has {size} bytes, more than this app accepts" if size else "too many replies wait"
+            if self._lane is not None and _ID_TEXT.fullmatch(id):
+                self._lane.fail(bytes.fromhex(id.decode()), lambda: RequestError(fault))
+        elif self._listener is not None:
+            self._stats.requests += 1
+            self._stats.bad_requests += 1
+            why = f"{size} bytes" if size else "too many messages wait"
+            text = "%s: a request was dropped: %s (topic %s)"
+            name = self._name
+            self._reports("dropped", f"{name}: dropped requests", logging.WARNING, text, name, why, printable(subject))
 
     def _not_started(self, failure: Failure) -> None:
         _log.error("%s: can't send requests: %s", self._name, failure.value)
@@ -147,7 +169,8 @@ class NatsRequests:
         if not self._nats.connected:
             self._lane.down = True
             if not self._started:
-                self.start().addErrback(self._not_started)
+                # The file of credentials may have gone since the start of the app.
+                maybeDeferred(self.start).addErrback(self._not_started)
             return is_note  # a lost connection has already ended the request of a note
         id = frames[0] if is_plain else frames[1][_ID]
         reply = self._reply_subject(id)

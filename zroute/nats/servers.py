@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -18,7 +19,7 @@ from zroute.endpoints import Cluster
 from zroute.errors import EndpointError
 from zroute.logs import printable
 
-__all__ = ["Server", "discovered", "is_nats", "masked", "parse_cluster", "parse_servers"]
+__all__ = ["Server", "check_client", "discovered", "is_nats", "masked", "parse_cluster", "parse_servers"]
 
 PORT: Final = 4222
 """The port of an address without a port."""
@@ -106,6 +107,15 @@ def parse_cluster(given: str | Iterable[str] | None, creds: str | Path | None = 
     servers = parse_servers(texts)
     address = ",".join(map(str, servers))
     return Cluster(",".join(text.strip() for text in texts), address, None if creds is None else Path(creds))
+
+
+def check_client(cluster: Cluster) -> None:
+    """Raise EndpointError if the client of NATS is not installed."""
+    if find_spec("nats") is None:
+        raise EndpointError(
+            f"{cluster.address}: the client of NATS is not installed: pip install 'zroute[nats]'",
+            endpoint=cluster.address,
+        )
 
 
 def _server(text: str) -> Server:

@@ -120,7 +120,7 @@ class _Remote:
         turn: the turn of the last complete or changes statement.
         parts: the number of parts of each unfinished statement, by its flags. Statements with different flags may
             interleave, because counters may be dropped while a statement is sent.
-        named: the topics that the current complete statement has named.
+        named: the topics with an account that the current complete statement has named.
         seen: the next number of each topic that is not covered and has no account yet.
         overrun: True if ``seen`` was full, so that the next complete statement can't begin the coverage.
         asked_at: the time of the open question; None without one.
@@ -424,10 +424,10 @@ class TopicTracker:
         events: list[Event] = []
         lapse = self._lapse(subject) if complete else None
         for topic, number in statement.numbers:
-            if complete:
-                publisher.named.add(topic)
             if topic in self._wants:
                 events += self._named(publisher, topic, number, lapse)
+                if complete and topic in publisher.accounts:
+                    publisher.named.add(topic)
                 if Says.FORGOTTEN in statement.says and topic in publisher.accounts:
                     publisher.drop((topic,))
         if Says.LAST in statement.says:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 from zroute.endpoints import Ends
 from zroute.errors import EndpointError
+from zroute.nats.servers import check_client
 from zroute.transport import Transport, TransportRequest
 
 __all__ = ["factory_for"]
@@ -24,11 +24,7 @@ def factory_for(endpoints: Ends) -> Callable[[TransportRequest], Transport]:
         EndpointError: No transport supports endpoints of this kind, or its library is not installed.
     """
     if endpoints.nats is not None:
-        if find_spec("nats") is None:
-            raise EndpointError(
-                f"{endpoints.nats.address}: the client of NATS is not installed: pip install 'zroute[nats]'",
-                endpoint=endpoints.nats.address,
-            )
+        check_client(endpoints.nats)
         from zroute.transports.nats import NatsTransport
 
         return NatsTransport
