@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.nats.servers import NatsServer
-from tests.nats.test_client import connected, play
-from zroute.nats import links
-from zroute.nats.client import Connected, Denied, Lost
+from tests.nats.test_client import Watched, connected, done, play
+from zroute.nats import client, links
+from zroute.nats.client import Connected, Denied, Lost, NoAnswer
 
 INFO = b'INFO {"max_payload":1000,"headers":true}\r\n'
 ENDLESS = b"x" * 50_000
@@ -82,6 +82,23 @@ def test_a_server_that_does_not_greet_is_left(server: NatsServer, direct: bool, 
         async with liar(script, b"", closes=closes) as url, connected(url, server.url, direct=direct) as one:
             await one.until(lambda: one.client.server == server.url)
             await one.ready()
+
+    play(scenario())
+
+
+def test_a_late_login_is_tried_again(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server says so if the login takes too long on a busy machine. This is no refusal of the credentials."""
+    monkeypatch.setattr(client, "SILENCE", 0.0)
+
+    async def scenario() -> None:
+        async with liar(INFO + b"-ERR 'Authentication Timeout'\r\n", b"", closes=True) as url:
+            one = Watched(url, direct=direct)
+            one.client.start().addErrback(one._event)
+            await one.until(lambda: one.events)
+            (event,) = one.events
+            assert isinstance(event, NoAnswer), event
+            assert "Authentication Timeout" in str(event.reasons)
+            await done(one.client.close())
 
     play(scenario())
 

@@ -28,6 +28,7 @@ from zroute.errors import (
     ServerError,
     TopicError,
 )
+from zroute.nats import requests
 from zroute.nats.requests import GROUP
 
 
@@ -364,6 +365,30 @@ def test_a_stream_has_credits_and_ends_when_its_reader_leaves(server: NatsServer
             assert 300 < len(made) < 1000
             with pytest.raises(BadRequestError, match="stream"):
                 await asks.request("rows", 1, int)
+
+    run(check())
+
+
+def test_streams_whose_reader_has_left_are_forgotten(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that leaves many streams early stores nothing for them."""
+    monkeypatch.setattr(requests, "_SPARE", 5)
+
+    async def check() -> None:
+        answers, asks = App(nats=server.url), App(nats=server.url)
+
+        @answers.reply("rows")
+        async def rows() -> AsyncIterator[int]:
+            for row in range(1000):
+                yield row
+
+        async with answers.running(), asks.running():
+            await heard(server.url, answers)
+            for _ in range(40):
+                async with asks.request_stream("rows", reply=int) as stream:
+                    async for _row in stream:
+                        break
+            client = asks._live.run.transport._requests  # type: ignore[union-attr]
+            assert len(client._servers) <= len(client._lane.sent) + 6 < 40
 
     run(check())
 

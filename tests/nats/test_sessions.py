@@ -283,7 +283,7 @@ def test_parts_of_a_long_answer_are_paced(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_subjects_of_all_joins_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A publisher keeps so many subjects; a join beyond them is about all topics, and is still answered."""
+    """A join that exceeds the limit is about all topics, and is still answered."""
     monkeypatch.setattr(publisher, "SUBJECTS_MAX", 20)
     net = cluster()
     one, _ = joined(net)
@@ -444,7 +444,7 @@ def test_a_lost_part_makes_a_statement_incomplete() -> None:
     assert not tracker.complete
 
 
-def test_a_statement_stores_no_topics_that_nobody_wants() -> None:
+def test_a_statement_stores_no_topics_without_an_account() -> None:
     """A publisher may send any number of parts, so only topics with an account are kept until the last one."""
     tracker = TopicTracker()
     tracker.want(Wants([parse("a")]))

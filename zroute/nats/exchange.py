@@ -161,7 +161,10 @@ def _body(parsed: Block, payload: bytes) -> bytes:
 
 
 def _tracked(fixed: bytes | None, headers: Mapping[str, Any]) -> bytes:
-    """Return the tracked header; raise EnvelopeError if a peer has sent too many headers."""
+    """Return the tracked header of a message of a peer.
+
+    Raises EnvelopeError if its headers are too large.
+    """
     try:
         return tracked_of(fixed, headers)
     except EncodeError as error:

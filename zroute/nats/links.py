@@ -88,7 +88,10 @@ class Hooks(Protocol):
     """The owner of a link: what a link reports."""
 
     def lost(self, reason: str) -> None:
-        """The connection has ended. This is the last call of a link, before it ends its PINGs."""
+        """The connection has ended. This is the last call of a link.
+
+        The link ends its PINGs afterwards.
+        """
 
     def informed(self, fields: dict[str, Any]) -> None:
         """The server has sent INFO; the first one was received before the link existed."""

@@ -60,6 +60,9 @@ _NOTES: Final = b"_zr.requests"
 _AHEAD: Final = 1 << 20
 """The number of unsent bytes above which the items of streams wait until the server has received them."""
 
+_SPARE: Final = 1_000
+"""The number of ended requests above which the servers of their streams are forgotten."""
+
 _TOPICS: Final = 10_000
 """The number of topics for which the result of a check is stored."""
 
@@ -228,6 +231,8 @@ class NatsRequests:
             return
         if reply is not None and id in lane.sent:
             self._servers[id] = reply
+            if len(self._servers) > len(lane.sent) + _SPARE:  # a stream that its reader has left has no last reply
+                self._servers = {each: self._servers[each] for each in lane.sent if each in self._servers}
         lane.received(id, parts)
         if self._servers and id not in lane.sent:
             self._servers.pop(id, None)
