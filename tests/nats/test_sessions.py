@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from tests.nats.network import Network, Publisher, Subscriber
@@ -14,7 +16,7 @@ from zroute.nats.counters import TopicCounters
 from zroute.nats.publisher import LEASE
 from zroute.nats.tracker import CHECK_SECONDS, TopicTracker
 from zroute.nats.wants import Wants
-from zroute.receiving.events import DUPLICATE, Gap, Joined, Overdue, UnknownLoss
+from zroute.receiving.events import DUPLICATE, Ended, Event, Gap, Joined, Overdue, UnknownLoss
 from zroute.receiving.hearing import AWAY_SECONDS
 from zroute.receiving.tracker import PUBLISHERS_MAX
 
@@ -186,6 +188,31 @@ def test_a_subscriber_that_has_gone_does_not_delay_the_goodbye() -> None:
     net.time.run(1.0)
     assert ended[0] - begun < 0.1
     assert one.session.unread == 0
+
+
+def test_a_check_during_the_goodbye_does_not_revive_the_publisher() -> None:
+    """The answer to a check is then a goodbye too, so the subscriber logs the end of the publisher once."""
+    net = cluster()
+    one, other = joined(net)
+    one.publish(b"t.0")
+    net.time.run(0.1)
+    told: list[object] = []
+    tell = other.session._tell
+
+    def note(events: Iterable[Event]) -> None:
+        noted = list(events)
+        told.extend(each for each in noted if isinstance(each, Ended))
+        tell(noted)
+
+    other.session._tell = note  # type: ignore[method-assign]
+    send, other.session._send = other.session._send, lambda *_: True  # no farewell yet
+    one.stop()
+    net.time.run(0.05)
+    other.session._send = send
+    other.session._check(one.epoch)
+    net.time.run(3.0)
+    assert len(told) == 1
+    assert one.closed
 
 
 def test_a_goodbye_states_the_last_numbers() -> None:

@@ -27,6 +27,7 @@ from zroute.errors import (
     TopicError,
     UsageError,
 )
+from zroute.nats import servers
 from zroute.transports import choosing
 from zroute.transports import nats as transport_module
 
@@ -480,7 +481,7 @@ def test_a_large_max_message_is_refused_at_the_start(server: NatsServer) -> None
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without nats-py, the error names the extra to install."""
-    monkeypatch.setattr(choosing, "find_spec", lambda name: None)
+    monkeypatch.setattr(servers, "find_spec", lambda name: None)
     with pytest.raises(EndpointError, match=r"pip install 'zroute\[nats\]'"):
         choosing.factory_for(App(nats="nats://127.0.0.1:1").endpoints())
 

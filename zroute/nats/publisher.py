@@ -342,7 +342,7 @@ class TopicPublisherSession(Ticking):
                 self._send_statement(reply, Kind.JOIN, facts, b"")
         elif ask.kind is AskKind.CHECK and known.joined and ask.subscriber not in self._walks:
             known.turn = ask.turn
-            self._state(ask.subscriber, known, Kind.JOIN, reply)
+            self._state(ask.subscriber, known, self._answer_kind, reply)
             self._serve()
 
     def _join(self, ask: Ask, reply: bytes, known: _Known | None) -> None:
@@ -365,10 +365,14 @@ class TopicPublisherSession(Ticking):
         # A joined subscriber waits for an answer, even if its new topics do not concern this publisher.
         known.joined = known.joined or ask.joined or self._concerns(marker.topics)
         if known.joined:
-            kind: StatementKind = Kind.JOIN if self._all_told is None else Kind.GOODBYE
-            self._state(ask.subscriber, known, kind, reply)
+            self._state(ask.subscriber, known, self._answer_kind, reply)
             self._serve()
         self._subscribers_changed()
+
+    @property
+    def _answer_kind(self) -> StatementKind:
+        """The kind of an answer. After a goodbye, any other kind would revive this publisher at the subscriber."""
+        return Kind.JOIN if self._all_told is None else Kind.GOODBYE
 
     def _concerns(self, wants: Wants) -> bool:
         """Return True if a publication may have a wanted topic, or such a topic was used."""
