@@ -371,7 +371,10 @@ class TopicPublisherSession(Ticking):
 
     @property
     def _answer_kind(self) -> StatementKind:
-        """The kind of an answer. After a goodbye, any other kind would revive this publisher at the subscriber."""
+        """The kind of an answer.
+
+        After a goodbye, any other kind would revive this publisher at the subscriber.
+        """
         return Kind.JOIN if self._all_told is None else Kind.GOODBYE
 
     def _concerns(self, wants: Wants) -> bool:
