@@ -237,6 +237,7 @@ for path in sys.argv[1:]:
 
 READS = """
 import os, sys
+import zroute.transports.zeromq  # which a run imports; the other user may be unable to read this checkout
 os.setgroups([])
 os.setgid({user})
 os.setuid({user})
