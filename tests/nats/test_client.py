@@ -538,6 +538,30 @@ def test_a_client_that_is_closed_before_a_server_answers(direct: bool) -> None:
 # -- the fallback ----------------------------------------------------------------------------------------
 
 
+def test_messages_before_the_answer_to_a_ping_are_handled_first(server: NatsServer) -> None:
+    """The fallback tells the end of a read between the last message and the answer, also if both wait together."""
+
+    async def scenario() -> None:
+        async with connected(server.url, direct=False) as one:
+            order: list[str] = []
+            one.client.subscribe(b"a", lambda *_: order.append("message"))
+            assert await done(one.client.ping())
+            one.client.after_read = lambda: order.append("read")
+            one.client.pause()
+            one.client.publish(b"a", b"x")
+            answered = one.client.ping()
+            answered.addCallback(lambda _: order.append("answer"))
+            link: Any = one.client._link
+            async with asyncio.timeout(PATIENCE):
+                while not link._arrived.qsize():  # the message is held, and the answer waits behind it
+                    await asyncio.sleep(0.005)
+            one.client.resume()
+            await done(answered)
+            assert order == ["message", "read", "answer"]
+
+    play(scenario())
+
+
 @pytest.mark.parametrize("connects", [True, False])
 def test_an_attempt_to_connect_that_ignores_its_end_is_ended(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch, connects: bool

@@ -528,6 +528,7 @@ class PublicLink(_BaseLink):
             while not self.dead and (gate := self._hooks.gate()) is not None:
                 await gate
             if isinstance(next_one, int):
+                self._hooks.after_read()  # the messages before the answer are handled first
                 if next_one in self._pings:
                     self._pings.pop(next_one)[0](True)
                 continue
