@@ -568,7 +568,10 @@ class PublicLink(_BaseLink):
 
     @property
     def waiting(self) -> int:
-        """The number of bytes that wait to be sent, without the buffer of asyncio."""
+        """The number of bytes that wait to be sent, without the buffer of asyncio.
+
+        asyncio limits that buffer, except in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254).
+        """
         return 0 if self.dead else self._size + self.client.pending_data_size
 
     def subscribe(self, sid: bytes, subject: bytes, queue: bytes | None, take: Take) -> None:
