@@ -34,7 +34,6 @@ from zroute.nats.client import (
 from zroute.nats.headers import parse_block
 from zroute.nats.servers import parse_servers
 
-
 UNBOUNDED = {(3, 12): (3, 12, 9), (3, 13): (3, 13, 2)}
 """The first versions whose `writelines`, which nats-py calls, waits for the network."""
 
