@@ -248,7 +248,7 @@ class AcceptedConnections:
 
     def in_handshake(self, socket: Listening, host: str) -> Iterator[int]:
         """Yield the ids of connections from ``host`` that may be in their handshake."""
-        for one in tuple(self._young):
+        for one in self._young:
             if one.socket is socket and one.identity.host == host:
                 yield one.id
 

@@ -357,7 +357,6 @@ class CurveGuard:
         then its admission counts.
         """
         name, sockets = key.name, tuple(self._watched)
-        found = [(socket, id) for socket in sockets for id in socket.unnamed(host)]
         now = self._reactor.seconds()
         unknown = [socket.unknown_keys() for socket in sockets]
         self._admissions.trim(sum(each.settled for each in unknown), sum(each.greeting for each in unknown), now)
@@ -367,6 +366,8 @@ class CurveGuard:
             facts = self._name, host, name, ACCEPTED.most_per_key, _MORE_KEYS
             self._report_refusal("full", key, text, *facts)
             return FULL
+        # Only now, because a search among thousands of connections is the largest part of a decision.
+        found = [(socket, id) for socket in sockets for id in socket.unnamed(host)]
         self._admissions.add(name, now + max((each.handshake for each in unknown), default=0.0))
         if len(found) == 1 and all(socket.is_clear(host) for socket in sockets):
             socket, id = found[0]

@@ -278,6 +278,7 @@ class PersistentConnection(Connection):
 
     def unknown_keys(self) -> UnknownKeys:
         """Return the number of accepted connections whose key is unknown."""
+        self._read_events()
         greeting = self.links.greeting
         return UnknownKeys(ACCEPTED.number_of(self) - len(self.keys) - greeting, greeting, self._handshake)
 
