@@ -62,6 +62,7 @@ _FITTING = {
 _SRCFD = zmq.MessageOption.SRCFD.value
 _REST_AFTER = 0.03  # seconds; less than the 0.1 s after which libzmq reconnects (RECONNECT_IVL)
 _MARGIN = 1.0  # seconds between the end of a handshake by libzmq and the time when it is over for sure
+_FEW = 16  # connections in their handshake among which the host of a failed one is searched
 _GIVEN_UP_AFTER = 1.0  # seconds without an attempt to connect; libzmq reports each attempt as soon as it is planned
 
 
@@ -441,7 +442,9 @@ class PersistentConnection(Connection):
         why = None if self.guard is None else self.guard.failed(event)
         if why is None:
             return
-        ids = self.links.greeting_at(event.address) | ({link.id} if link is not None else set())
+        # Among many connections, the search would take longer than the handshakes, and the host is seldom certain.
+        few = self.links.greeting <= _FEW
+        ids = self.links.greeting_at(event.address) | ({link.id} if link is not None else set()) if few else set()
         identities = [self._identities.get(id) for id in ids]
         hosts = {None if each is None else each.host for each in identities}
         host = hosts.pop() if len(hosts) == 1 else None
