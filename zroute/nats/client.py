@@ -500,8 +500,6 @@ class Client:
             reasons: dict[Server, str] = {}
             refusals: dict[Server, str] = {}
             for server in self._candidates(last):
-                if self._closing:  # nats-py may have swallowed the cancellation
-                    raise asyncio.CancelledError
                 try:
                     return await open_link(server, self._how, self)
                 except RefusedError as error:

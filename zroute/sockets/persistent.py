@@ -436,15 +436,17 @@ class PersistentConnection(Connection):
     def _greeting_failed(self, event: SocketEvent, link: Link | None) -> None:
         """Count and log a failed handshake of a peer that has connected to this socket.
 
-        libzmq does not tell which connection has failed. The line names the host if all connections in their handshake
-        come from one host.
+        libzmq does not tell which connection has failed. The line names the host if few connections are in their
+        handshake, and all of them come from one host.
         """
         why = None if self.guard is None else self.guard.failed(event)
         if why is None:
             return
-        # Among many connections, the search would take longer than the handshakes, and the host is seldom certain.
-        few = self.links.greeting <= _FEW
-        ids = self.links.greeting_at(event.address) | ({link.id} if link is not None else set()) if few else set()
+        ids: set[int] = set()
+        if self.links.greeting <= _FEW:  # a search among thousands would take longer than the handshakes
+            ids = self.links.greeting_at(event.address)
+            if link is not None:
+                ids.add(link.id)
         identities = [self._identities.get(id) for id in ids]
         hosts = {None if each is None else each.host for each in identities}
         host = hosts.pop() if len(hosts) == 1 else None
