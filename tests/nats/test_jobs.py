@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import nats
 import pytest
 
+from tests.nats.loops import run, until
 from tests.nats.servers import NatsServer, cluster
 from tests.support import PATIENCE
 from zroute import App, Envelope, Reject, startswith
@@ -22,18 +23,6 @@ from zroute.nats import job_intake, worker_group
 from zroute.nats.worker_group import GROUP, JOBS
 
 NAME = GROUP.decode()
-
-
-async def until(done: Callable[[], object]) -> None:
-    """Let the loop run until ``done()`` is true; for conditions without an event."""
-    async with asyncio.timeout(PATIENCE):
-        while not done():
-            await asyncio.sleep(0.005)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a test on a new asyncio loop."""
-    asyncio.run(work)
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import attrs
 import nats
 import pytest
 
+from tests.nats.loops import run, until
 from tests.nats.servers import NatsServer, cluster
 from tests.support import PATIENCE
 from zroute import App, Envelope, Limits, RequestRefused
@@ -30,18 +31,6 @@ from zroute.errors import (
 )
 from zroute.nats import requests
 from zroute.nats.requests import GROUP
-
-
-async def until(done: Callable[[], object]) -> None:
-    """Let the loop run until ``done()`` is true; for conditions without an event."""
-    async with asyncio.timeout(PATIENCE):
-        while not done():
-            await asyncio.sleep(0.005)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a test on a new asyncio loop."""
-    asyncio.run(work)
 
 
 @attrs.frozen

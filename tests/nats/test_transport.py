@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from twisted.internet import reactor as default_reactor
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 
+from tests.nats.loops import run, until
 from tests.nats.servers import NatsServer, known
 from tests.support import PATIENCE, free_port
 from zroute import App, Envelope, Frames, Limits, Reject, startswith
@@ -32,18 +32,6 @@ from zroute.transports import choosing
 from zroute.transports import nats as transport_module
 
 pytestmark = pytest.mark.usefixtures("both_ways")
-
-
-async def until(done: Callable[[], object]) -> None:
-    """Let the loop run until ``done()`` is true; for conditions without an event."""
-    async with asyncio.timeout(PATIENCE):
-        while not done():
-            await asyncio.sleep(0.005)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a test on a new asyncio loop."""
-    asyncio.run(work)
 
 
 # -- messages --------------------------------------------------------------------------------------------
