@@ -249,7 +249,8 @@ def test_a_killed_server_loses_counted_jobs_and_repeats_none(tmp_path: Path, siz
             assert set(seen.values()) == {1}
             assert queue.stats.done <= len(seen) <= queue.stats.done + queue.stats.failed
             assert total(queue) == 1_000
-            assert queue.stats.failed <= worker_group._CREDITS
+            # The owner and the worker lose their connections at different moments, so two windows may be unconfirmed.
+            assert queue.stats.failed <= 2 * worker_group._CREDITS
 
     run(check())
 
