@@ -30,6 +30,12 @@ THOROUGH = os.environ.get("TESTS") == "thorough"
 FORKED = {"PYTHONPATH", "PYTHONUNBUFFERED"}
 """Variables of the interpreter that a fork can follow."""
 
+UNMEASURED = dict.fromkeys(("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"))
+"""Variables for `start`, so that coverage does not measure the program.
+
+Measured code takes several times as long. A program that must keep up with others runs without.
+"""
+
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 """The variables of the template."""
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -103,7 +103,7 @@ class Child:
         self,
         *arguments: str,
         cwd: Path | str = ROOT,
-        env: dict[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         fresh: bool = False,
         start_new_session: bool = False,
         pass_fds: tuple[int, ...] = (),

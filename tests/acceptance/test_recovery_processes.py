@@ -1,4 +1,8 @@
-"""Recovery between processes: proxies and publishers are killed under load, and readers stop for seconds."""
+"""Recovery between processes: proxies and publishers are killed under load, and readers stop for seconds.
+
+A reader that can't keep up counts losses, which is right. Its messages are therefore no more than a slow machine can
+handle, and coverage measures neither side.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.interpreters import UNMEASURED
 from tests.keyed import Keys
 from tests.support import Child, free_endpoint, sized
 
@@ -94,12 +99,12 @@ def proxy(back: str, front: str) -> Iterator[Child]:
 
 def reader_of(address: str, pause_at: int = 0, keys: str = NO_KEYS) -> Child:
     """Return a reader that recovers, and sleeps for three seconds after some messages."""
-    return Child("-c", READER, address, str(pause_at), keys)
+    return Child("-c", READER, address, str(pause_at), keys, env=UNMEASURED)
 
 
 def publisher_at(address: str, total: int, seconds: float, keys: str = NO_KEYS) -> Child:
     """Return a publisher that sends ``total`` messages in ``seconds``."""
-    return Child("-c", PUBLISHER, address, str(total), str(seconds), keys)
+    return Child("-c", PUBLISHER, address, str(total), str(seconds), keys, env=UNMEASURED)
 
 
 def told(reader: Child, least: int) -> None:
@@ -140,8 +145,8 @@ def test_a_killed_proxy_loses_nothing() -> None:
 @pytest.mark.slow
 def test_a_reader_that_stops_for_three_seconds_loses_nothing() -> None:
     """A handler blocks for 3 s, while its queues overflow: all messages arrive, in order, each once."""
-    address, total = free_endpoint(), sized(60_000, 60_000)
-    with reader_of(address, 1_000) as reader, publisher_at(f"bind:{address}", total, 4.0) as publisher:
+    address, total = free_endpoint(), 30_000
+    with reader_of(address, 1_000) as reader, publisher_at(f"bind:{address}", total, 3.0) as publisher:
         publisher.line_with("sent")
         told(reader, total)
         found = result_of(reader)
@@ -179,12 +184,12 @@ def test_a_publisher_that_is_killed_leaves_an_unknown_loss_at_most() -> None:
 def test_recovery_works_with_keys(tmp_path: Path) -> None:
     """With CURVE, requests and answers pass, and a reader that stops for three seconds loses nothing."""
     keys = Keys(tmp_path)
-    address, total = free_endpoint(), 60_000
+    address, total = free_endpoint(), 30_000
     feed, desk = str(keys.secret("feed")), str(keys.secret("desk"))
     keys.authorize("desk", "feed")
     with (
         reader_of(f"feed@{address}", 1_000, desk) as reader,
-        publisher_at(f"bind:{address}", total, 4.0, feed) as publisher,
+        publisher_at(f"bind:{address}", total, 3.0, feed) as publisher,
     ):
         publisher.line_with("sent")
         told(reader, total)
