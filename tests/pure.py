@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import attrs
 import msgspec
 from twisted.internet.task import Clock
 
@@ -100,8 +99,7 @@ class Wired:
         self.paused = False
         self.exits: list[SystemExit] = []
         self.errors: list[tuple[BaseException, bool]] = []
-        supplied = [attrs.evolve(route, call=route.call.supply(resources or {})) for route in compiled.routes]
-        routes = [route.fresh() for route in supplied]
+        routes = [route.fresh(route.call.supply(resources or {}), None) for route in compiled.routes]
         self.stats.routes.update((route.name, route.stats) for route in routes)
         self.accounts = SubscriberSession(self.clock, self.stats, LOG, "test", lambda found: None)
         self.table = RouteTable(

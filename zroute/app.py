@@ -48,7 +48,7 @@ from zroute.publishing.publication import Coalesce, CompiledPublication, Encode,
 from zroute.receiving.events import Gap
 from zroute.receiving.table import Dispatch
 from zroute.requests.requester import checked_wait, explain_type, refuse_unknown
-from zroute.runtime import runner
+from zroute.runtime import collector, runner
 from zroute.runtime.on_loop import run_on_loop
 from zroute.runtime.runner import check_seconds
 from zroute.runtime.service import AppService
@@ -715,15 +715,16 @@ class App(Routes):
             )
             errors, middleware = tuple(self._errors), tuple(self._middleware)
             hooks = Hooks(startup, shutdown, unrouted, gaps, errors, middleware, self.isolate, self.recover)
-            parts = compile_routes(
-                self,
-                given={App: self, type(self): self},
-                default=self.codec,
-                extras=self._extras,
-                dispatch=self.dispatch,
-                hooks=hooks,
-                skipped=self._live.skip,
-            )
+            with collector.paused():
+                parts = compile_routes(
+                    self,
+                    given={App: self, type(self): self},
+                    default=self.codec,
+                    extras=self._extras,
+                    dispatch=self.dispatch,
+                    hooks=hooks,
+                    skipped=self._live.skip,
+                )
             propagates = tuple(dict.fromkeys((*PROPAGATED, *self.propagate_headers)))
             choices = Choices(
                 self.name, self.codec, self.wire, self.overflow, self.coalesce, self.limits.max_message, propagates

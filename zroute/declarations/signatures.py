@@ -135,7 +135,9 @@ class Call:
         return tuple(value.kind for value in self.constants.given.values() if isinstance(value, Needed))
 
     def supply(self, resources: Mapping[Any, Any]) -> Call:
-        """Return a copy of the plan with the objects of the open resources."""
+        """Return the plan with the objects of the open resources."""
+        if not self.needs:
+            return self
         given = {
             name: resources[value.kind] if isinstance(value, Needed) else value
             for name, value in self.constants.given.items()

@@ -60,6 +60,8 @@ def surround(
     if needs is not None:
         _refuse_unfit(route, needs)
     isolated = isolate or chain is not None or needs is not None
+    if not isolated:  # nothing surrounds the calls
+        return route
     return attrs.evolve(route, around=attrs.evolve(route.around, needs=needs, isolated=isolated))
 
 

@@ -117,7 +117,7 @@ class CompiledRoute:
     makes the call when the flow allows it. If the route has ``lists``, the closures pass each message to
     `BatchCall.one`.
 
-    ``info`` describes the route to users. ``direct`` is True if the flow makes calls in the simplest way: in the
+    ``direct`` is True if the flow makes calls in the simplest way: in the
     reactor's thread, without retries and without a timeout. ``takes_values`` is True if the values of a generator have
     a receiver: publications, or the caller of a request. ``streams`` is True if a reply is a stream of values.
     """
@@ -132,7 +132,6 @@ class CompiledRoute:
     stats: RouteStats = attrs.field(factory=RouteStats)
     options: HandlerOptions = attrs.field(init=False)
     flow: Flow[Any] = attrs.field(init=False)
-    info: RouteInfo = attrs.field(init=False)
     direct: bool = attrs.field(init=False)
     takes_values: bool = attrs.field(init=False)
     streams: bool = attrs.field(init=False)
@@ -170,8 +169,9 @@ class CompiledRoute:
     def _streams(self) -> bool:
         return self.route.kind == "reply" and replies_of(self.route).are_stream
 
-    @info.default
-    def _info(self) -> RouteInfo:
+    @property
+    def info(self) -> RouteInfo:
+        """The description of the route for users."""
         needs = self.around.needs
         yields = is_generator_function(self.function)
         # A generator opens its resources later, while it runs.
@@ -198,9 +198,15 @@ class CompiledRoute:
         chain = self.around.chain
         return bool(self.call.envelope or any(self.around.hooks) or (chain and chain.needs_frames))
 
-    def fresh(self) -> CompiledRoute:
-        """Return a copy of this route for a new run, with all counters at zero."""
-        return attrs.evolve(self, stats=RouteStats())
+    def fresh(self, call: Call, scope: Scope | None) -> CompiledRoute:
+        """Return a copy of this route for a new run, with all counters at zero.
+
+        Args:
+            call: The plan for the calls, with the open resources of the run.
+            scope: Opens the resources of a message in the run.
+        """
+        around = self.around if scope is None else attrs.evolve(self.around, scope=scope)
+        return CompiledRoute(self.name, self.route, self.patterns, call, self.lists, self.outlets, around)
 
 
 @attrs.frozen(eq=False)

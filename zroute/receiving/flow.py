@@ -23,16 +23,37 @@ class Flow(Generic[Job]):
     waiting; the caller must then not call `put`.
 
     ``active`` is True if a call of this route may return before its job is done, so that every call must go through the
-    flow. The route of a plain function becomes active when the function first returns a Deferred.
+    flow. The route of a plain function becomes active when the function first returns a Deferred; see `activate`. Until
+    then its flow holds nothing, and takes little memory.
     """
 
+    __slots__ = (
+        "_max_in_flight",
+        "_ordered",
+        "_queue",
+        "_ready",
+        "_running",
+        "_waiting",
+        "active",
+        "in_flight",
+        "queued",
+    )
+
     def __init__(self, max_in_flight: int, *, ordered: bool = True, queue: int = 1, active: bool = True) -> None:
-        self.active = active
+        self.active = False
         self.queued = 0
         self.in_flight = 0
         self._max_in_flight = max_in_flight
         self._ordered = ordered
         self._queue = queue
+        if active:
+            self.activate()
+
+    def activate(self) -> None:
+        """Let jobs wait and run from now on."""
+        if self.active:
+            return
+        self.active = True
         self._waiting: dict[Hashable, deque[Job]] = {}
         self._ready: deque[Hashable] = deque()
         self._running: set[Hashable] = set()
@@ -95,6 +116,8 @@ class Flow(Generic[Job]):
 
     def clear(self) -> list[Job]:
         """Remove and return all waiting jobs."""
+        if not self.active:
+            return []
         jobs = [job for waiting in self._waiting.values() for job in waiting]
         self._waiting.clear()
         self._ready.clear()

@@ -108,7 +108,7 @@ class InFlight:
         if running is None:
             route.stats.handled += 1
         else:  # a plain function returned its first Deferred: from now on, its messages wait for each other
-            route.flow.active = True
+            route.flow.activate()
             self._reading.reclassify()
             route.flow.start(delivery.topic)
             self._await(PendingCall(delivery, _begun_already, raw), delivery.topic, running)

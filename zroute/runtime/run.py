@@ -51,6 +51,7 @@ from zroute.receiving.matching import recovered_subscriptions
 from zroute.receiving.replying import ReplyResults
 from zroute.receiving.results import Arrivals, Results
 from zroute.receiving.table import RouteTable
+from zroute.runtime import collector
 from zroute.runtime.jobs import Jobs
 from zroute.runtime.requests import RequestRun
 from zroute.runtime.resources import Resources
@@ -255,7 +256,8 @@ class Run:
             await self._open()
 
     async def _open(self) -> None:
-        handlers = [self._supplied(route.fresh()) for route in self.plan.parts.handlers]
+        with collector.paused():
+            handlers = [self._supplied(route) for route in self.plan.parts.handlers]
         self._make_room(handlers)
         self._stats.routes.update((route.name, route.stats) for route in handlers)
         routes = [route for route in handlers if route.route.kind == "subscribe"]
@@ -408,7 +410,8 @@ class Run:
                 f"{what}: {made.name} needs {missing}, but TestApp did not open {missing}, because only replaced "
                 f"resources needed {missing} before. Replace {missing} too, as in TestApp(app, {{{missing}: fake}})"
             )
-        made = self._supplied(attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats)))
+        made = self._supplied(made)
+        made = attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats))
         refuse_duplicates((*self._table.routes, made), self.plan.dispatch)
         recovered_subscriptions((*self._table.routes, made))
         if self.ends.nats is not None and made.options.recover:
@@ -682,9 +685,9 @@ class Run:
         )
 
     def _supplied(self, route: CompiledRoute) -> CompiledRoute:
+        """Return a copy of a compiled route for this run, with the open resources."""
         call = self._report_results(route.call.supply(self._resources.objects))
-        around = attrs.evolve(route.around, scope=self._resources.scope(route.around.needs))
-        return attrs.evolve(route, call=call, around=around)
+        return route.fresh(call, self._resources.scope(route.around.needs))
 
     def _report_results(self, call: Call) -> Call:
         """Return ``call`` with a function that reports its results to the environment."""

@@ -93,7 +93,7 @@ class Stream(Generic[T]):
         self._run = run
         self._route = self._run.attach(self._record, surrounded=False)
         # Set at once: a route usually becomes active only after its function has returned a Deferred.
-        self._route.flow.active = True
+        self._route.flow.activate()
         self._run.open_stream(self)
         return self
 
