@@ -109,6 +109,8 @@ def _above(frame: types.FrameType | None) -> Iterator[types.FrameType]:
 
 def _defines(frame: types.FrameType, code: types.CodeType) -> bool:
     """Return True if the code of this frame defines the function with ``code``."""
+    if frame.f_code.co_filename != code.co_filename:  # most frames: a module may have thousands of constants
+        return False
     # By identity, because code objects of different functions may be equal.
     return any(constant is code for constant in frame.f_code.co_consts)
 

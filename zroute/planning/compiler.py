@@ -244,7 +244,7 @@ def _routes(
 
 def with_recover(route: Route, default: bool) -> Route:
     """Return a route whose ``recover`` is set; ``default`` is the value of the app."""
-    if route.kind != "subscribe" or route.options.recover is not None:
+    if not default or route.kind != "subscribe" or route.options.recover is not None:
         return route
     return attrs.evolve(route, options=attrs.evolve(route.options, recover=default))
 
