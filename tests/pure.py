@@ -16,7 +16,7 @@ import msgspec
 from twisted.internet.task import Clock
 
 from zroute import App
-from zroute.awaiting import as_deferred
+from zroute.awaiting import stepped
 from zroute.declarations.signatures import Needed
 from zroute.functions import identity
 from zroute.messages.wire import framer
@@ -84,7 +84,7 @@ class Wired:
             arrivals=Arrivals(lambda: 100.0),
             executor=Executor(
                 self.clock,
-                start=lambda awaitable: as_deferred(awaitable, asyncio_loop=False),
+                step=partial(stepped, asyncio_loop=False),
                 in_thread=self._refuse_threads,
                 supply=self._supply,
                 emit=self._emit,

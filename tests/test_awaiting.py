@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from tests.support import Child
 from zroute import App, Envelope
-from zroute.awaiting import as_awaitable, as_deferred, is_awaitable, loop_hint
+from zroute.awaiting import Ended, as_awaitable, as_deferred, is_awaitable, loop_hint, stepped
 from zroute.errors import UsageError, WrongThreadError
 from zroute.testing import TestApp
 
@@ -57,6 +57,83 @@ def test_a_deferred_is_itself() -> None:
 def test_without_a_loop_awaitables_run_on_deferreds(make: Any, expected: str) -> None:
     """Coroutines and custom awaitables run with every reactor."""
     assert result_of(as_deferred(make(), asyncio_loop=False)) == [expected]
+
+
+def test_a_coroutine_that_ends_without_waiting_is_only_stepped() -> None:
+    """Its value or its error is there at once; a custom awaitable and a Deferred run on Deferreds."""
+
+    async def fails() -> None:
+        raise KeyError("no")
+
+    ended = stepped(text(), asyncio_loop=False)
+    assert isinstance(ended, Ended)
+    assert ended.value == "text"
+    with pytest.raises(KeyError):
+        stepped(fails(), asyncio_loop=False)
+    running = stepped(Awaitable(), asyncio_loop=False)
+    assert isinstance(running, Deferred)
+    assert result_of(running) == ["mine"]
+
+
+def test_a_coroutine_that_waits_goes_on_as_a_deferred() -> None:
+    """Values and errors reach a coroutine that was stepped, and its own error and value come out."""
+    gates: list[Deferred[Any]] = [Deferred() for _ in range(3)]
+    got: list[Any] = []
+
+    async def handler() -> str:
+        got.append(await gates[0])
+        try:
+            await gates[1]
+        except KeyError as error:
+            got.append(error)
+        return str(await gates[2])
+
+    running = stepped(handler(), asyncio_loop=False)
+    assert isinstance(running, Deferred)
+    results = result_of(running)
+    gates[0].callback(1)
+    gates[1].errback(error := KeyError("no"))
+    assert (got, results) == ([1, error], [])
+    gates[2].callback(3)
+    assert results == ["3"]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_cancelling_a_stepped_coroutine_cancels_what_it_awaits(ends: bool) -> None:
+    """The coroutine sees CancelledError, and its last value or the cancellation is the result."""
+    gate: Deferred[None] = Deferred()
+
+    async def handler() -> str:
+        try:
+            await gate
+        except CancelledError:
+            if not ends:
+                raise
+        return "cleaned up"
+
+    running = stepped(handler(), asyncio_loop=False)
+    assert isinstance(running, Deferred)
+    results = result_of(running.addErrback(lambda failure: failure.type))
+    running.cancel()
+    assert results == ["cleaned up" if ends else CancelledError]
+    assert gate.called
+
+
+def test_the_first_step_knows_that_no_task_runs_it() -> None:
+    """In an asyncio task, too, zroute's own awaitables wait on Deferreds in the first step of a coroutine."""
+
+    async def handler(gate: Deferred[str]) -> str:
+        return await as_awaitable(gate)
+
+    async def main() -> list[Any]:
+        gate: Deferred[str] = Deferred()
+        running = stepped(handler(gate), asyncio_loop=False)
+        assert isinstance(running, Deferred)
+        results = result_of(running)
+        gate.callback("there")
+        return results
+
+    assert asyncio.run(main()) == ["there"]
 
 
 def test_with_a_loop_coroutines_are_tasks() -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
@@ -22,6 +22,7 @@ from zroute.errors import RequestRefused, UsageError
 from zroute.logs import text_of
 
 __all__ = [
+    "Ended",
     "Signal",
     "as_awaitable",
     "as_deferred",
@@ -30,6 +31,7 @@ __all__ = [
     "in_task",
     "is_awaitable",
     "loop_hint",
+    "stepped",
     "was_cancelled",
     "way_to_the_reactor",
     "within",
@@ -59,6 +61,52 @@ def as_deferred(awaitable: Awaitable[T], *, asyncio_loop: bool) -> Deferred[T]:
     if inspect.iscoroutine(awaitable):
         return Deferred.fromCoroutine(awaitable)
     return Deferred.fromCoroutine(_await(awaitable))
+
+
+class Ended:
+    """The result of an awaitable that has ended without waiting."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def stepped(awaitable: Awaitable[Any], *, asyncio_loop: bool) -> Deferred[Any] | Ended:
+    """Run an awaitable to its first wait; return a Deferred only if it waits.
+
+    The arguments are those of `as_deferred`. Most ``async`` functions that never wait thus need no Deferred, which
+    takes ten times as long as such a call. A task of asyncio always begins later, so its result is a Deferred.
+
+    Raises:
+        BaseException: The error of a coroutine that has ended without waiting.
+    """
+    if asyncio_loop or type(awaitable) is not CoroutineType:
+        return as_deferred(awaitable, asyncio_loop=asyncio_loop)
+    try:
+        waits = awaitable.send(None)
+    except StopIteration as end:
+        return Ended(end.value)
+    return Deferred.fromCoroutine(_resumed(awaitable, waits))
+
+
+def _resumed(coroutine: Coroutine[Any, Any, T], waits: Any) -> Generator[Any, Any, T]:
+    """Run the rest of a coroutine, which is waiting for ``waits``."""
+    while True:
+        try:
+            result = yield waits
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:
+            go_on = partial(coroutine.throw, error)
+        else:
+            go_on = partial(coroutine.send, result)
+        try:
+            waits = go_on()
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
 
 class _OfTask(Deferred[Any]):
@@ -269,8 +317,8 @@ def _is_on_deferred(frame: FrameType) -> bool:
     """Return True if a Deferred runs the coroutine of a frame."""
     while frame.f_back and frame.f_code.co_flags & _SUSPENDABLE:
         frame = frame.f_back
-    # The caller of the outermost coroutine: Twisted resumes it in the module of Deferred.
-    return frame.f_globals.get("__name__") == Deferred.__module__
+    # The caller of the outermost coroutine: `stepped` in this module, or Twisted, which resumes it.
+    return frame.f_globals.get("__name__") in (Deferred.__module__, __name__)
 
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR

@@ -111,6 +111,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.flow.put(topic, (topic, self.number))
         self.waiting.setdefault(topic, deque()).append(self.number)
 
+    @rule(topic=st.sampled_from("abc"))
+    def try_start(self, topic: str) -> None:
+        busy = {topic for _, topic, _ in self.running}
+        waits = any(self.waiting.values()) or len(self.running) >= self.bound or (self.ordered and topic in busy)
+        assert self.flow.try_start(topic) == (not waits)
+        if not waits:
+            self.running.append((topic, topic, 0))
+            self.passed_over.pop(topic, None)
+
     @rule()
     def take(self) -> None:
         found = self.flow.take()

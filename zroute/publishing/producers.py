@@ -23,6 +23,7 @@ from zroute.stats import Stats
 __all__ = ["BACK_OFF_MAX", "TURN_SECONDS", "CompiledProducer", "Producers", "Publish", "Start", "close_values", "drive"]
 
 Start = Callable[[Awaitable[Any]], "Deferred[Any]"]
+"""A function that runs an awaitable, and returns a Deferred for its result."""
 
 Publish = Callable[[Any], "Deferred[None] | None"]
 """A function that publishes a value.
@@ -76,28 +77,16 @@ class ProducerOutcomes(Protocol):
         """Handle the end of a generator."""
 
 
-def drive(
-    values: Generator[Any, None, None] | AsyncGenerator[Any, None],
-    publish: Publish,
-    clock: Clock,
-    start: Start,
-) -> Deferred[None]:
+async def drive(values: Any, publish: Publish, clock: Clock) -> None:
     """Publish all values of a generator, for a few milliseconds in each turn.
 
+    If this coroutine is cancelled, it closes the generator. It raises the errors of the generator and of ``publish``.
+
     Args:
-        values: The generator.
+        values: The plain or async generator.
         publish: A function that publishes one value, which may be None.
         clock: The reactor's clock.
-        start: A function that starts a coroutine.
-
-    Returns:
-        A Deferred that fires when the generator ends, and fails if the generator or ``publish`` raises an error.
-            Cancelling the Deferred closes the generator.
     """
-    return start(_drive(values, publish, clock))
-
-
-async def _drive(values: Any, publish: Publish, clock: Clock) -> None:
     deadline, count = clock.seconds() + TURN_SECONDS, 0
     try:
         async for value in values if hasattr(values, "__anext__") else _asynchronous(values):
@@ -293,7 +282,7 @@ class _Running:
         except Exception as error:
             self._restart(error)
             return
-        driven = context.run(drive, values, self._publish, self._clock, self._start)
+        driven = context.run(self._start, drive(values, self._publish, self._clock))
         self._keep(driven.addCallbacks(lambda _: self._finish(), self._drive_failed))
 
     def _drive_failed(self, failure: Any) -> None:

@@ -6,18 +6,17 @@ messages of its topic wait. The rules for order, limits and stopping are therefo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 
-from zroute.awaiting import is_awaitable, within
+from zroute.awaiting import Ended, is_awaitable, within
 from zroute.clock import Clock
 from zroute.errors import EnvelopeError, Reject, RequestRefused
-from zroute.publishing.producers import Start
 from zroute.publishing.publication import Emit
 from zroute.receiving.dispatch import BoundRoute, DispatchCallbacks
 from zroute.receiving.frames import RawFrames
@@ -31,7 +30,7 @@ class Executor:
 
     Attributes:
         clock: The reactor.
-        start: Runs an awaitable and returns a Deferred for the result.
+        step: Runs an awaitable to its first wait; see `zroute.awaiting.stepped`.
         in_thread: Runs a function in a thread.
         supply: Takes a hook and the facts of an event, and binds the resources and facts that the hook needs.
         resources: The open resources of the app, by type.
@@ -41,13 +40,21 @@ class Executor:
     """
 
     clock: Clock
-    start: Start
+    step: Callable[[Awaitable[Any]], Deferred[Any] | Ended]
     in_thread: Callable[[Callable[[], Any]], Deferred[Any]]
     supply: Callable[[Callable[..., Any], Mapping[Any, Any]], Callable[..., Any]]
     emit: Emit
     leave: Callable[[SystemExit, str, str], None]
     resources: Mapping[Any, Any] = attrs.field(factory=dict)
     context: Context = attrs.field(factory=copy_context)
+
+    def start(self, awaitable: Awaitable[Any]) -> Deferred[Any]:
+        """Run an awaitable, and return a Deferred for its result."""
+        try:
+            running = self.step(awaitable)
+        except BaseException:
+            return fail()
+        return succeed(running.value) if isinstance(running, Ended) else running
 
 
 class Job(Protocol):
@@ -158,6 +165,8 @@ class Attempts:
         if route.options.thread:
             return await (self._limited(job, seconds) if seconds else self._in_thread(job.attempt))
         started = self._call(job)
+        if type(started) is Ended:
+            return started.value
         if not isinstance(started, Deferred):
             return started
         if seconds is None:
@@ -177,7 +186,7 @@ class Attempts:
 
     def _started(self, call: Callable[[], Any]) -> Any:
         result = call()
-        return self._executor.start(result) if is_awaitable(result) else result
+        return self._executor.step(result) if is_awaitable(result) else result
 
     def _in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
         return self._executor.in_thread(partial(self._executor.context.copy().run, call))

@@ -107,6 +107,14 @@ class Flow(Generic[Job]):
         self._running.add(key)
         self.in_flight += 1
 
+    def try_start(self, key: Hashable) -> bool:
+        """Record that a job of ``key`` starts now; return False if the job must wait."""
+        if self.queued or self.in_flight >= self._max_in_flight or (self._ordered and key in self._running):
+            return False
+        self._running.add(key)
+        self.in_flight += 1
+        return True
+
     def done(self, key: Hashable) -> None:
         """Record that a running job of ``key`` has ended."""
         self.in_flight -= 1

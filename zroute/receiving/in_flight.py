@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from zroute.awaiting import is_awaitable
+from zroute.awaiting import Ended, is_awaitable
 from zroute.messages.wire import may_have_headers
 from zroute.publishing.producers import TURN_SECONDS, Publish, drive
 from zroute.receiving.around import Skipped, Waiting
@@ -47,7 +47,7 @@ class Reading(Protocol):
         """Create the deliver closures again, because a flow has become active."""
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)  # not frozen: a frozen instance takes three times as long to create
 class PendingCall:
     """A waiting or running call."""
 
@@ -80,7 +80,7 @@ class InFlight:
         self._outcomes = outcomes
         self._reports = reports
         self._clock = clock = executor.clock
-        self._start = executor.start
+        self._step = executor.step
         self._context = executor.context
         self._reading = reading
         self._unfinished: dict[Deferred[Any], tuple[str, Dropped, int]] = {}
@@ -134,17 +134,38 @@ class InFlight:
         if type(result) is Skipped:
             return self._skip(delivery.route, result, self._begun(delivery, result.result, raw))
         if is_awaitable(result):
-            return self._start(result).addCallback(lambda value: self._publish(delivery, value, raw))
+            started = self._step(result)
+            if type(started) is Ended:
+                value = started.value
+                if not delivery.route.takes_values and type(value) is not Skipped:
+                    return None
+                return self._context.copy().run(self._publish, delivery, value, raw)
+            return cast("Deferred[Any]", started).addCallback(lambda value: self._publish(delivery, value, raw))
         if delivery.route.takes_values and (hasattr(result, "__next__") or hasattr(result, "__anext__")):
             return self._drive(delivery, result, raw)
         return self._publish(delivery, result, raw)
 
-    def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any]:
+    def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any] | None:
         """Publish the values of a generator."""
-        return drive(result, self._publishing(delivery, raw), self._clock, self._start)
+        driving = self._step(drive(result, self._publishing(delivery, raw), self._clock))
+        return driving if isinstance(driving, Deferred) else None
 
     def _enqueue(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames) -> None:
-        self._put(delivery.topic, PendingCall(delivery, call, raw))
+        """Make the call now if it need not wait, else queue it."""
+        route, key, job = delivery.route, delivery.topic, PendingCall(delivery, call, raw)
+        if route in self._pumping or not route.flow.try_start(key):
+            self._put(key, job)
+            return
+        # As for a call that was queued: messages that arrive during the call wait, and the app is not idle.
+        self._pumping.add(route)
+        self._queued.add(route)
+        self._run(key, job)
+        if route.flow.queued:
+            self._begin_some(route)
+        else:
+            self._pumping.discard(route)
+            self._queued.discard(route)
+            self._tell_if_idle()
 
     def _put(self, key: Hashable, job: PendingCall) -> None:
         """Add a call to the queue of ``key``."""

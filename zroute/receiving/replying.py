@@ -32,7 +32,7 @@ from zroute.messages.topics import Topic
 from zroute.messages.wire import HEADER_MAX, HEADER_SIZE, MAGIC, Kind, pack_head, parse_header
 from zroute.options import REQUESTS_WAITING_BYTES
 from zroute.publishing.headers import WithHeaders
-from zroute.publishing.producers import Publish, drive
+from zroute.publishing.producers import Publish
 from zroute.publishing.publication import Encode, bind_encoder
 from zroute.receiving.around import Skipped, Waiting
 from zroute.receiving.coalesced import Remainder
@@ -175,15 +175,18 @@ class _Answering(InFlight):
             self._bytes.remove(_asked(job.raw).peer, job)
         _asked(job.raw).refuse(*((500, _STOPPED) if begun else (503, _STOPS)))
 
-    def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any]:
+    def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any] | None:
         asked = _asked(raw)
         if not asked.is_stream:
             raise UsageError(
                 "the handler returned an iterator, but the client asked for one reply: return one value, or use "
                 "app.request_stream in the client"
             )
-        values = drive(result, self._publishing(delivery, raw), self._clock, self._start)
-        return values.addCallback(lambda _: asked.finish())
+        driving = super()._drive(delivery, result, raw)
+        if driving is not None:
+            return driving.addCallback(lambda _: asked.finish())
+        asked.finish()
+        return None
 
     def _publishing(self, delivery: BoundRoute, raw: RawFrames | None) -> Publish:
         asked, encode = _asked(raw), self._outcomes.encoder(delivery.route, _asked(raw))

@@ -21,7 +21,7 @@ import attrs
 from twisted.internet.defer import Deferred, TimeoutError, fail, succeed
 from twisted.python.failure import Failure
 
-from zroute.awaiting import as_deferred, check_loop, is_awaitable, loop_hint, within
+from zroute.awaiting import as_deferred, check_loop, is_awaitable, loop_hint, stepped, within
 from zroute.declarations.providers import Needed
 from zroute.declarations.records import Hook, Route
 from zroute.declarations.signatures import Call
@@ -199,7 +199,7 @@ class Run:
         self._resources = Resources(self.plan.parts.resources, environment.replaced, self._start, self.reactor)
         executor = Executor(
             self.reactor,
-            self._start,
+            partial(stepped, asyncio_loop=environment.asyncio),
             self._threads.call_in_thread,
             self._hook,
             self._emit,
