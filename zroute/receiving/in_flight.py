@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from types import CoroutineType
 from typing import Any, ClassVar, Protocol, cast
 
 import attrs
@@ -120,6 +121,8 @@ class InFlight:
         context, like the results of calls that do not wait.
         """
         result = call()
+        if type(result) is CoroutineType:  # most calls that come here
+            return self._await_value(delivery, result, raw)
         if result is None or is_awaitable(result) or hasattr(result, "__next__") or hasattr(result, "__anext__"):
             return self._begun(delivery, result, raw)
         return self._context.copy().run(self._begun, delivery, result, raw)
@@ -134,16 +137,22 @@ class InFlight:
         if type(result) is Skipped:
             return self._skip(delivery.route, result, self._begun(delivery, result.result, raw))
         if is_awaitable(result):
-            started = self._step(result)
-            if type(started) is Ended:
-                value = started.value
-                if not delivery.route.takes_values and type(value) is not Skipped:
-                    return None
-                return self._context.copy().run(self._publish, delivery, value, raw)
-            return cast("Deferred[Any]", started).addCallback(lambda value: self._publish(delivery, value, raw))
+            return self._await_value(delivery, result, raw)
         if delivery.route.takes_values and (hasattr(result, "__next__") or hasattr(result, "__anext__")):
             return self._drive(delivery, result, raw)
         return self._publish(delivery, result, raw)
+
+    def _await_value(
+        self, delivery: BoundRoute, awaitable: Awaitable[Any], raw: RawFrames | None
+    ) -> Deferred[Any] | None:
+        """Publish the value of an awaitable. Return a Deferred if the value is not yet available or published."""
+        started = self._step(awaitable)
+        if type(started) is not Ended:
+            return cast("Deferred[Any]", started).addCallback(lambda value: self._publish(delivery, value, raw))
+        value = started.value
+        if not delivery.route.takes_values and type(value) is not Skipped:
+            return None
+        return self._context.copy().run(self._publish, delivery, value, raw)
 
     def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any] | None:
         """Publish the values of a generator."""
@@ -165,7 +174,8 @@ class InFlight:
         else:
             self._pumping.discard(route)
             self._queued.discard(route)
-            self._tell_if_idle()
+            if self._idle:
+                self._tell_if_idle()
 
     def _put(self, key: Hashable, job: PendingCall) -> None:
         """Add a call to the queue of ``key``."""
