@@ -14,7 +14,7 @@ import nats
 import pytest
 
 from tests.nats.loops import run, until
-from tests.nats.servers import NatsServer, cluster
+from tests.nats.servers import NatsServer, cluster, known
 from tests.support import PATIENCE
 from zroute import App, Envelope, Reject, startswith
 from zroute.errors import EncodeError, EndpointError, PatternError, TopicError
@@ -131,8 +131,8 @@ def test_topics_without_a_worker_do_not_delay_others(server: NatsServer, caplog:
     assert "owner: jobs on NATS are sent at most once" in caplog.text
 
 
-def test_a_full_worker_leaves_the_group(server: NatsServer) -> None:
-    """A worker whose handlers are busy gets few further jobs; the others wait at the owner, or go to other workers."""
+def test_a_full_worker_returns_jobs(server: NatsServer) -> None:
+    """A worker whose handlers are busy keeps few further jobs; the others wait at the owner, or go to other workers."""
 
     async def check() -> None:
         owner, free = App(nats=server.url), asyncio.Event()
@@ -162,6 +162,72 @@ def test_a_full_worker_leaves_the_group(server: NatsServer) -> None:
                 await until(lambda: len(done) == given)
         assert (most, total(queue), queue.stats.done) == (2, 1_000, 1_000)
         assert sorted(done + others) == list(range(1_000))
+
+    run(check())
+
+
+def test_full_workers_of_a_cluster_lose_no_jobs(tmp_path: Path) -> None:
+    """Workers that are often full, at other servers than their owner, do each job once, and no job fails."""
+
+    async def check() -> None:
+        with cluster(tmp_path) as servers:
+            owner, done = App(nats=servers[0].url), list[int]()
+            queue = owner.job_queue("jobs.{kind}", int)
+
+            async def work(number: int) -> None:
+                await asyncio.sleep(0.01)
+                done.append(number)
+
+            async with owner.running(), AsyncExitStack() as stack:
+                for server in servers:
+                    await stack.enter_async_context(worker(server.url, work, max_in_flight=1).running())
+                for number in range(600):
+                    await queue.put(number, kind="ab"[number % 2])
+                await until(lambda: queue.stats.done + queue.stats.failed == 600)
+                await until(lambda: len(done) >= queue.stats.done)
+            assert (sorted(done), queue.stats.failed) == (list(range(600)), 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_group, "_CONFIRMED", 2.0)
+        run(check())
+
+
+def test_owners_let_topics_of_full_workers_rest(server: NatsServer) -> None:
+    """While all workers are full, an owner sends few jobs; other topics and the next free worker are served at once."""
+
+    async def check() -> None:
+        owner, free, done, others = App(nats=server.url), asyncio.Event(), list[int](), list[int]()
+        queue = owner.job_queue("jobs.{kind}.{id}", int)
+
+        async def busy(number: int) -> None:
+            await free.wait()
+            done.append(number)
+
+        full, other = (
+            worker(server.url, busy, "jobs.a.*", max_in_flight=1),
+            worker(server.url, others.append, "jobs.b.*"),
+        )
+        async with owner.running(), full.running(), other.running(), plain(server.url) as client:
+            await heard(full)
+            await heard(other)
+            sent = list[str]()
+
+            async def hear(message: Any) -> None:
+                sent.append(message.subject)
+
+            await client.subscribe("jobs.a.*", cb=hear)
+            await known(client)
+            for number in range(300):
+                await queue.put(number, kind="a", id=number)
+                await queue.put(number, kind="b", id=number)
+            await until(lambda: len(others) == 300)
+            group = owner._live.run.transport._group  # type: ignore[union-attr,attr-defined]
+            await until(lambda: len(group._full) == 298)
+            assert len(sent) <= 300 * worker_group._CREDITS
+            await until(lambda: group._rest == worker_group._REST_MAX)
+            free.set()
+            await until(lambda: len(done) == 300)
+        assert (sorted(done), sorted(others), queue.stats.failed) == (list(range(300)), list(range(300)), 0)
 
     run(check())
 
