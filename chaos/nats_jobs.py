@@ -125,6 +125,7 @@ class Worker:
         """Stop the worker in order."""
         self.process.say("stop")
         self.lost = json.loads(self.process.read())["lost"]
+        self.process.process.wait()
 
     def noted(self, kind: str) -> Iterator[str]:
         """Yield the jobs that have begun, or are done."""
@@ -226,7 +227,6 @@ def _disturb(kind: str, chosen: random.Random, owners: list[Process], workers: l
             worker.process.process.wait()
         case "stop_worker" if len(alive) > 1:
             worker.stop()
-            worker.process.process.wait()
 
 
 def _judge(kinds: tuple[str, ...], reports: list[dict[str, Any]], workers: list[Worker]) -> Found:
