@@ -16,10 +16,13 @@ import pytest
 from tests.nats.loops import run, until
 from tests.nats.servers import NatsServer, cluster, known
 from tests.support import PATIENCE
-from zroute import App, Envelope, Reject, startswith
-from zroute.errors import EncodeError, EndpointError, PatternError, TopicError
+from zroute import App, Envelope, Limits, Reject, startswith
+from zroute.errors import EncodeError, EndpointError, NoServerError, PatternError, TopicError
 from zroute.jobs.queue import JobQueue
+from zroute.nats import client as client_module
 from zroute.nats import job_intake, worker_group
+from zroute.nats.links import Hooks, Link, LinkOptions, RefusedError
+from zroute.nats.servers import Server
 from zroute.nats.worker_group import GROUP, JOBS
 
 NAME = GROUP.decode()
@@ -321,6 +324,56 @@ def test_a_killed_server_loses_counted_jobs_and_repeats_none(tmp_path: Path, siz
     run(check())
 
 
+@pytest.mark.parametrize("refused", ["job queues", "work", "requests"])
+def test_a_connection_that_is_refused_after_the_start_is_tried_again(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str
+) -> None:
+    """A server that refuses the connection for jobs or requests at first does not stop them for good."""
+    caplog.set_level(logging.INFO, "zroute")
+    opened, refusals = client_module.open_link, 3
+
+    async def refusing(address: Server, options: LinkOptions, hooks: Hooks) -> Link:
+        nonlocal refusals
+        if refused in options.name and refusals:
+            refusals -= 1
+            raise RefusedError("it does not accept the credentials")
+        return await opened(address, options, hooks)
+
+    monkeypatch.setattr(client_module, "open_link", refusing)
+
+    async def check() -> None:
+        app, asks, done = App(nats=server.url, name="desk"), App(nats=server.url, name="desk"), list[int]()
+        queue = app.job_queue("jobs.{kind}", int)
+        app.work("jobs.*", thread=False)(done.append)
+        async with app.running(), asks.running():
+            await queue.put(1, kind="a")
+            await until(lambda: done)
+            with pytest.raises(NoServerError):
+                await asks.request("none", 1, int, timeout=PATIENCE)
+
+    run(check())
+    assert refusals == 0
+    assert f"desk ({refused}): connected to {server.url}" in caplog.text
+
+
+def test_a_job_that_the_server_forbids_fails_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A job without permission fails with the reason, and other jobs are done."""
+
+    async def check(url: str) -> None:
+        owner, done = App(nats=url), list[int]()
+        queue = owner.job_queue("jobs.{kind}", int)
+        async with owner.running(), worker(url, done.append).running():
+            await queue.put(1, kind="secret")
+            await queue.put(2, kind="a")
+            await until(lambda: (queue.stats.failed, queue.stats.done) == (1, 1))
+        assert done == [2]
+
+    denied = 'permissions: { publish: { deny: ["jobs.secret"] } }'
+    with NatsServer(tmp_path, f"authorization {{ users: [{{ user: ann, password: secret, {denied} }}] }}") as server:
+        run(check(server.url.replace("//", "//ann:secret@")))
+    assert 'Permissions Violation for Publish to "jobs.secret"' in caplog.text
+
+
 # -- the stop --------------------------------------------------------------------------------------------
 
 
@@ -385,6 +438,36 @@ def test_jobs_that_have_not_begun_go_to_other_workers(
     assert f"jobs that had not begun at the end of the stop: {passed} passed to other workers, {lost} lost" in (
         caplog.text
     )
+
+
+def test_jobs_that_cannot_be_passed_on_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If the server accepts only smaller messages than before, a stop logs the job as lost, and ends."""
+
+    async def check(server: NatsServer) -> None:
+        owner, begun = App(nats=server.url, limits=Limits(max_message=1_000)), list[int]()
+        queue = owner.job_queue("jobs.{kind}", str)
+        app = App(nats=server.url, name="worker", limits=Limits(max_message=1_000))
+
+        @app.work("jobs.*", thread=False, max_in_flight=1)
+        async def stuck(text: str) -> None:
+            begun.append(len(text))
+            await asyncio.Event().wait()
+
+        async with owner.running(), app.running(drain_timeout=0.2):
+            await heard(app)
+            for _ in range(2):
+                await queue.put("x" * 900, kind="x")
+            await until(lambda: queue.stats.done == 2)
+            server.kill()
+            server.configure("max_payload: 500")
+            server.start()
+            await until(lambda: app._live.run.transport._intake._nats.max_payload == 500)  # type: ignore[union-attr,attr-defined]
+        assert begun == [900]
+
+    with NatsServer(tmp_path) as server:
+        run(check(server))
+    assert "a job was not passed on: a message of" in caplog.text
+    assert "0 passed to other workers, 1 lost" in caplog.text
 
 
 def test_an_app_that_owns_and_does_its_jobs_stops_with_none_left(server: NatsServer) -> None:

@@ -359,7 +359,12 @@ class JobIntake:
             topic, body = taken.parts[2:4]
             # The reply subject of another program stays, because it awaits the result.
             foreign = taken.reply is not None and not is_job(taken.headers)
-            sent = self._nats.publish(topic, body, taken.reply if foreign else inbox, taken.headers)
+            try:
+                sent = self._nats.publish(topic, body, taken.reply if foreign else inbox, taken.headers)
+            except (EncodeError, UnicodeError) as error:
+                # This server accepts only smaller messages; or nats-py can't send these headers of another program.
+                self._say("unsent", "a job was not passed on: %s (topic %s)", error, printable(topic))
+                continue
             if foreign:
                 self._passed += sent
             else:

@@ -13,6 +13,7 @@ the status 503 of the server   waits again, because no worker has subscribed to 
 no reply in `_CONFIRMED`       rejected: a worker may have the job, so it must not be sent again
 no room in the send buffer     waits here until there is room
 a lost connection              rejected, for the same reason
+a missing permission           rejected: the server has not published the job
 ============================== ==============================================================================
 
 The status 503 alone would not be enough: a subscriber of all messages is also a receiver to NATS, so NATS would report
@@ -56,7 +57,7 @@ from zroute.messages.jobs import (
     parse_offer,
 )
 from zroute.messages.topics import Pattern, matches, startswith
-from zroute.nats.client import Client, ClientOptions, Connected, Event, Lost
+from zroute.nats.client import Client, ClientOptions, Connected, Denied, Event, Lost
 from zroute.nats.exchange import pack_job
 from zroute.nats.headers import NO_RESPONDERS, check_headers, is_unheard, refusal_of
 from zroute.nats.subjects import check_topic
@@ -151,6 +152,10 @@ class WorkerGroup:
         match event:
             case Connected():
                 self._owner.received(_WORKER, (OFFER, _EVERYTHING))
+            case Denied(server, text) if (topic := event.unpublished) is not None:
+                for id in [id for id, (sent, _) in self._sent.items() if sent == topic]:
+                    del self._sent[id]
+                    self._reject(id, f"{server} refuses: {text}")
             case Lost(server):
                 self._owner.received(_WORKER, (CHANGED, _NOTHING))
                 sent, self._sent = self._sent, {}
