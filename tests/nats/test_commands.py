@@ -220,9 +220,8 @@ def test_pub_names_what_the_server_forbids(tmp_path: Path) -> None:
         assert says in sent.stderr
         assert "Traceback" not in sent.stderr
         if says == "for Publish to":
-            assert (
-                f"sent 0 messages\nzroute: 3 messages were not published, because {server.url} refuses" in sent.stderr
-            )
+            assert "sent 0 messages\n" in sent.stderr
+            assert f"3 messages were not published, because {server.url} refuses" in sent.stderr
         elif says:
             assert '"_zr.ask"' in sent.stderr
             assert "permissions to subscribe to _zr.ask" in sent.stderr
