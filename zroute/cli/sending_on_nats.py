@@ -6,9 +6,10 @@ connected, or its send buffer is full, it waits instead of dropping messages.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol, cast
 
 import click
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
@@ -29,7 +30,6 @@ from zroute.runtime.exit_codes import EXIT_DRAIN, EXIT_ENDPOINT, EXIT_TIMED_OUT
 from zroute.runtime.runner import install_reactor
 from zroute.runtime.service import AppService
 from zroute.runtime.signals import StopSignals, run_reactor
-from zroute.transports.nats import NatsTransport
 
 __all__ = ["send_on_nats"]
 
@@ -63,6 +63,15 @@ def send_on_nats(cluster: Cluster, job: Job, *, topic: str, wire: Wire, wait: fl
     if sending.failure is not None:
         sending.failure.raiseException()
     return sending.code
+
+
+class _OnNats(Protocol):
+    """What this module uses of `zroute.transports.nats.NatsTransport`."""
+
+    denials: Counter[Denied]
+
+    def confirmed(self) -> Deferred[None]:
+        """Return a Deferred that fires when the server has answered."""
 
 
 class _NatsSender(Sender):
@@ -150,13 +159,14 @@ class _Sending:
             self.code = EXIT_ENDPOINT
 
     @property
-    def _transport(self) -> NatsTransport:
-        transport = self._service.transport
-        assert isinstance(transport, NatsTransport), "the app of this command runs on NATS"
-        return transport
+    def _transport(self) -> _OnNats:
+        return cast(_OnNats, self._service.transport)  # the app of this command runs on NATS
 
     async def _subscriber(self, seconds: float) -> bool:
-        """Wait for a subscriber. Return True if it arrives within ``seconds``; otherwise, set the exit code."""
+        """Wait for a subscriber.
+
+        Return True if it arrives within ``seconds``; otherwise, set the exit code.
+        """
         try:
             await self._publication.wait_for_subscribers(timeout=max(seconds, 0.0))
         except NotReadyError:

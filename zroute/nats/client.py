@@ -160,7 +160,7 @@ class Denied:
 
     @property
     def unpublished(self) -> bytes | None:
-        """The topic of a message that the server has not published, because the user has no permission; or None.
+        """The topic that the user has no permission to publish, or None.
 
         It is in lower case if nats-py reads the connection.
         """
@@ -460,7 +460,10 @@ class Client:
         self._tell(Denied(server, shown))
 
     def _log_refusal(self, server: str, text: str) -> None:
-        """Log an error of the server, unless the same one was logged lately: there may be one for each message."""
+        """Log an error of the server, unless the same one was logged lately.
+
+        There may be one for each message.
+        """
         now = asyncio.get_running_loop().time()
         if now - self._refusals.get(text, -_REFUSAL) >= _REFUSAL:
             if len(self._refusals) >= _REFUSALS:

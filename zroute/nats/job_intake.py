@@ -235,7 +235,10 @@ class JobIntake:
                 each.sid = None
 
     def _weigh(self, lane: _Lane) -> None:
-        """Leave the queue group if a handler has too many jobs, or return to it; tell owners that it has room again."""
+        """Leave the queue group, or return to it; announce room.
+
+        A worker leaves if a handler has too many jobs, and has room again when half of them are done.
+        """
         has_room = lane.number <= lane.credits // 2
         full = lane.number > lane.credits or (lane.is_full and not has_room)
         changed, lane.is_full = full != lane.is_full, full

@@ -297,7 +297,7 @@ class NatsTransport:
                     self._request.stats.gaps += 1
 
     def _denied(self, denied: Denied) -> None:
-        """Count a message that the server has not published, for which the app had no permission."""
+        """Count a message that the app had no permission to publish."""
         if denied in self.denials or len(self.denials) < _DENIALS:
             self.denials[denied] += 1
         topic = denied.unpublished
