@@ -44,7 +44,6 @@ from twisted.python.failure import Failure
 
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.jobs import (
-    ALIVE,
     CHANGED,
     DONE,
     JOB,
@@ -126,7 +125,7 @@ class WorkerGroup:
             EndpointError: The file of credentials can't be read.
         """
         self._owner = owner
-        owner.check = self._check
+        owner.check, owner.watches_workers = self._check, False  # a job without a reply must not be sent again
         self._nats.subscribe(self._inbox + b".*", self._take_reply)
         self._nats.subscribe(JOBS, self._take_announcement)
         _log.info(
@@ -186,8 +185,6 @@ class WorkerGroup:
         kind = parts[0]
         if kind == JOB:
             self._publish(parts)
-        elif kind == ALIVE:
-            self._reactor.callLater(0, self._tell, ALIVE)
         elif kind == UNKNOWN and self._nats.connected:
             self._reactor.callLater(0, self._tell, OFFER, _EVERYTHING)
         elif kind == STOPPED:
