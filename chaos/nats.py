@@ -37,13 +37,13 @@ from zroute import App, Topic
 from zroute.nats import client
 
 TOPICS = 8
-FAULTS = ("restart", "member", "lame_duck", "freeze_server", "slow_subscriber")
+SERVER_FAULTS = ("restart", "member", "lame_duck", "freeze_server")
+FAULTS = (*SERVER_FAULTS, "slow_subscriber")
 
 _SMALL = 'max_pending: 1MB\nwrite_deadline: "1s"\n'
 """A server that soon disconnects a subscriber that does not read."""
 
-
-_SOON = 'lame_duck_duration: "30s"\nlame_duck_grace_period: "100ms"\n'
+SOON = 'lame_duck_duration: "30s"\nlame_duck_grace_period: "100ms"\n'
 """A server that disconnects its clients soon after a signal to stop in lame duck mode."""
 
 
@@ -104,14 +104,28 @@ async def subscribe(url: str, publishers: int) -> None:
 
 
 class Process:
-    """A publisher or a subscriber in a process of its own."""
+    """An app in a process of its own.
 
-    def __init__(self, *arguments: object) -> None:
-        command = [sys.executable, "-m", "chaos.nats", "--role", *map(str, arguments)]
+    Args:
+        module: The module that is run.
+        arguments: The role, and its options.
+        log: The file for its log, or None to show the log.
+    """
+
+    def __init__(self, module: str, *arguments: object, log: Path | None = None) -> None:
+        command = [sys.executable, "-m", module, "--role", *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-        )
+        self.log = log
+        with ExitStack() as files:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if log is None else files.enter_context(log.open("w")),
+                text=True,
+                env=environment,
+                cwd=ROOT,
+            )
 
     def say(self, line: str) -> None:
         """Write a line to the process."""
@@ -123,7 +137,7 @@ class Process:
         """Return the next line of the process."""
         assert self.process.stdout
         line = self.process.stdout.readline().strip()
-        assert line, "a process has ended early"
+        assert line, f"a process has ended early: {self.log and self.log.read_text()}"
         return line
 
     def end(self) -> None:
@@ -155,7 +169,8 @@ class Found:
 
 
 @contextmanager
-def _servers(folder: Path, size: int, config: str) -> Iterator[list[NatsServer]]:
+def running_servers(folder: Path, size: int, config: str) -> Iterator[list[NatsServer]]:
+    """Run a server, or a cluster of servers."""
     if size > 1:
         with cluster(folder, size, config) as servers:
             yield servers
@@ -180,13 +195,13 @@ def play(seed: int, *faults: str, public: bool = False) -> Found:
     slow = "slow_subscriber" in kinds
     publishers, subscribers = chosen.choice((1, 2)), chosen.choice((1, 2, 3))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        config = _SOON + (_SMALL if slow else "")
-        servers = stack.enter_context(_servers(Path(folder), size, config))
+        config = SOON + (_SMALL if slow else "")
+        servers = stack.enter_context(running_servers(Path(folder), size, config))
         urls = [server.url for server in servers]
 
         def started(*arguments: object) -> Process:
             order = chosen.sample(urls, len(urls))
-            process = Process(*arguments, "--url", ",".join(order))
+            process = Process("chaos.nats", *arguments, "--url", ",".join(order))
             stack.callback(process.end)
             return process
 
@@ -203,7 +218,10 @@ def play(seed: int, *faults: str, public: bool = False) -> Found:
         gone: set[NatsServer] = set()
         for kind in kinds:
             time.sleep(chosen.uniform(0.3, 1.0))
-            _cause(kind, chosen, [each for each in servers if each not in gone], gone, reading)
+            if kind == "slow_subscriber":
+                freeze(chosen.choice(reading), 3.5)
+            else:
+                disturb(kind, chosen, [each for each in servers if each not in gone], gone, 1.5)
         time.sleep(chosen.uniform(1.5, 2.5))
         sent: dict[str, int] = {}
         for process in sending:
@@ -215,9 +233,16 @@ def play(seed: int, *faults: str, public: bool = False) -> Found:
         return _judge(tuple(kinds), sent, [json.loads(process.read()) for process in reading])
 
 
-def _cause(
-    kind: str, chosen: random.Random, servers: list[NatsServer], gone: set[NatsServer], reading: list[Process]
-) -> None:
+def disturb(kind: str, chosen: random.Random, servers: list[NatsServer], gone: set[NatsServer], frozen: float) -> None:
+    """Cause a fault of a server.
+
+    Args:
+        kind: One of `SERVER_FAULTS`.
+        chosen: Chooses the server and the times.
+        servers: The servers that run.
+        gone: The servers that do not return; this function adds to it.
+        frozen: The longest time in seconds for which a server is frozen.
+    """
     server = chosen.choice(servers)
     match kind:
         case "restart":
@@ -232,13 +257,15 @@ def _cause(
             gone.add(server)
         case "freeze_server":
             server.freeze()
-            time.sleep(chosen.uniform(0.2, 1.5))
+            time.sleep(chosen.uniform(0.2, frozen))
             server.thaw()
-        case "slow_subscriber":
-            process = chosen.choice(reading).process
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(3.5)
-            process.send_signal(signal.SIGCONT)
+
+
+def freeze(process: Process, seconds: float) -> None:
+    """Freeze a process."""
+    process.process.send_signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    process.process.send_signal(signal.SIGCONT)
 
 
 def _judge(kinds: tuple[str, ...], sent: dict[str, int], reports: list[dict[str, Any]]) -> Found:

@@ -128,7 +128,7 @@ class Stats:
     - ``send_retries``: attempts to send for which ZeroMQ had no room (``overflow`` "raise" and "wait").
     - ``publish_skipped``: messages that a publish middleware did not publish.
     - ``publish_errors``: results of handlers that could not be published, and messages that timers and generators
-      failed to create or publish.
+      failed to create or publish; also messages that a NATS server does not permit.
 
     Requests of clients, which are not part of ``received``:
 

@@ -368,9 +368,12 @@ class JobOwner(Protocol):
     Attributes:
         check: Called with the topic, the body and the headers of each new job. A transport that does not carry all
             jobs replaces this function by one that raises TopicError or EncodeError.
+        watches_workers: True if a worker without a sign of life loses its jobs. A transport sets False if only the
+            transport itself knows whether a worker may have a job.
     """
 
     check: Callable[[bytes, bytes, Mapping[str, Any] | None], object]
+    watches_workers: bool
 
     def received(self, id: bytes, parts: Sequence[bytes]) -> object:
         """Process a message from the worker ``id``.

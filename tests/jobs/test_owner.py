@@ -362,6 +362,16 @@ def test_an_owner_that_was_frozen_judges_no_worker() -> None:
     assert bench.owner.workers == 1
 
 
+def test_an_owner_that_does_not_watch_its_workers_waits_for_the_transport() -> None:
+    """A silent worker keeps its jobs if the transport decides when it loses them."""
+    bench = Bench(silent_after=10.0)
+    bench.owner.watches_workers = False
+    bench.offer(A, (1, "jobs.*"))
+    bench.put(b"jobs.x")
+    bench.clock.pump([1.0] * 60)
+    assert (bench.queue.stats.in_flight, bench.queue.stats.redelivered, bench.owner.workers) == (1, 0, 1)
+
+
 def test_a_silent_worker_that_wakes_up_is_told() -> None:
     """It gets a question, and its report counts once."""
     bench = Bench(silent_after=2.0)

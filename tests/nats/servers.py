@@ -32,13 +32,17 @@ class NatsServer:
         self.port = port or free_port()
         self._args = args
         self._config = folder / f"{self.port}.conf"
-        self._config.write_text(config)
+        self.configure(config)
         self._changed = threading.Condition()
         self.lines: list[str] = []
 
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
+
+    def configure(self, config: str) -> None:
+        """Replace the configuration, for the next start."""
+        self._config.write_text(config)
 
     def start(self) -> None:
         """Start the server; return when it accepts connections."""

@@ -15,6 +15,7 @@ import pytest
 from tests.commands import zroute
 from tests.nats.secrets import Operator
 from tests.nats.servers import NatsServer, known
+from tests.nats.test_transport import LOGIN
 from tests.support import PATIENCE, ROOT, Child
 from zroute.recordings import read
 
@@ -204,6 +205,28 @@ def test_credentials_are_used_and_refused(tmp_path: Path) -> None:
             refused = zroute(*command)
             assert refused.returncode == 5, refused.stderr
             assert f"can't connect to {server.url}: it does not accept the credentials" in refused.stderr
+
+
+def test_pub_names_what_the_server_forbids(tmp_path: Path) -> None:
+    """Without a permission, the exit code is 5, and the command names the topic, or what finding subscribers needs."""
+    for publish, subscribe, given, says in (
+        ('["news.*", "_zr.>", "_INBOX.>"]', '">"', ("secret.a", "--wait", "0"), "for Publish to"),
+        ('["news.*", "_zr.>", "_INBOX.>"]', '["_INBOX.>"]', ("news.a", "--wait", "300ms"), "for Subscription to"),
+        ('["news.*", "_zr.>", "_INBOX.>"]', '["_INBOX.>"]', ("news.a", "--wait", "0"), ""),
+    ):
+        with NatsServer(tmp_path, LOGIN.format(publish=publish, subscribe=subscribe)) as server:
+            sent = zroute("pub", server.url.replace("//", "//ann:secret@"), given[0], "1", "-n", "3", *given[1:])
+        assert sent.returncode == (5 if says else 0), sent.stderr
+        assert says in sent.stderr
+        assert "Traceback" not in sent.stderr
+        if says == "for Publish to":
+            assert "sent 0 messages\n" in sent.stderr
+            assert f"3 messages were not published, because {server.url} refuses" in sent.stderr
+        elif says:
+            assert '"_zr.ask"' in sent.stderr
+            assert "permissions to subscribe to _zr.ask" in sent.stderr
+        else:
+            assert "sent 3 messages" in sent.stderr
 
 
 def test_pub_waits_for_a_server_no_longer_than_for_a_subscriber() -> None:

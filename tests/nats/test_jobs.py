@@ -16,10 +16,13 @@ import pytest
 from tests.nats.loops import run, until
 from tests.nats.servers import NatsServer, cluster
 from tests.support import PATIENCE
-from zroute import App, Envelope, Reject, startswith
-from zroute.errors import EncodeError, EndpointError, PatternError, TopicError
+from zroute import App, Envelope, Limits, Reject, startswith
+from zroute.errors import EncodeError, EndpointError, NoServerError, PatternError, TopicError
 from zroute.jobs.queue import JobQueue
+from zroute.nats import client as client_module
 from zroute.nats import job_intake, worker_group
+from zroute.nats.links import Hooks, Link, LinkOptions, RefusedError
+from zroute.nats.servers import Server
 from zroute.nats.worker_group import GROUP, JOBS
 
 NAME = GROUP.decode()
@@ -131,8 +134,8 @@ def test_topics_without_a_worker_do_not_delay_others(server: NatsServer, caplog:
     assert "owner: jobs on NATS are sent at most once" in caplog.text
 
 
-def test_a_full_worker_leaves_the_group(server: NatsServer) -> None:
-    """A worker whose handlers are busy gets few further jobs; the others wait at the owner, or go to other workers."""
+def test_a_full_worker_returns_jobs(server: NatsServer) -> None:
+    """A worker whose handlers are busy keeps few further jobs; the others wait at the owner, or go to other workers."""
 
     async def check() -> None:
         owner, free = App(nats=server.url), asyncio.Event()
@@ -164,6 +167,65 @@ def test_a_full_worker_leaves_the_group(server: NatsServer) -> None:
         assert sorted(done + others) == list(range(1_000))
 
     run(check())
+
+
+def test_full_workers_of_a_cluster_lose_no_jobs(tmp_path: Path) -> None:
+    """Workers that are often full, at other servers than their owner, do each job once, and no job fails."""
+
+    async def check() -> None:
+        with cluster(tmp_path) as servers:
+            owner, done = App(nats=servers[0].url), list[int]()
+            queue = owner.job_queue("jobs.{kind}", int)
+
+            async def work(number: int) -> None:
+                await asyncio.sleep(0.01)
+                done.append(number)
+
+            async with owner.running(), AsyncExitStack() as stack:
+                for server in servers:
+                    await stack.enter_async_context(worker(server.url, work, max_in_flight=1).running())
+                for number in range(600):
+                    await queue.put(number, kind="ab"[number % 2])
+                await until(lambda: queue.stats.done + queue.stats.failed == 600)
+                await until(lambda: len(done) >= queue.stats.done)
+            assert (sorted(done), queue.stats.failed) == (list(range(600)), 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_group, "_CONFIRMED", 2.0)
+        run(check())
+
+
+def test_owners_let_topics_of_full_workers_rest(server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    """While all workers are full, their topics rest, and other topics are served; returned jobs are signs of life."""
+
+    async def check() -> None:
+        owner, free, done, others = App(nats=server.url), asyncio.Event(), list[int](), list[int]()
+        queue = owner.job_queue("jobs.{kind}.{id}", int, silent_after=0.05)
+
+        async def busy(number: int) -> None:
+            await free.wait()
+            done.append(number)
+
+        full, other = (
+            worker(server.url, busy, "jobs.a.*", max_in_flight=1),
+            worker(server.url, others.append, "jobs.b.*"),
+        )
+        async with owner.running(), full.running(), other.running():
+            await heard(full)
+            await heard(other)
+            for number in range(300):
+                await queue.put(number, kind="a", id=number)
+                await queue.put(number, kind="b", id=number)
+            await until(lambda: len(others) == 300)
+            group = owner._live.run.transport._group  # type: ignore[union-attr,attr-defined]
+            await until(lambda: len(group._full) == 298)
+            await until(lambda: group._rest == worker_group._REST_MAX)
+            free.set()
+            await until(lambda: len(done) == 300)
+        assert (sorted(done), sorted(others), queue.stats.failed) == (list(range(300)), list(range(300)), 0)
+
+    run(check())
+    assert "silent" not in caplog.text
 
 
 def test_overlapping_patterns_do_a_job_once(server: NatsServer) -> None:
@@ -255,6 +317,56 @@ def test_a_killed_server_loses_counted_jobs_and_repeats_none(tmp_path: Path, siz
     run(check())
 
 
+@pytest.mark.parametrize("refused", ["job queues", "work", "requests"])
+def test_a_connection_that_is_refused_after_the_start_is_tried_again(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str
+) -> None:
+    """A server that refuses the connection for jobs or requests at first does not stop them for good."""
+    caplog.set_level(logging.INFO, "zroute")
+    opened, refusals = client_module.open_link, 3
+
+    async def refusing(address: Server, options: LinkOptions, hooks: Hooks) -> Link:
+        nonlocal refusals
+        if refused in options.name and refusals:
+            refusals -= 1
+            raise RefusedError("it does not accept the credentials")
+        return await opened(address, options, hooks)
+
+    monkeypatch.setattr(client_module, "open_link", refusing)
+
+    async def check() -> None:
+        app, asks, done = App(nats=server.url, name="desk"), App(nats=server.url, name="desk"), list[int]()
+        queue = app.job_queue("jobs.{kind}", int)
+        app.work("jobs.*", thread=False)(done.append)
+        async with app.running(), asks.running():
+            await queue.put(1, kind="a")
+            await until(lambda: done)
+            with pytest.raises(NoServerError):
+                await asks.request("none", 1, int, timeout=PATIENCE)
+
+    run(check())
+    assert refusals == 0
+    assert f"desk ({refused}): connected to {server.url}" in caplog.text
+
+
+def test_a_job_that_the_server_forbids_fails_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A job without permission fails with the reason, and other jobs are done."""
+
+    async def check(url: str) -> None:
+        owner, done = App(nats=url), list[int]()
+        queue = owner.job_queue("jobs.{kind}", int)
+        async with owner.running(), worker(url, done.append).running():
+            await queue.put(1, kind="secret")
+            await queue.put(2, kind="a")
+            await until(lambda: (queue.stats.failed, queue.stats.done) == (1, 1))
+        assert done == [2]
+
+    denied = 'permissions: { publish: { deny: ["jobs.secret"] } }'
+    with NatsServer(tmp_path, f"authorization {{ users: [{{ user: ann, password: secret, {denied} }}] }}") as server:
+        run(check(server.url.replace("//", "//ann:secret@")))
+    assert 'Permissions Violation for Publish to "jobs.secret"' in caplog.text
+
+
 # -- the stop --------------------------------------------------------------------------------------------
 
 
@@ -319,6 +431,36 @@ def test_jobs_that_have_not_begun_go_to_other_workers(
     assert f"jobs that had not begun at the end of the stop: {passed} passed to other workers, {lost} lost" in (
         caplog.text
     )
+
+
+def test_jobs_that_cannot_be_passed_on_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If the server accepts only smaller messages than before, a stop logs the job as lost, and ends."""
+
+    async def check(server: NatsServer) -> None:
+        owner, begun = App(nats=server.url, limits=Limits(max_message=1_000)), list[int]()
+        queue = owner.job_queue("jobs.{kind}", str)
+        app = App(nats=server.url, name="worker", limits=Limits(max_message=1_000))
+
+        @app.work("jobs.*", thread=False, max_in_flight=1)
+        async def stuck(text: str) -> None:
+            begun.append(len(text))
+            await asyncio.Event().wait()
+
+        async with owner.running(), app.running(drain_timeout=0.2):
+            await heard(app)
+            for _ in range(2):
+                await queue.put("x" * 900, kind="x")
+            await until(lambda: queue.stats.done == 2)
+            server.kill()
+            server.configure("max_payload: 500")
+            server.start()
+            await until(lambda: app._live.run.transport._intake._nats.max_payload == 500)  # type: ignore[union-attr,attr-defined]
+        assert begun == [900]
+
+    with NatsServer(tmp_path) as server:
+        run(check(server))
+    assert "a job was not passed on: a message of" in caplog.text
+    assert "0 passed to other workers, 1 lost" in caplog.text
 
 
 def test_an_app_that_owns_and_does_its_jobs_stops_with_none_left(server: NatsServer) -> None:

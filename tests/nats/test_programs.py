@@ -1,15 +1,22 @@
-"""Programs on NATS: `zroute run --nats`, the page "Run on NATS", and examples without a change."""
+"""Programs on NATS: `zroute run --nats`, and the page "Run on NATS".
+
+Most examples run unchanged on ZeroMQ and on NATS, in the same tests of tests/programs: see the fixture ``network``. The
+tables here contain the others.
+"""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import nats
 import pytest
 
+from docs.examples import ALL
 from tests.commands import zroute
 from tests.nats.secrets import Operator, certificates
 from tests.nats.servers import NatsServer
@@ -120,43 +127,60 @@ def test_check_and_routes_know_nats(tmp_path: Path) -> None:
     assert "subjects of NATS: *.*\n" in zroute("routes", "good.py", cwd=tmp_path).stdout
 
 
+ONLY_ON_ZEROMQ = {
+    "foreign": "its publishers send messages of several parts, and topics that are not text",
+    "farm": "its jobs need retry= and dead=, which core NATS can't do; FARM below runs without them",
+    "alarm": "its .tac file passes no address to app.service(), and twistd reads no variable of zroute",
+}
+"""Examples that can't run on NATS unchanged, and the reasons."""
+
+OF_OTHER_THINGS = {
+    "test_benchmarks": "it tests the benchmarks, some of which run on NATS anyway",
+    "test_chaos": "it tests the failures of ZeroMQ; those of NATS are in tests/nats",
+    "test_sessions": "it plays the sessions of the documentation, which show ZeroMQ",
+    "test_farm": ONLY_ON_ZEROMQ["farm"],
+    "test_twistd": ONLY_ON_ZEROMQ["alarm"],
+}
+"""Modules of tests/programs without a test on NATS, and the reasons."""
+
+
+def found_on_both(module: Path) -> Iterator[ast.FunctionDef]:
+    """Yield the tests of a module that use the fixture ``network``, so that they also run on NATS."""
+    for test in ast.parse(module.read_text()).body:
+        if isinstance(test, ast.FunctionDef) and test.name.startswith("test_"):
+            used = [argument.arg for argument in test.args.args]
+            marks = [ast.unparse(mark) for mark in test.decorator_list]
+            if "network" in used or "pytest.mark.usefixtures('network')" in marks:
+                yield test
+
+
+def test_each_example_runs_on_nats_or_has_a_reason() -> None:
+    """Each example and each module of tests/programs has a test on both networks, or a reason in the tables above."""
+    modules = {path.stem: list(found_on_both(path)) for path in (ROOT / "tests" / "programs").glob("test_*.py")}
+    assert {name for name, tests in modules.items() if not tests} == set(OF_OTHER_THINGS)
+    texts = [
+        node.value
+        for tests in modules.values()
+        for test in tests
+        for node in ast.walk(test)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value != ast.get_docstring(test)
+    ]
+    named = {found[1] for text in texts if (found := re.fullmatch(r"(?:examples/)?(\w+)(?:[./:]\S*)?", text))}
+    assert set(ALL) - named == set(ONLY_ON_ZEROMQ)
+
+
 @pytest.mark.parametrize(
-    "apps",
-    ["ticker:feed ticker:screen", "news_desk:agency news_desk:desk", "alerts:market alerts alerts:pager",
-     "ticker:feed bars bars:chart", "two_apps:collector two_apps:screen"],
-)  # fmt: skip
-def test_examples_run_unchanged(server: NatsServer, apps: str) -> None:
-    """Examples that need nothing of ZeroMQ's own run on NATS, handle messages and lose none."""
-    given = ["--app-dir", str(ROOT / "examples"), "--for", "3s"]
-    done = zroute("run", *given, *apps.split(), ZROUTE_NATS=server.url)
-    assert done.returncode == 0, done.stderr
-    found = LAST.findall(done.stderr)
-    assert found, done.stderr
-    for _, received, handled, failed, unrouted, malformed, lost in found:
-        assert (failed, unrouted, malformed) == ("0", "0", "0"), done.stderr
-        assert lost in ("0", "not"), done.stderr
-        assert received == "0" or handled != "0", done.stderr
-
-
-def test_an_app_and_its_client_run_unchanged(server: NatsServer) -> None:
-    """The price service and its client, in two processes, get on NATS what they get on ZeroMQ."""
-    given = ("-m", "zroute", "run", "--app-dir", str(ROOT / "examples"))
-    env = {"ZROUTE_NATS": server.url}
-    with (
-        Child(*given, "price_service", env=env) as service,
-        Child(*given, "price_service:client", env=env) as client,
-    ):
-        wanted = ("ACME: 3 cost", "NVR: 3 cost", "LOST: 409 no symbol LOST")
-        client.wait_for(lambda lines: all(any(text in line for line in lines) for text in wanted))
-        assert client.end(signal.SIGINT) == 0, client.err
-        assert service.end(signal.SIGINT) == 0, service.err
-
-
-def test_an_example_that_needs_retries_is_refused(server: NatsServer) -> None:
-    """The office of the farm retries its jobs, which core NATS can't do; the error says so, and what to do."""
-    done = zroute("run", "--app-dir", str(ROOT / "examples"), "farm:office", ZROUTE_NATS=server.url)
-    assert done.returncode == 5
-    assert "has retry= or dead=, but on NATS a job is given to one worker once" in done.stderr
+    ("given", "reason"),
+    [
+        (["foreign"], "pattern startswith(b'\\xff\\x01') begins inside"),
+        (["farm:office"], "has retry= or dead=, but on NATS a job is given to one worker once"),
+    ],
+)
+def test_an_example_that_needs_zeromq_is_refused(server: NatsServer, given: list[str], reason: str) -> None:
+    """An example that needs something of ZeroMQ does not start on NATS, and the error says why."""
+    done = zroute("run", "--app-dir", str(ROOT / "examples"), *given, ZROUTE_NATS=server.url)
+    assert done.returncode in (4, 5)
+    assert reason in done.stderr, done.stderr
 
 
 FARM = """

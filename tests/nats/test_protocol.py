@@ -106,8 +106,8 @@ def test_an_oversized_message_is_skipped_and_reported(size: int | None) -> None:
         found += parser.feed(stream[at : at + (size or len(stream))])
         assert parser.stored <= 115
     assert found == [
-        Oversized(b"1", b"big", 101),
-        Oversized(b"1", b"big", 119),
+        Oversized(b"1", b"big", 101, has_headers=False),
+        Oversized(b"1", b"big", 119, has_headers=True),
         Message(b"1", b"a", None, None, b"x" * 100),
         Pong(),
     ]

@@ -299,6 +299,62 @@ def test_a_message_that_cannot_be_sent_is_treated_as_overflow_says(server: NatsS
     run(check())
 
 
+LOGIN = """
+authorization {{ users: [{{ user: ann, password: secret, permissions: {{
+  publish: {{ allow: {publish} }}, subscribe: {{ allow: {subscribe} }}
+}} }}] }}
+"""
+"""A server with a user who may use only some subjects."""
+
+
+def test_messages_that_the_server_forbids_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A message without permission counts as an error, not as published, and one line names the topic."""
+
+    async def check(url: str) -> None:
+        app = App(nats=url)
+        async with app.running():
+            for number in range(5):
+                app.publish("secret.a", number)
+                app.publish("news.a", number)
+            await until(lambda: app.stats.publish_errors == 5)
+            assert app.stats.published == 5
+
+    config = LOGIN.format(publish='["news.*", "_zr.>", "_INBOX.>"]', subscribe='">"')
+    with NatsServer(tmp_path, config) as server:
+        run(check(server.url.replace("//", "//ann:secret@")))
+    refused = [line for line in caplog.messages if "secret.a" in line]
+    assert len(refused) == 1
+    assert 'permissions violation for publish to "secret.a"' in refused[0].lower()
+
+
+def test_dropped_messages_are_counted_once(tmp_path: Path, direct: bool) -> None:
+    """A message that is too large for the app counts as lost, with and without a number."""
+    if not direct:
+        pytest.skip("only zroute's own parser limits the size of messages")
+    size = 3 << 20
+
+    async def check(url: str) -> None:
+        reader, got = App(nats=url, codec="raw"), list[bytes]()
+        reader.add_route(got.append, "a", "x.*")
+        feed = App(nats=url, codec="raw", limits=Limits(max_message=size))
+        async with feed.running(), reader.running():
+            await reader.ready(1)
+            client = await nats.connect(url)
+            await client.publish("a", bytes(size))
+            await client.publish("_INBOX.other", bytes(size))
+            await client.flush()
+            await until(lambda: reader.stats.lost == 1)
+            feed.publish("a", bytes(size))
+            feed.publish("a", b"small")
+            await until(lambda: got)
+            await until(lambda: reader.stats.lost == 2)
+            await client.close()
+        assert (got, reader.stats.lost, reader.stats.gaps) == ([b"small"], 2, 2)
+
+    with NatsServer(tmp_path, "max_payload: 4MB") as server:
+        run(check(server.url))
+
+
 def test_a_long_pause_is_logged(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of programs: copies of examples on free ports."""
+"""Fixtures for the tests of programs: copies of examples on free ports, and the network of a program."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.nats.servers import NatsServer
+from tests.programs.terminal import NETWORK, Network
 from tests.support import ROOT, free_port
 
 EXAMPLES = ROOT / "examples"
@@ -29,11 +30,19 @@ def copied(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture(params=["zeromq", "nats"])
-def network(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The network of a program: the ZeroMQ endpoints that it declares, or a NATS server in their place."""
+def network(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    """The network of a program: the ZeroMQ endpoints that it declares, or a NATS server in their place.
+
+    On NATS, a test runs once: with asyncio's reactor, and not for each way to connect.
+    """
     if request.param == "zeromq":
-        yield request.param
+        yield Network(None)
         return
+    others = request.node.callspec.params
+    if others.get("kind", "asyncio") != "asyncio":
+        pytest.skip("NATS needs asyncio's reactor")
+    if others.get("way", "address") != "address":
+        pytest.skip("NATS connects in one way")
     with NatsServer(tmp_path) as server:
-        monkeypatch.setenv("ZROUTE_NATS", server.url)
-        yield request.param
+        monkeypatch.setenv(NETWORK, server.url)
+        yield Network(server.url)

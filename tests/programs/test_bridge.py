@@ -59,6 +59,7 @@ def test_what_can_not_go_on_becomes_a_dead_letter(
     assert [envelope.topic for envelope in t.envelopes()] == [f"dead.{why}", "rooms.kitchen.temperature"]
 
 
+@pytest.mark.usefixtures("network")
 def test_as_its_docstring_says(folder: Path) -> None:
     """With a feed, the bridge and a reader in three processes, the good message and the dead letter arrive."""
     run, tail, good, bad = commands(folder, "bridge.py")

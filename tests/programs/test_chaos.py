@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 
-from chaos import asking, jobs, joins, lives, nats, nonsense, wakeups
+from chaos import asking, jobs, joins, lives, nats, nats_jobs, nonsense, wakeups
 from chaos.bystanders import Bystanders
 from chaos.keyed import drawn
 from chaos.scenario import Scenario
@@ -131,3 +131,12 @@ def test_what_nats_loses_is_counted_exactly(fault: str) -> None:
     found = nats.play(nats.FAULTS.index(fault), fault)
     assert found.wrong == []
     assert found.counted == found.missing or found.unknown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", nats_jobs.FAULTS)
+def test_the_outcome_of_each_job_on_nats_is_known(fault: str) -> None:
+    """When servers, owners or workers die, freeze or stop, no job is done twice, and none is lost silently."""
+    found = nats_jobs.play(nats_jobs.FAULTS.index(fault), fault)
+    assert found.wrong == []
+    assert found.put > 0

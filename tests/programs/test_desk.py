@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.commands import zroute
+from tests.programs.terminal import Network
 from tests.support import Child, Way, free_endpoint
 from zroute.testing import TestApp
 
@@ -48,16 +49,16 @@ def test_both_modules_work_on_one_book(desk: Any, test_app: Callable[..., TestAp
     assert len(book.orders) == 2
 
 
-def test_orders_are_in_the_database_when_it_ends(tmp_path: Path, way: Way) -> None:
+def test_orders_are_in_the_database_when_it_ends(tmp_path: Path, way: Way, network: Network) -> None:
     """An order from the shell is in the SQLite file after the program has stopped."""
     orders, results, path = way.meeting(), free_endpoint(), tmp_path / "book.db"
-    flags = ("--sub", f"bind:{orders.bind}", "--pub", results)
+    flags = network.flags("--sub", f"bind:{orders.bind}", "--pub", results)
     with Child(
         "-m", "zroute", "run", "--app-dir", "examples", "desk.app:app", *flags, env={"DESK_BOOK": str(path)}
     ) as child:
-        child.line_with("publishes, bound to", stream="err")
+        child.line_with(network.address("publishes, bound to"), stream="err")
         body = '{"id": 7, "symbol": "ACME", "price": 9.5, "quantity": 10}'
-        assert zroute("pub", f"connect:{orders.connect}", "orders.new.ACME", body).returncode == 0
+        assert zroute("pub", network.address(f"connect:{orders.connect}"), "orders.new.ACME", body).returncode == 0
         child.line_with("order 7: 10 ACME at 9.5")
         assert child.end() == 0
     with closing(sqlite3.connect(path)) as database:

@@ -14,6 +14,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
+from tests.programs.terminal import Network
 from tests.support import Child, Way
 from zroute.testing import TestApp
 
@@ -137,15 +138,18 @@ def service() -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["epoll", "asyncio"])
-def test_with_a_real_service(copied: Callable[[str], Path], service: str, kind: str, way: Way) -> None:
+def test_with_a_real_service(
+    copied: Callable[[str], Path], service: str, kind: str, way: Way, network: Network
+) -> None:
     """With a real service, one order is enriched by the second call and one becomes a dead letter."""
     folder, orders, out = copied("enrich"), way.meeting(), way.meeting()
     command = ("-m", "zroute", "run", "--app-dir", str(folder), "enrich", "--reactor", kind)
+    flags = network.flags("--sub", f"bind:{orders.bind}", "--pub", out.bind)
     with (
-        Child(*command, "--sub", f"bind:{orders.bind}", "--pub", out.bind, env={"CUSTOMERS": service}) as child,
-        Child("-m", "zroute", "tail", out.connect, "--json") as tail,
+        Child(*command, *flags, env={"CUSTOMERS": service}) as child,
+        Child("-m", "zroute", "tail", network.address(out.connect), "enriched.*", "dead.*", "--json") as tail,
     ):
-        publishing = ("-m", "zroute", "pub", f"connect:{orders.connect}")
+        publishing = ("-m", "zroute", "pub", network.address(f"connect:{orders.connect}"))
         with Child(*publishing, "orders.ada", '{"id": 7}', "--every", "200ms") as repeating:
             tail.line_with("home of ada")  # the first may have been sent before tail had joined
             repeating.end()

@@ -57,6 +57,7 @@ def test_settings_that_are_missing_or_wrong(
         test_app(example("from_environment").app)
 
 
+@pytest.mark.usefixtures("network")
 def test_as_its_docstring_says(folder: Path) -> None:
     """Exported variables set where the program listens and publishes, and its limit."""
     run, tail, disk = commands(folder, "from_environment.py")

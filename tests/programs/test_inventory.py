@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.commands import zroute
+from tests.programs.terminal import Network
 from tests.support import Child, Way
 from zroute.testing import TestApp
 
@@ -51,22 +52,23 @@ def test_levels_survive_a_restart(inventory: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_as_a_program(tmp_path: Path, way: Way) -> None:
+def test_it_runs_as_a_program(tmp_path: Path, way: Way, network: Network) -> None:
     """Orders arrive over real sockets, and a killed program continues after its restart."""
     orders, stock = way.meeting(), way.meeting()
-    flags = ("--sub", f"bind:{orders.bind}", "--pub", stock.bind)
+    flags = network.flags("--sub", f"bind:{orders.bind}", "--pub", stock.bind)
+    desk, reader = network.address(f"connect:{orders.connect}"), network.address(stock.connect)
     for left in (95, 90):
         with (
             Child(
                 "-m", "zroute", "run", "examples/inventory.py", *flags, env={"INVENTORY": str(tmp_path / "s")}
             ) as shop,
-            Child("-m", "zroute", "tail", stock.connect, "stock.bolt", "-n", "1", "--format", "{body[left]}") as tail,
+            Child("-m", "zroute", "tail", reader, "stock.bolt", "-n", "1", "--format", "{body[left]}") as tail,
         ):
-            shop.line_with("publishes, bound to", stream="err")
+            shop.line_with(network.address("publishes, bound to"), stream="err")
             while tail.process.poll() is None:  # until tail has connected, it misses the answers
-                assert zroute("pub", f"connect:{orders.connect}", "orders.bolt", "0").returncode == 0
+                assert zroute("pub", desk, "orders.bolt", "0").returncode == 0
             assert tail.out == ["100" if left == 95 else "95"]
-            assert zroute("pub", f"connect:{orders.connect}", "orders.bolt", "5").returncode == 0
+            assert zroute("pub", desk, "orders.bolt", "5").returncode == 0
             while json.loads((tmp_path / "s").read_text())["bolt"] != left:
                 assert shop.process.poll() is None
             shop.end(9)

@@ -76,6 +76,7 @@ def test_a_real_txzmq_publisher(folder: Path, way: Way) -> None:
     assert [line for line in child.out if "sync" not in line] == list(MESSAGES.values())
 
 
+@pytest.mark.usefixtures("network")
 def test_as_its_docstring_says(folder: Path) -> None:
     """The commands for two terminals print what the docstring shows."""
     router, *messages = commands(folder, "most_specific.py")

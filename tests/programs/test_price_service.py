@@ -37,6 +37,7 @@ def test_the_client_asks_in_turn(example: Callable[[str], Any], capsys: pytest.C
     assert third == "LOST: 409 no symbol LOST"
 
 
+@pytest.mark.usefixtures("network")
 def test_two_processes_ask_and_answer(folder: Any) -> None:
     """Over a socket the client gets prices, histories and a refusal, and both programs end without a failure."""
     arguments = ("-m", "zroute", "run", "--app-dir", "examples")

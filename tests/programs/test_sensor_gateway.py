@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.programs.terminal import Network
 from tests.support import Child, Way
 from zroute.testing import TestApp
 
@@ -41,12 +42,13 @@ def test_readings_are_calibrated_and_nonsense_is_counted(gateway: Any, test_app:
     assert t.published("summary")[1] == gateway.Summary(0, 0, None)
 
 
-def test_it_runs_as_a_program_and_can_be_watched(way: Way) -> None:
+def test_it_runs_as_a_program_and_can_be_watched(way: Way, network: Network) -> None:
     """`zroute tail` shows the messages of `zroute run` over a real socket."""
     bind, connect = way.meeting()
+    flags, reader = network.flags("--pub", bind), network.address(connect)
     with (
-        Child("-m", "zroute", "run", "examples/sensor_gateway.py", "--pub", bind) as program,
-        Child("-m", "zroute", "tail", connect, "sensors.>", "-n", "2", "--format", "{topic} {body[sensor]}") as tail,
+        Child("-m", "zroute", "run", "examples/sensor_gateway.py", *flags) as program,
+        Child("-m", "zroute", "tail", reader, "sensors.>", "-n", "2", "--format", "{topic} {body[sensor]}") as tail,
     ):
         assert tail.end(None) == 0
         assert all(line in ("sensors.roof roof", "sensors.cellar cellar") for line in tail.out)

@@ -102,6 +102,7 @@ def test_the_cameras(test_app: Callable[..., TestApp], example: Example) -> None
     assert len(t.published()) >= 2
 
 
+@pytest.mark.usefixtures("network")
 def test_as_its_docstring_says(folder: Path) -> None:
     """An app that is stopped during work finishes the pictures that it has begun, and exits with 0."""
     run, tail, cameras = commands(folder, "thumbnails.py")

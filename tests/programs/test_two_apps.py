@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs.terminal import Command, commands, ended
+from tests.programs.terminal import Command, Network, commands, ended
 from tests.support import Way
 from zroute.testing import TestApp
 
@@ -42,27 +42,27 @@ def shown(lines: list[str]) -> int:
 
 
 @pytest.mark.parametrize("first", ["collector", "screen"])
-def test_as_its_docstring_says(folder: Path, first: str) -> None:
+def test_as_its_docstring_says(folder: Path, first: str, network: Network) -> None:
     """One command runs both apps in one process, in either order, and every hit is shown."""
     run, visits = commands(folder, "two_apps.py")
     if first == "screen":
         run = Command(" ".join([*run.line.split()[:2], *reversed(run.line.split()[2:])]), {}, folder.parent)
         assert run.line.endswith(":collector")
     with run.start() as program:
-        program.line_with("subscribes, connects to inproc://totals", stream="err")
+        program.line_with(network.address("subscribes, connects to inproc://totals"), stream="err")
         visits.run()
         program.wait_for(lambda lines: shown(lines) == 20)
         ended(program)
 
 
-def test_in_two_processes(folder: Path, way: Way) -> None:
+def test_in_two_processes(folder: Path, way: Way, network: Network) -> None:
     """Each app runs in a process of its own with another endpoint and no other change."""
     run, visits = commands(folder, "two_apps.py")
     bind, connect = way.meeting()
     begin, collector, screen = run.line.rsplit(maxsplit=2)
     with (
-        Command(f"{begin} {collector} --pub {bind}", {}, folder.parent).start() as counts,
-        Command(f"{begin} {screen} --sub {connect}", {}, folder.parent).start() as shows,
+        Command(f"{begin} {collector}", {}, folder.parent).start(*network.flags("--pub", bind)) as counts,
+        Command(f"{begin} {screen}", {}, folder.parent).start(*network.flags("--sub", connect)) as shows,
     ):
         with visits.start("--count", "10000") as visiting:
             shows.wait_for(shown)

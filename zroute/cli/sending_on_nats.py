@@ -6,8 +6,10 @@ connected, or its send buffer is full, it waits instead of dropping messages.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Protocol, cast
 
 import click
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
@@ -20,7 +22,8 @@ from zroute.endpoints import Cluster
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError
 from zroute.logs import set_up_logging
 from zroute.messages.wire import Wire
-from zroute.options import SEND_QUEUE_SECONDS
+from zroute.nats.client import Denied
+from zroute.options import LINGER_DRAIN, SEND_QUEUE_SECONDS
 from zroute.planning.plan import Plan
 from zroute.publishing.publication import Publication
 from zroute.runtime.exit_codes import EXIT_DRAIN, EXIT_ENDPOINT, EXIT_TIMED_OUT
@@ -46,7 +49,8 @@ def send_on_nats(cluster: Cluster, job: Job, *, topic: str, wire: Wire, wait: fl
             server has answered, for which it waits 30 s.
 
     Returns:
-        0 if all messages were sent, also after a signal. 5 if no server accepts this client. 75 if no server
+        0 if all messages were sent, also after a signal. 5 if no server accepts this client, or the user has no
+            permission to publish the topic or to find subscribers. 75 if no server
             answered for 30 s, or the messages could not be sent for 30 s. 124 if no server answered or no subscriber
             arrived within ``wait``, so that nothing was sent.
 
@@ -59,6 +63,15 @@ def send_on_nats(cluster: Cluster, job: Job, *, topic: str, wire: Wire, wait: fl
     if sending.failure is not None:
         sending.failure.raiseException()
     return sending.code
+
+
+class _OnNats(Protocol):
+    """What this module uses of `zroute.transports.nats.NatsTransport`."""
+
+    denials: Counter[Denied]
+
+    def confirmed(self) -> Deferred[None]:
+        """Return a Deferred that fires when the server has answered."""
 
 
 class _NatsSender(Sender):
@@ -122,7 +135,6 @@ class _Sending:
             self.code = EXIT_TIMED_OUT if self._wait else EXIT_DRAIN
             return
         if self._wait and not await self._subscriber(until - self.reactor.seconds()):
-            self.code = EXIT_TIMED_OUT
             return
         self._sender.begin()
         try:
@@ -131,13 +143,43 @@ class _Sending:
             say(str(error))
             self.code = EXIT_DRAIN
         finally:
-            say(f"sent {self._sender.sent} {'message' if self._sender.sent == 1 else 'messages'}")
+            await self._report()
+
+    async def _report(self) -> None:
+        """Print the number of sent messages, when the server has received all of them."""
+        with suppress(TimeoutError):
+            await within(LINGER_DRAIN / 1000, self._transport.confirmed(), self.reactor)
+        topic = self._topic.encode().lower()
+        denials = {each: count for each, count in self._transport.denials.items() if _unpublished(each) == topic}
+        number = self._sender.sent - sum(denials.values())
+        say(f"sent {number} {'message' if number == 1 else 'messages'}")
+        for denied, count in denials.items():
+            lost = "1 message was" if count == 1 else f"{count} messages were"
+            say(f"{lost} not published, because {denied.server} refuses: {denied.text}")
+            self.code = EXIT_ENDPOINT
+
+    @property
+    def _transport(self) -> _OnNats:
+        return cast(_OnNats, self._service.transport)  # the app of this command runs on NATS
 
     async def _subscriber(self, seconds: float) -> bool:
-        """Wait for a subscriber. Return True if it arrives within ``seconds``."""
+        """Wait for a subscriber.
+
+        Return True if it arrives within ``seconds``; otherwise, set the exit code.
+        """
         try:
             await self._publication.wait_for_subscribers(timeout=max(seconds, 0.0))
         except NotReadyError:
+            if denials := self._transport.denials:
+                shown = "; ".join(each.text for each in denials)
+                say(
+                    f"nothing was sent: {self._cluster.address} refuses: {shown}. To find subscribers, the user needs "
+                    "the permissions to subscribe to _zr.ask, _zr.*.* and _INBOX.>, and to publish to _zr.> and "
+                    "_INBOX.>. To send without them, use --wait 0"
+                )
+                self.code = EXIT_ENDPOINT
+                return False
+            self.code = EXIT_TIMED_OUT
             say(
                 f"nothing was sent: waited {self._wait:g} s for a subscriber to {self._topic!r}. Programs without "
                 "zroute do not answer: send to them with --wait 0"
@@ -153,3 +195,9 @@ class _Sending:
         """Cancel the job. The stop of the app follows, and is not cancelled."""
         if not self._work.called:
             self._work.cancel()
+
+
+def _unpublished(denied: Denied) -> bytes | None:
+    """Return the topic that may not be published, in lower case, or None."""
+    topic = denied.unpublished
+    return None if topic is None else topic.lower()

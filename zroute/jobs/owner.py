@@ -212,6 +212,7 @@ class JobOwner:
         admitted: A function that the owner calls with each added job, or None. Tests set it.
         check: A function that the owner calls with the topic, the body and the headers of each new job. It raises an
             error if the transport does not carry such a job.
+        watches_workers: False if the transport decides when a worker loses its jobs, instead of ``silent_after``.
         workers_changed: A function that the owner calls with the number of workers when that number has changed.
     """
 
@@ -236,7 +237,7 @@ class JobOwner:
         self._ticked = 0.0
         self._stopping = self._closed = False
         self.malformed = self.unknown = 0
-        self.logs_workers = True
+        self.logs_workers = self.watches_workers = True
         self.admitted: Callable[[Job], object] | None = None
         self.check: Callable[[bytes, bytes, Mapping[str, Any] | None], object] = lambda topic, body, headers: None
         self.workers_changed: Callable[[int], object] = lambda number: None
@@ -690,7 +691,7 @@ class JobOwner:
         self._timer = self._clock.callLater(period, self._tick)
         self._answered.clear()
         silent_after = self._silent_after
-        for worker in tuple(self._workers.values()):
+        for worker in tuple(self._workers.values()) if self.watches_workers else ():
             worker.quiet = 0.0 if worker.heard else worker.quiet + passed
             worker.heard = False
             if worker.quiet > silent_after:

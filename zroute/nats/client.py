@@ -5,8 +5,7 @@ reconnect, and reports what happens as events.
 
 **Start.** A start waits until a server answers, as the sockets of ZeroMQ wait, and logs which servers do not. Only a
 server that refuses the credentials or lacks a valid certificate ends the start with an error, because waiting would not
-help. After the first connection, such a refusal is only logged, because the
-credentials may be changing.
+help. After the first connection of the app, such a refusal is only logged, because the credentials may be changing.
 
 **Reconnect.** A lost connection is replaced at once by one to another server of the list, or to one that the cluster
 has named. If no server answers, the waiting time grows to `RETRY_MAX` seconds. Messages that are published meanwhile
@@ -26,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -37,7 +37,7 @@ from twisted.internet.defer import Deferred
 
 from zroute.errors import EncodeError, EndpointError, NotRunningError
 from zroute.logs import printable
-from zroute.nats.links import Link, LinkOptions, RefusedError, missing_names, open_link, read_credentials
+from zroute.nats.links import ERROR_MAX, Link, LinkOptions, RefusedError, missing_names, open_link, read_credentials
 from zroute.nats.protocol import Take
 from zroute.nats.servers import Server, discovered, masked
 
@@ -74,6 +74,12 @@ MAX_MESSAGE: Final = 64 << 20
 KEEPALIVE: Final = 10.0
 """The default time in seconds between two PINGs. The second PING without an answer ends the connection."""
 
+_REFUSAL: Final = 10.0
+"""The time in seconds between two log lines with the same error of a server."""
+
+_REFUSALS: Final = 100
+"""The number of errors of which these times are noted."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -91,6 +97,8 @@ class ClientOptions:
         keepalive: The time in seconds between two PINGs.
         direct: False to use only the public functions of nats-py, which is slower.
         echo: True to receive messages that this client publishes itself.
+        purpose: What this connection of the app is for, such as "requests"; empty for messages. It follows the name.
+        persists: True if the app runs already, so that a refusal does not end the start.
     """
 
     servers: tuple[Server, ...]
@@ -102,6 +110,13 @@ class ClientOptions:
     keepalive: float = KEEPALIVE
     direct: bool = True
     echo: bool = True
+    purpose: str = ""
+    persists: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name of this connection in log lines and in the server's monitoring."""
+        return f"{self.name} ({self.purpose})" if self.purpose else self.name
 
 
 # -- events ----------------------------------------------------------------------------------------------
@@ -143,16 +158,27 @@ class Denied:
     server: str
     text: str
 
+    @property
+    def unpublished(self) -> bytes | None:
+        """The topic that the user has no permission to publish, or None.
+
+        It is in lower case if nats-py reads the connection.
+        """
+        found = _UNPUBLISHED.search(self.text)
+        return found and found[1].encode()
+
 
 @attrs.frozen
 class Dropped:
     """A received message was dropped here.
 
-    ``size`` exceeds ``max_message``; or it is 0, and too many messages wait (only without ``direct``).
+    ``size`` exceeds ``max_message``; or it is 0, and too many messages wait (only without ``direct``). A message that
+    ``may_have_number`` may be counted as lost by its number.
     """
 
     subject: bytes
     size: int
+    may_have_number: bool = True
 
 
 @attrs.frozen
@@ -161,6 +187,8 @@ class LameDuck:
 
     server: str
 
+
+_UNPUBLISHED = re.compile(r'permissions violation for publish to "([^"]*)"', re.IGNORECASE)
 
 Event: TypeAlias = Connected | Lost | NoAnswer | Denied | Dropped | LameDuck
 
@@ -198,6 +226,7 @@ class Client:
         self._started: Deferred[None] | None = None
         self._was_connected = False
         self._closing = False
+        self._refusals: dict[str, float] = {}  # the times of logged errors of the server
 
     # -- the state
 
@@ -248,11 +277,11 @@ class Client:
             _log.warning(
                 "%s: this version of nats-py has no %s, so messages of NATS cost about three times the CPU time: "
                 "install a version that zroute[nats] names",
-                options.name,
+                options.label,
                 " and no ".join(missing),
             )
             direct = False
-        self._how = LinkOptions(options.name, options.max_message, options.creds, options.tls, direct, options.echo)
+        self._how = LinkOptions(options.label, options.max_message, options.creds, options.tls, direct, options.echo)
         self._started = Deferred()
         self._task = asyncio.get_running_loop().create_task(self._run())
         return self._started
@@ -407,7 +436,7 @@ class Client:
         link, self._link = self._link, None
         if link is not None:
             event = Lost(str(link.server), reason)
-            _log.warning("%s: connection to %s lost: %s", self._options.name, event.server, event.reason)
+            _log.warning("%s: connection to %s lost: %s", self._options.label, event.server, event.reason)
             self._tell(event)
         if self._ended is not None:
             self._ended.set()
@@ -420,19 +449,31 @@ class Client:
         if "connect_urls" in fields:
             self._named = discovered(fields["connect_urls"], link.server)
         if fields.get("ldm") is True:
-            _log.info("%s: %s is about to stop (lame duck mode)", self._options.name, link.server)
+            _log.info("%s: %s is about to stop (lame duck mode)", self._options.label, link.server)
             self._tell(LameDuck(str(link.server)))
 
     def refused(self, text: str) -> None:
         """Report an error of the server."""
         server = self.server or "the server"
-        shown = masked(printable(text, 200))
-        _log.warning("%s: %s refuses: %s", self._options.name, server, shown)
+        shown = masked(printable(text, ERROR_MAX))
+        self._log_refusal(server, shown)
         self._tell(Denied(server, shown))
 
-    def dropped(self, subject: bytes, size: int) -> None:
+    def _log_refusal(self, server: str, text: str) -> None:
+        """Log an error of the server, unless the same one was logged lately.
+
+        There may be one for each message.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._refusals.get(text, -_REFUSAL) >= _REFUSAL:
+            if len(self._refusals) >= _REFUSALS:
+                self._refusals.clear()
+            self._refusals[text] = now
+            _log.warning("%s: %s refuses: %s", self._options.label, server, text)
+
+    def dropped(self, subject: bytes, size: int, *, may_have_number: bool = True) -> None:
         """Report a message that was dropped here."""
-        self._tell(Dropped(subject, size))
+        self._tell(Dropped(subject, size, may_have_number))
 
     def gate(self) -> Awaitable[object] | None:
         """Return a future for the end of a pause."""
@@ -458,7 +499,7 @@ class Client:
         except _NoServerError as error:
             self._fail_start(EndpointError(str(error), endpoint=error.server))
         except Exception as error:  # a fault of this module must not end in silence
-            _log.exception("%s: the client of NATS has failed", self._options.name)
+            _log.exception("%s: the client of NATS has failed", self._options.label)
             self._fail_start(EndpointError(f"the client of NATS has failed: {type(error).__name__}: {error}"))
 
     def _use(self, link: Link) -> None:
@@ -466,7 +507,7 @@ class Client:
         for sid, each in self._subscriptions.items():
             link.subscribe(sid, each.subject, each.queue, each.take)
         again, self._was_connected = self._was_connected, True
-        _log.info("%s: %s to %s", self._options.name, "reconnected" if again else "connected", link.server)
+        _log.info("%s: %s to %s", self._options.label, "reconnected" if again else "connected", link.server)
         self.informed(link.info)
         self._tell(Connected(str(link.server), again))
         if self._started is not None:
@@ -506,14 +547,14 @@ class Client:
                     reasons[server] = refusals[server] = masked(str(error))
                 except Exception as error:
                     reasons[server] = _reason(error)
-            if refusals and not self._was_connected:
+            if refusals and not (self._was_connected or self._options.persists):
                 raise _NoServerError(refusals)
             if loop.time() - began >= silence:
                 silence *= 4
                 shown = {str(server): reason for server, reason in reasons.items()}
                 for address, reason in shown.items():
                     text = "%s: no answer from %s for %.1f s: %s; trying again"
-                    _log.warning(text, self._options.name, address, loop.time() - began, reason)
+                    _log.warning(text, self._options.label, address, loop.time() - began, reason)
                 self._tell(NoAnswer(shown))
             # Many clients lose a server at the same moment, and must not return at the same moment.
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
@@ -532,13 +573,13 @@ class Client:
         if started is not None:
             started.errback(error)
         elif not isinstance(error, NotRunningError):
-            _log.error("%s: %s", self._options.name, error)
+            _log.error("%s: %s", self._options.label, error)
 
     def _tell(self, event: Event) -> None:
         try:
             self.on_event(event)
         except Exception:
-            _log.exception("%s: an event of NATS was not handled", self._options.name)
+            _log.exception("%s: an event of NATS was not handled", self._options.label)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -3,11 +3,11 @@
 To the worker (`zroute.jobs.worker`), this module is the owner of the jobs, and passes them on. A handler has a few jobs
 more than it runs, as on ZeroMQ; the others wait here.
 
-**A full handler leaves the queue group.** It unsubscribes when it has as many jobs as it would accept from an owner,
-and subscribes again when half of them are done. Meanwhile, NATS passes jobs to other workers. If all workers are full,
-the owner learns that no worker is subscribed, and keeps the jobs. The jobs of
-zroute apps that are already on their way are returned to their owners. Those of other programs wait here, since these
-programs do not keep them. If they exceed `JOBS_HELD` bytes, this worker stops reading.
+**A full handler returns jobs** to the owners that are zroute apps, and announces when half of its jobs are done. It
+stays in the queue group: if it left, a job on its way from another server of the cluster would be lost silently. Other
+programs do not keep their jobs, so these wait here. If a handler has more jobs than it would accept from an owner, it
+leaves the group, so that NATS passes further ones to other workers, until half of its jobs are done. If the jobs exceed
+`JOBS_HELD` bytes, this worker stops reading.
 
 **One group.** All zroute apps take jobs in one queue group, so a job is done once, even if several handlers of one app,
 or of different apps, match its topic. A subject is left while one of the handlers that get its jobs is full.
@@ -86,7 +86,8 @@ class _Taken:
 class _Lane:
     """The jobs of one handler.
 
-    ``held`` contains the jobs that wait here, and ``given`` is the number of unfinished jobs that the worker has.
+    ``held`` contains the jobs that wait here, and ``given`` is the number of unfinished jobs that the worker has. If
+    ``is_full`` is true, NATS sends no further jobs. If ``has_refused`` is true, owners wait for an announcement.
     """
 
     credits: int
@@ -94,6 +95,7 @@ class _Lane:
     held: deque[_Taken] = attrs.field(init=False, factory=deque)
     given: int = attrs.field(init=False, default=0)
     is_full: bool = attrs.field(init=False, default=False)
+    has_refused: bool = attrs.field(init=False, default=False)
 
     @property
     def number(self) -> int:
@@ -233,16 +235,18 @@ class JobIntake:
                 each.sid = None
 
     def _weigh(self, lane: _Lane) -> None:
-        """Leave the queue group if a handler is full, or return to it.
+        """Leave the queue group, or return to it; announce room.
 
-        A handler is no longer full if half of its jobs are done.
+        A worker leaves if a handler has too many jobs, and has room again when half of them are done.
         """
-        full = lane.number >= lane.credits or (lane.is_full and lane.number > lane.credits // 2)
-        if full != lane.is_full:
-            lane.is_full = full
+        has_room = lane.number <= lane.credits // 2
+        full = lane.number > lane.credits or (lane.is_full and not has_room)
+        changed, lane.is_full = full != lane.is_full, full
+        if changed:
             self._subscribe()
-            if not full:
-                self._announce([lane])
+        if has_room and (changed or lane.has_refused):
+            lane.has_refused = False
+            self._announce([lane])
         if self._paused != (self._size > (JOBS_HELD // 2 if self._paused else JOBS_HELD)):
             self._paused = not self._paused
             (self._nats.pause if self._paused else self._nats.resume)()
@@ -271,6 +275,7 @@ class JobIntake:
             has_room = lane.number < lane.credits and self._left is None
             self._answer(reply, *((0, "") if has_room else (NO_RESPONDERS, "this worker has no room for the job")))
             if not has_room:
+                lane.has_refused = True
                 return
         taken = _Taken(parts, reply, headers, sum(map(len, parts)) + _OVERHEAD)
         self._size += taken.size
@@ -357,7 +362,12 @@ class JobIntake:
             topic, body = taken.parts[2:4]
             # The reply subject of another program stays, because it awaits the result.
             foreign = taken.reply is not None and not is_job(taken.headers)
-            sent = self._nats.publish(topic, body, taken.reply if foreign else inbox, taken.headers)
+            try:
+                sent = self._nats.publish(topic, body, taken.reply if foreign else inbox, taken.headers)
+            except (EncodeError, UnicodeError) as error:
+                # This server accepts only smaller messages; or nats-py can't send these headers of another program.
+                self._say("unsent", "a job was not passed on: %s (topic %s)", error, printable(topic))
+                continue
             if foreign:
                 self._passed += sent
             else:

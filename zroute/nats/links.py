@@ -61,7 +61,16 @@ from zroute.nats.protocol import (
 )
 from zroute.nats.servers import Server, masked
 
-__all__ = ["Hooks", "Link", "LinkOptions", "RefusedError", "missing_names", "open_link", "read_credentials"]
+__all__ = [
+    "ERROR_MAX",
+    "Hooks",
+    "Link",
+    "LinkOptions",
+    "RefusedError",
+    "missing_names",
+    "open_link",
+    "read_credentials",
+]
 
 CONNECT_SECONDS: Final = 2.0
 """The maximum time of each step of a connection: TCP, TLS, and the server's answers."""
@@ -70,6 +79,9 @@ PENDING_MAX: Final = 64 << 20
 """The maximum size in bytes of the messages that wait in a `PublicLink` to be delivered."""
 
 CLOSE_SECONDS: Final = 1.0
+
+ERROR_MAX: Final = 1_000
+"""The maximum number of characters of a server's error, which may contain a topic."""
 
 _FOREVER: Final = 1e9
 """An interval in seconds that never ends: `zroute.nats.client` sends the PINGs itself."""
@@ -99,7 +111,7 @@ class Hooks(Protocol):
     def refused(self, text: str) -> None:
         """The server has sent an error."""
 
-    def dropped(self, subject: bytes, size: int) -> None:
+    def dropped(self, subject: bytes, size: int, *, may_have_number: bool = True) -> None:
         """A message was dropped because of its size, or because too many wait."""
 
     def gate(self) -> Awaitable[object] | None:
@@ -391,13 +403,13 @@ class DirectLink(_BaseLink):
                     self.max_payload = size
                 self._hooks.informed(fields)
             case Failure(text):
-                shown = printable(text.strip("'"), 200)
+                shown = printable(text.strip("'"), ERROR_MAX)
                 # After other errors the server disconnects, or has only ignored the line.
                 if "permissions violation" not in text.lower():
                     self._refusal = f"the server says {shown!r}"
                 self._hooks.refused(shown)
-            case Oversized(_, subject, size):
-                self._hooks.dropped(subject, size)
+            case Oversized(_, subject, size, has_headers):
+                self._hooks.dropped(subject, size, may_have_number=has_headers)
             case Message(sid, subject, reply, headers, payload) if sid.isdigit():
                 # A subscription that nats-py has made itself. The messages of ended subscriptions are dropped.
                 try:
@@ -515,7 +527,8 @@ class PublicLink(_BaseLink):
         message = _Arrived(**fields)
         size = len(message.data)
         if self._arrived_size + size > PENDING_MAX:
-            self._hooks.dropped(message.subject.encode("utf-8", "surrogateescape"), 0)
+            subject = message.subject.encode("utf-8", "surrogateescape")
+            self._hooks.dropped(subject, 0, may_have_number=message.headers is not None)
         else:
             self._arrived_size += size
             self._arrived.put_nowait(message)

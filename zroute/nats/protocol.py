@@ -97,6 +97,7 @@ class Oversized:
     sid: bytes
     subject: bytes
     size: int
+    has_headers: bool
 
 
 @attrs.frozen
@@ -218,7 +219,7 @@ class Parser:
             if payload > stop:
                 raise ProtocolError("the headers of a message are longer than the message")
             if size > most:
-                found.append(Oversized(sid, subject, size))
+                found.append(Oversized(sid, subject, size, first is not None))
                 self._skip = size + 2
                 at = start + self._skipped(data[start:])
                 continue

@@ -112,8 +112,9 @@ class NatsRequests:
         """Connect; see `Client.start`. A second call does nothing."""
         if self._started:
             return succeed(None)
+        started = self._nats.start()  # raises an error if the file of credentials has gone; a later call may not
         self._started = True
-        return self._nats.start()
+        return started
 
     def open(self, client: Requests | None, on_request: Callable[[Asked], object] | None) -> None:
         """Send the requests of ``client``, and prepare to answer.
@@ -160,7 +161,8 @@ class NatsRequests:
             self._reports("dropped", f"{name}: dropped requests", logging.WARNING, text, name, why, printable(subject))
 
     def _not_started(self, failure: Failure) -> None:
-        _log.error("%s: can't send requests: %s", self._name, failure.value)
+        if self._lane is not None:  # else the app stops before a server has answered
+            _log.error("%s: can't send requests: %s", self._name, failure.value)
 
     # -- the client
 

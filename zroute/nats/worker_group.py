@@ -13,6 +13,7 @@ the status 503 of the server   waits again, because no worker has subscribed to 
 no reply in `_CONFIRMED`       rejected: a worker may have the job, so it must not be sent again
 no room in the send buffer     waits here until there is room
 a lost connection              rejected, for the same reason
+a missing permission           rejected: the server has not published the job
 ============================== ==============================================================================
 
 The status 503 alone would not be enough: a subscriber of all messages is also a receiver to NATS, so NATS would report
@@ -22,9 +23,10 @@ nothing although no worker has the job.
 `JOBS`; the owner then tries the topics that they accept. Programs without zroute announce nothing, so the owner also
 tries some topics each second.
 
-**Credits.** A worker that has enough jobs leaves the queue group, so that the jobs wait here, as on ZeroMQ; see
-`zroute.nats.job_intake`. Until the server knows this, the worker may receive the jobs that are on their way. Their
-number is limited by `_CREDITS`, and the worker returns those for which it has no room.
+**Full workers.** A worker that has enough jobs returns further ones, so that they wait here, as on ZeroMQ; see
+`zroute.nats.job_intake`. The owner sends a returned job again at once, because NATS may then choose a worker with room.
+After `_CREDITS` returned jobs in succession, the topic rests: for `_REST_MIN` seconds, and longer each time, up to
+`_REST_MAX`. A worker announces that it has room again, and the owner then tries as many topics as it has room for.
 """
 
 from __future__ import annotations
@@ -42,7 +44,6 @@ from twisted.python.failure import Failure
 
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.jobs import (
-    ALIVE,
     CHANGED,
     DONE,
     JOB,
@@ -54,8 +55,8 @@ from zroute.messages.jobs import (
     pack_text,
     parse_offer,
 )
-from zroute.messages.topics import matches, startswith
-from zroute.nats.client import Client, ClientOptions, Connected, Event, Lost
+from zroute.messages.topics import Pattern, matches, startswith
+from zroute.nats.client import Client, ClientOptions, Connected, Denied, Event, Lost
 from zroute.nats.exchange import pack_job
 from zroute.nats.headers import NO_RESPONDERS, check_headers, is_unheard, refusal_of
 from zroute.nats.subjects import check_topic
@@ -77,7 +78,14 @@ _PROBES: Final = 100
 """The number of topics without a worker that the owner tries each `_PROBED` seconds."""
 
 _MATCHED: Final = 1_000
-"""The number of topics without a worker that the owner compares with each announcement."""
+"""The number of topics without a worker, or at full workers, that the owner compares with each announcement."""
+
+_REST_MIN: Final = 0.002
+_REST_MAX: Final = 0.128
+"""The shortest and longest time in seconds for which the topics of full workers rest."""
+
+_TOPICS: Final = 10_000
+"""The number of topics of which the returned jobs are counted."""
 
 _log = logging.getLogger("zroute")
 
@@ -101,7 +109,12 @@ class WorkerGroup:
         self._sent: dict[bytes, tuple[bytes, float]] = {}  # topic and time of unconfirmed jobs by id, the oldest first
         self._unsent: deque[Sequence[bytes]] = deque()  # without room in the send buffer
         self._held: OrderedDict[bytes, None] = OrderedDict()  # the topics without a worker
+        self._full: OrderedDict[bytes, None] = OrderedDict()  # the topics that rest
+        self._refused = 0  # the number of jobs that full workers have returned since the last confirmation
+        self._refusals: dict[bytes, int] = {}  # the same, for each topic
+        self._rest = _REST_MIN
         self._probing: Any = None
+        self._resting: Any = None
         self._waiting: Any = None  # the timer for the oldest unconfirmed job
         self._closed = False
 
@@ -112,7 +125,7 @@ class WorkerGroup:
             EndpointError: The file of credentials can't be read.
         """
         self._owner = owner
-        owner.check = self._check
+        owner.check, owner.watches_workers = self._check, False  # a job without a reply must not be sent again
         self._nats.subscribe(self._inbox + b".*", self._take_reply)
         self._nats.subscribe(JOBS, self._take_announcement)
         _log.info(
@@ -138,6 +151,10 @@ class WorkerGroup:
         match event:
             case Connected():
                 self._owner.received(_WORKER, (OFFER, _EVERYTHING))
+            case Denied(server, text) if (topic := event.unpublished) is not None:
+                for id in [id for id, (sent, _) in self._sent.items() if sent == topic]:
+                    del self._sent[id]
+                    self._reject(id, f"{server} refuses: {text}")
             case Lost(server):
                 self._owner.received(_WORKER, (CHANGED, _NOTHING))
                 sent, self._sent = self._sent, {}
@@ -168,8 +185,6 @@ class WorkerGroup:
         kind = parts[0]
         if kind == JOB:
             self._publish(parts)
-        elif kind == ALIVE:
-            self._reactor.callLater(0, self._tell, ALIVE)
         elif kind == UNKNOWN and self._nats.connected:
             self._reactor.callLater(0, self._tell, OFFER, _EVERYTHING)
         elif kind == STOPPED:
@@ -231,8 +246,11 @@ class WorkerGroup:
             self._hold(topic)
             self._owner.returned(_WORKER, id)
         elif (refusal := refusal_of(headers)) is None:
+            self._refusals.pop(topic, None)
+            self._refused, self._rest = 0, _REST_MIN
             self._tell(DONE, id)
         elif refusal[0] == NO_RESPONDERS:
+            self._count_refusal(topic)
             self._owner.returned(_WORKER, id)
         else:
             self._reject(id, refusal[1])
@@ -252,36 +270,69 @@ class WorkerGroup:
             self._probing = self._reactor.callLater(_PROBED, self._probe)
 
     def _take_announcement(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
-        if not self._held or self._closed:
+        if not (self._held or self._full) or self._closed:
             return
         try:
             offered = parse_offer((OFFER, payload))
         except EnvelopeError:
             return
         patterns = [pattern for each in offered for pattern in each.patterns]
-        accepted = []
-        for topic in tuple(islice(self._held, _MATCHED)):
-            if any(matches(pattern, topic) is not None for pattern in patterns):
-                accepted.append(topic)
-            else:
-                self._held.move_to_end(topic)
+        room = sum(each.credits for each in offered)
+        accepted = [*_matching(self._held, patterns), *_matching(self._full, patterns)[:room]]
         self._context.copy().run(self._release, accepted)
 
     def _release(self, topics: Sequence[bytes]) -> None:
         for topic in topics:
             self._held.pop(topic, None)
+            self._full.pop(topic, None)
             self._owner.release(topic)
+
+    # -- topics of full workers
+
+    def _count_refusal(self, topic: bytes) -> None:
+        """Let a topic rest if full workers have returned many jobs in succession."""
+        if len(self._refusals) >= _TOPICS:
+            self._refusals.clear()
+        self._refused += 1
+        self._refusals[topic] = refusals = self._refusals.get(topic, 0) + 1
+        if max(refusals, self._refused) < _CREDITS:
+            return
+        self._full[topic] = None
+        self._owner.hold(topic)
+        if self._resting is None:
+            self._set_rest()
+
+    def _set_rest(self) -> None:
+        self._resting = self._reactor.callLater(self._rest, self._rested)
+        self._rest = min(2 * self._rest, _REST_MAX)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._release(tuple(islice(self._full, _CREDITS)))
+        if self._full:
+            self._set_rest()
 
     # -- the stop
 
     def close(self, seconds: float) -> Deferred[None]:
         """Disconnect, after up to ``seconds`` in which the server receives all jobs."""
         self._closed = True
-        for timer in (self._probing, self._waiting):
+        for timer in (self._probing, self._waiting, self._resting):
             if timer is not None:
                 timer.cancel()
-        self._probing = self._waiting = None
+        self._probing = self._waiting = self._resting = None
         return self._nats.close(seconds if self._nats.connected else 0.0)
+
+
+def _matching(topics: OrderedDict[bytes, None], patterns: Sequence[Pattern]) -> list[bytes]:
+    """Return the topics that a pattern matches; compare the others later next time."""
+    found = []
+    for topic in tuple(islice(topics, _MATCHED)):
+        if any(matches(pattern, topic) is not None for pattern in patterns):
+            found.append(topic)
+        else:
+            topics.move_to_end(topic)
+    return found
 
 
 _EVERYTHING: Final = pack_offer([(_CREDITS, [startswith(b"")])])

@@ -40,7 +40,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from typing import Any, Final
@@ -53,7 +53,7 @@ from zroute.logs import printable
 from zroute.messages.topics import Pattern
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
 from zroute.nats.asks import ASK, HELLO, private_subject
-from zroute.nats.client import Client, ClientOptions, Connected, Dropped, Event, Lost
+from zroute.nats.client import Client, ClientOptions, Connected, Denied, Dropped, Event, Lost
 from zroute.nats.exchange import is_for_handlers
 from zroute.nats.headers import frame_of, is_unheard, message_of
 from zroute.nats.job_intake import JobIntake
@@ -98,6 +98,12 @@ _ANSWERS: Final = 0.005
 _TOPICS: Final = 10_000
 """The number of topics for which the result of a check is stored."""
 
+_DENIALS: Final = 1_000
+"""The number of errors of servers that are kept."""
+
+_LOWER_INBOX: Final = b"_inbox."
+"""How nats-py reports an inbox in an error."""
+
 _WIDE: Final = (b">", b"*")
 
 
@@ -106,7 +112,12 @@ class _NothingLeftError(Exception):
 
 
 class NatsTransport:
-    """A `zroute.transport.Transport` on a NATS server or cluster."""
+    """A `zroute.transport.Transport` on a NATS server or cluster.
+
+    Attributes:
+        denials: Errors with which servers have refused something to the user of the app, each with its number. A
+            refusal arrives after the message, so the app has counted the message as published.
+    """
 
     bound: tuple[str, ...] = ()  # a client of NATS binds no address
     kept = None
@@ -132,7 +143,7 @@ class NatsTransport:
         servers = parse_servers(cluster.servers)
         self._options = options = ClientOptions(servers, app.name, cluster.creds, max_message=most)
         self._client = Client(attrs.evolve(options, echo=cluster.echo))
-        asking = attrs.evolve(options, echo=cluster.asks_itself)
+        asking = attrs.evolve(options, echo=cluster.asks_itself, purpose="requests", persists=not request.ends.rep)
         self._requests = NatsRequests(request.reactor, asking, request.stats)
         # Jobs have connections of their own: a handler that waits for room in a job queue, or a worker with too many
         # jobs, may stop a connection.
@@ -173,6 +184,7 @@ class NatsTransport:
         self._known: dict[bytes, bool] = {}  # topics that were compared with the patterns
         self._checked: set[bytes] = set()  # published topics without numbers
         self._said_wide = False
+        self.denials: Counter[Denied] = Counter()
 
     # -- open and close
 
@@ -271,12 +283,28 @@ class NatsTransport:
                 self._introduce()
             case Lost():
                 self.accounts.lost()
-            case Dropped(subject, size):
+            case Denied():
+                self._denied(event)
+            case Dropped(subject, size, may_have_number):
                 why = f"{size} bytes" if size else "too many messages wait"
                 text = "%s: a received message was dropped: %s (topic %s)"
                 self._reports(
                     "dropped", f"{self._name}: dropped", logging.WARNING, text, self._name, why, printable(subject)
                 )
+                # Nothing else tells that a message without a number is lost.
+                if not may_have_number and not is_reserved(subject) and subject in self._wants:
+                    self._request.stats.lost += 1
+                    self._request.stats.gaps += 1
+
+    def _denied(self, denied: Denied) -> None:
+        """Count a message that the app had no permission to publish."""
+        if denied in self.denials or len(self.denials) < _DENIALS:
+            self.denials[denied] += 1
+        topic = denied.unpublished
+        if topic is not None and not is_reserved(topic) and not topic.startswith(_LOWER_INBOX):
+            stats = self._request.stats
+            stats.published -= 1
+            stats.publish_errors += 1
 
     def _tell(self, subject: bytes, payload: bytes, reply: bytes) -> bool:
         """Send a question or a statement."""
@@ -625,13 +653,16 @@ class NatsTransport:
 
     def hand_out(self, owner: JobOwner) -> SendJob:
         """Connect to the workers of the app's jobs."""
-        self._group = WorkerGroup(self._reactor, self._options)
+        self._group = WorkerGroup(self._reactor, self._of_jobs("job queues"))
         return self._group.open(owner)
 
     def take_jobs(self, make: MakeWorker) -> None:
         """Take jobs from the queue group."""
-        self._intake = JobIntake(self._reactor, self._options, self._cluster.address)
+        self._intake = JobIntake(self._reactor, self._of_jobs("work"), self._cluster.address)
         self._intake.open(make)
+
+    def _of_jobs(self, purpose: str) -> ClientOptions:
+        return attrs.evolve(self._options, purpose=purpose, persists=True)
 
     @property
     def workers(self) -> Sequence[JobWorker]:
