@@ -48,7 +48,7 @@ from zroute.messages.requests import (
 )
 from zroute.messages.topics import Topic
 from zroute.options import APP_WINDOW, STREAM_SILENCE, STREAM_WINDOW
-from zroute.requests.lanes import Lane, Requests, Unanswered
+from zroute.requests.lanes import Lane, Received, Requests, Unanswered
 from zroute.stats import Stats
 
 __all__ = ["Answer", "Client", "DecodeReply", "ReplyStream", "reply_decoder"]
@@ -60,6 +60,9 @@ DecodeReply = Callable[[int, bytes], Any]
 
 The arguments are the number of the codec (0 if none is stated) and the body.
 """
+
+Pack = Callable[..., Sequence[Any]]
+"""Packs a request, with the arguments of `zroute.messages.requests.request_packer`; returns its frames."""
 
 _DECODERS = 1000
 """The number of types whose decoders a client keeps."""
@@ -111,8 +114,11 @@ class Client:
         self._name = name
         self._codecs = codecs
         self._max_message = max_message
-        self._pack = request_packer(int.from_bytes(os.urandom(8)), clock_ns)
-        self._is_plain = is_plain
+        self.epoch = int.from_bytes(os.urandom(8))
+        self.clock_ns = clock_ns
+        self.is_plain = is_plain
+        self.pack: Pack = _plain if is_plain else _framed(request_packer(self.epoch, clock_ns))
+        """Returns the frames of a request for `Lane.send`. A transport with another wire replaces this function."""
         self._streams: WeakSet[_Stream] = WeakSet()
         self._alive = Looping(self._show_life)
         self._alive.clock = clock  # type: ignore[assignment]  # a Clock has the methods that are needed
@@ -217,7 +223,7 @@ class Client:
         timeout: float | None,
     ) -> ReplyStream[Any]:
         """Send a request for a stream; the arguments are those of `ask`."""
-        if self._is_plain:
+        if self.is_plain:
             raise UsageError("plain requests have no streams: request streams from an app with wire='tracked'")
         stream = _Stream(self, topic, decode, timeout)
         self._send(stream, topic, number, body, headers, STREAM_WINDOW)
@@ -251,12 +257,9 @@ class Client:
                 "request, or give both apps limits=Limits(max_message=…)"
             )
         id = request.id = self.queue.new_id()
-        if not self._is_plain:
-            request.frames = (b"", self._pack(id, topic, number, body, headers, request.timeout, window))
-        elif headers:
+        if headers and self.is_plain:
             raise EncodeError("headers need wire='tracked': remove the headers, or use wire='tracked'")
-        else:
-            request.frames = (id, b"", topic, body)
+        request.frames = self.pack(id, topic, number, body, headers, request.timeout, window)
         self._stats.requests_sent += 1
         self._unanswered += 1
         self.queue.send(request)
@@ -279,7 +282,7 @@ class Client:
 
         A plain server gets no such frame, because it can't read the frame.
         """
-        if not self._is_plain:
+        if not self.is_plain:
             lane.note((b"", frame))
 
     def abandon(self, stream: _Stream) -> None:
@@ -350,15 +353,25 @@ class Client:
             self._alive.stop()
 
 
+def _framed(pack: Callable[..., bytes]) -> Pack:
+    return lambda *given: (b"", pack(*given))
+
+
+def _plain(id: bytes, topic: bytes, _number: int, body: bytes, *_: object) -> Sequence[bytes]:
+    return id, b"", topic, body
+
+
 _REPLY, _ITEM, _FAILED = int(Kind.REPLY), int(Kind.ITEM), int(Kind.FAILED)
 
 
-def _parsed(parts: Sequence[bytes]) -> Reply:
-    """Parse a reply of either form, from the parts after the empty part.
+def _parsed(parts: Received) -> Reply:
+    """Parse a reply of either form, from the parts after the empty part, unless the transport has parsed it.
 
     Raises:
         EnvelopeError: The reply is malformed.
     """
+    if isinstance(parts, Reply):
+        return parts
     if len(parts) == 1 and parts[0].startswith(MAGIC):
         return parse_reply(parse(parts[0]))
     return parse_plain_reply(parts)
@@ -430,7 +443,7 @@ class Answer(_Call):
     _reply: Reply
     _value: Any
 
-    def read(self, parts: list[bytes]) -> bool:
+    def read(self, parts: Received) -> bool:
         """Read the reply; return True, because a single reply is the last message."""
         try:
             self._reply = _parsed(parts)
@@ -494,7 +507,7 @@ class _Stream(_Call):
         self._last = False
         self._fault: Exception | None = None
 
-    def read(self, parts: list[bytes]) -> bool:
+    def read(self, parts: Received) -> bool:
         """Store an item; return True if no more items follow."""
         try:
             reply = _parsed(parts)

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, succeed
 from zroute.endpoints import Endpoint
 from zroute.errors import NotRunningError
 from zroute.logs import peer_name
+from zroute.messages.requests import Kind
 from zroute.options import (
     LINGER_ABORT,
     REPLIES_HELD,
@@ -108,8 +109,9 @@ class _ReplySocket(SendingConnection):
         super()._poked()
         self._send_to_readers()
 
-    def _answer(self, parts: Sequence[bytes]) -> bool | Deferred[None]:
+    def _answer(self, asked: Asked, kind: Kind, number: int, body: bytes) -> bool | Deferred[None]:
         """Send a message to a client, or hold it while the client's queue is full."""
+        parts = asked.parts(kind, number, body)
         held = self._held.get(parts[0])
         if held is None:
             sent = self._send_now(parts)
