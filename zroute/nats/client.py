@@ -185,6 +185,7 @@ class Client:
         self.on_event: Callable[[Event], object] = lambda event: None
         self.after_read: Callable[[], object] = lambda: None
         self._options = options
+        self._send_buffer = options.send_buffer
         self._link: Link | None = None
         self._subscriptions: dict[bytes, _Subscription] = {}
         self._retiring: dict[bytes, Take] = {}
@@ -362,14 +363,14 @@ class Client:
         link = self._link
         if link is None:
             return False
-        size = len(payload) + (0 if headers is None else len(headers))
+        size = len(payload) if headers is None else len(headers) + len(payload)
         if size > link.max_payload:
             raise EncodeError(
                 f"a message of {size} bytes with its headers; {link.server} accepts at most {link.max_payload}: raise "
                 "max_payload in the server's configuration, or publish smaller messages"
             )
-        waiting = link.waiting
-        if waiting and waiting + size > self._options.send_buffer:
+        # The usual case needs no more than the upper bound.
+        if link.backlog + size > self._send_buffer and (waiting := link.waiting) and waiting + size > self._send_buffer:
             return False
         link.publish(subject, payload, reply, headers)
         return True

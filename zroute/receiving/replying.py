@@ -431,9 +431,11 @@ class Replying:
         Most clients use zroute and send a header without counters and application headers. The first bytes of the frame
         identify this header, so it does not need to be parsed.
         """
-        frame, start = asked.frames[-1], len(asked.topic) + 1 if len(asked.frames) == 1 else 0
-        if frame.startswith(_SIMPLE, start) and len(frame) >= start + HEADER_SIZE and not frame[start + _FLAGS_AT]:
-            number, start = frame[start + _CODEC_AT], start + HEADER_SIZE
+        frames = asked.frames
+        frame, start = frames[-1], len(asked.topic) + 1 if len(frames) == 1 else 0
+        end = start + HEADER_SIZE
+        if frame.startswith(_SIMPLE, start) and len(frame) >= end and not frame[start + _FLAGS_AT]:
+            number, start = frame[start + _CODEC_AT], end
         elif frame.startswith(MAGIC, start):
             header = parse_header(frame[start : start + HEADER_MAX])
             if header.kind is not Kind.DATA:
@@ -441,13 +443,12 @@ class Replying:
             number, start = header.codec, start + header.size
         else:
             number = 0
+        body = frame[start:]
         if not number:
-            asked.json = detect(frame[start:]) is JSON
-        if len(frame) - start > self._max_message:
-            raise EnvelopeError(
-                f"a body of {len(frame) - start} bytes; expected at most max_message={self._max_message}"
-            )
-        return number, frame[start:]
+            asked.json = detect(body) is JSON
+        if len(body) > self._max_message:
+            raise EnvelopeError(f"a body of {len(body)} bytes; expected at most max_message={self._max_message}")
+        return number, body
 
     def _unrouted(self, raw: RawFrames) -> int:
         asked = _asked(raw)

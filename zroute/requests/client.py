@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet
@@ -149,7 +149,7 @@ class Client:
             made = self._decoders[schema] = reply_decoder(schema, self._codecs)
         return made
 
-    async def request(
+    def request(
         self,
         topic: bytes,
         number: int,
@@ -158,12 +158,27 @@ class Client:
         decode: DecodeReply,
         timeout: float | None,
         retry: tuple[float, ...] = (),
-    ) -> Any:
-        """Send a request, retry it after each delay in ``retry``, and return the reply.
+    ) -> Coroutine[Any, Any, Any]:
+        """Send a request, retry it after each delay in ``retry``, and return the reply as a coroutine.
 
-        The client retries a request that was lost, that a busy server refused, or that found no server. The client
-        retries only within the timeout. The other arguments and the errors are those of `ask`.
+        Without ``retry``, the request is sent before this function returns. The client retries a request that was lost,
+        that a busy server refused, or that found no server. The client retries only within the timeout. The other
+        arguments and the errors are those of `ask`.
         """
+        if retry:
+            return self._retrying(topic, number, body, headers, decode, timeout, retry)
+        return self.ask(topic, number, body, headers, decode, timeout).value()
+
+    async def _retrying(
+        self,
+        topic: bytes,
+        number: int,
+        body: bytes,
+        headers: Mapping[str, Any] | None,
+        decode: DecodeReply,
+        timeout: float | None,
+        retry: tuple[float, ...],
+    ) -> Any:
         began = self._clock.seconds()
         left = timeout
         for delay in retry:
@@ -413,18 +428,15 @@ class _Call(Unanswered):
             )
         return kind(f"{_PHRASES[reply.number]}: {text}", reason=text)
 
-    def _decoded(self, reply: Reply) -> Any:
-        """Return the value of a reply or an item.
+    def _undecodable(self, error: BaseException) -> DecodeError:
+        """Return the error for a value that can't be decoded as the declared type.
 
-        Raises:
-            DecodeError: The value can't be decoded as the declared type.
+        The user's code in a schema may raise any ``error``, even SystemExit.
         """
-        try:
-            return self._decode(reply.number, reply.body)
-        except BaseException as error:  # the user's code in a schema may raise any error, even SystemExit
-            reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {printable(error)}"
-            topic = str(Topic.from_wire(self._topic))
-            raise DecodeError(f"reply can't be decoded: {reason}", topic=topic) from error
+        reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {printable(error)}"
+        made = DecodeError(f"reply can't be decoded: {reason}", topic=str(Topic.from_wire(self._topic)))
+        made.__cause__ = error
+        return made
 
 
 _PHRASES = {
@@ -446,7 +458,7 @@ class Answer(_Call):
     def read(self, parts: Received) -> bool:
         """Read the reply; return True, because a single reply is the last message."""
         try:
-            self._reply = _parsed(parts)
+            self._reply = parts if type(parts) is Reply else _parsed(parts)
         except EnvelopeError as error:
             self.error = RequestError(f"the server sent {error}")
         else:
@@ -459,13 +471,14 @@ class Answer(_Call):
         """Decode the reply, and wake the caller."""
         error = self.error
         if error is None:
-            if self._reply.kind == _REPLY:
+            reply = self._reply
+            if reply.kind == _REPLY:
                 try:
-                    self._value = self._decoded(self._reply)
-                except DecodeError as caught:
-                    error = caught
-            elif self._reply.kind == _FAILED:
-                error = self._refused(self._reply)
+                    self._value = self._decode(reply.number, reply.body)
+                except BaseException as caught:
+                    error = self._undecodable(caught)
+            elif reply.kind == _FAILED:
+                error = self._refused(reply)
             else:
                 error = RequestError("the server sent a stream: use app.request_stream")
         if error is not None:
@@ -567,7 +580,10 @@ class _Stream(_Call):
         if self._taken >= STREAM_WINDOW // 2 and not self.ended and self.lane is not None:
             self._client.note(self.lane, pack_credits(self.id, self._taken))
             self._taken = 0
-        return self._decoded(reply)
+        try:
+            return self._decode(reply.number, reply.body)
+        except BaseException as error:
+            raise self._undecodable(error) from error
 
 
 class ReplyStream(Generic[T_co]):

@@ -266,22 +266,28 @@ class Requests:
         """Send a request when a lane has room. ``request`` must have an id and frames."""
         if request.timeout is not None:
             request.deadline = self._deadlines.add(request.timeout, request, self._too_late)
-        self._waiting[request.id] = request
-        if len(self._waiting) == 1:  # otherwise an earlier request already waits for room
-            self.pump()
+        # Otherwise an earlier request already waits for room.
+        if self._waiting or not self._sent(request):
+            self._waiting[request.id] = request
 
     def pump(self) -> None:
         """Send waiting requests until no lane has room."""
-        while self._waiting and (lane := self._free()) is not None:
+        while self._waiting:
             request = next(iter(self._waiting.values()))
-            if not lane.send(request.frames):
-                lane.blocked = True
-                # `_free` skips a blocked lane, so the next round tries another one.
-                continue
+            if not self._sent(request):
+                return
             del self._waiting[request.id]
-            request.frames, request.lane = (), lane
-            lane.sent[request.id] = request
-            lane.load += 1
+
+    def _sent(self, request: Unanswered) -> bool:
+        """Send a request through a lane; return False if no lane has room."""
+        while (lane := self._free()) is not None:
+            if lane.send(request.frames):
+                request.frames, request.lane = (), lane
+                lane.sent[request.id] = request
+                lane.load += 1
+                return True
+            lane.blocked = True  # `_free` skips a blocked lane, so the next round tries another one
+        return False
 
     def _free(self) -> Lane | None:
         """Return the usable lane with the fewest unanswered requests, or None.
@@ -319,7 +325,8 @@ class Requests:
     def _end(self, lane: Lane, request: Unanswered) -> None:
         self._cancel_timer(request)
         lane.drop(request)
-        self.pump()
+        if self._waiting:
+            self.pump()
 
     def fail(self, lane: Lane, request: Unanswered, error: Callable[[], Exception]) -> None:
         """See `Lane.fail`."""
