@@ -52,13 +52,13 @@ def test_a_request_arrives_as_the_frame_that_was_sent(headers: dict[str, str] | 
     assert (subject, payload, reply, is_for_handlers(block)) == (b"a.b", b"body", b"inbox." + ID, True)
     assert next(iter(fields_of(block or b""))) == "Zr-Request"
     seconds, window, frame = parse_request(parse(framed_request(5, lambda: 7)(*given)))
-    assert request_of(subject, block, payload) == (ID, seconds, window, (frame,))
+    assert request_of(subject, block, payload) == (ID, (frame,), seconds, window, 0 if headers else 2)
 
 
 def test_a_foreign_request_has_a_topic_and_a_body() -> None:
     """Without headers, the body is unchanged; with headers, they precede it."""
-    assert request_of(b"a", None, b"x") == (b"", None, 0, (b"a", b"x"))
-    *_, (topic, body) = request_of(b"a", b"NATS/1.0\r\nuser: ann\r\n\r\n", b"x")
+    assert request_of(b"a", None, b"x") == (b"", (b"a", b"x"), None, 0, 0)
+    _, (topic, body), *_ = request_of(b"a", b"NATS/1.0\r\nuser: ann\r\n\r\n", b"x")
     assert (topic, body[:3], body[-1:]) == (b"a", b"\xc1ZR", b"x")
 
 
@@ -199,7 +199,13 @@ def test_each_vector_of_requests_goes_both_ways(vector: dict[str, Any]) -> None:
         pack = request_packer(header.epoch, lambda: header.sent_at, in_inbox)
         packed = pack(id, subject, header.codec, payload, header.headers, seconds, window)
         assert packed == (subject, payload, in_inbox(id), headers)
-        assert request_of(subject, headers, payload) == (id, seconds, window, (tracked,))
+        assert request_of(subject, headers, payload) == (
+            id,
+            (tracked,),
+            seconds,
+            window,
+            0 if header.headers else header.codec,
+        )
         return
     message = parse(frame)
     reply = parse_reply(message)

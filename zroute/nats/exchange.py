@@ -32,7 +32,7 @@ from __future__ import annotations
 from binascii import hexlify, unhexlify
 from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.jobs import ID_SIZE, JOB, as_message, headers_of_meta, pack_job_meta
@@ -48,6 +48,7 @@ from zroute.messages.requests import (
 )
 from zroute.messages.wire import HEADER_SIZE, NUL, pack_head, parse_header
 from zroute.nats.headers import Block, message_of, pack_lines, pack_service_error, parse_block, tracked_of
+from zroute.options import MAX_TOPIC
 
 __all__ = [
     "answer_of",
@@ -73,11 +74,14 @@ _PREFIX: Final = 22  # magic number, version, kind, codec, id
 _FIELDS: Final = Struct(">6s16sIH16sQq")  # magic number to codec, id, milliseconds, window, and a tracked header
 _HEAD: Final = _FIELDS.size - HEADER_SIZE
 _SIMPLE: Final = pack_head(codec=0, epoch=0)[:5]  # the magic number, version and kind of a tracked header
+_CODEC_AT: Final = 5  # in a tracked header
 _FLAGS_AT: Final = _HEAD + 6
 _REQUEST_START: Final = MAGIC + bytes((1, Kind.REQUEST, 0))
 _REQUEST_BEFORE: Final = _VERSION + _REQUEST
 _REQUEST_KNOWN: Final = _REQUEST_BEFORE + hexlify(_REQUEST_START)
-_REQUEST_ALONE: Final = len(_REQUEST_BEFORE) + 2 * _FIELDS.size + len(_END)  # the length without other headers
+_REQUEST_FROM: Final = len(_REQUEST_BEFORE)
+_REQUEST_TO: Final = _REQUEST_FROM + 2 * _FIELDS.size
+_REQUEST_ALONE: Final = _REQUEST_TO + len(_END)  # the length without other headers
 _REPLY_BEFORE: Final = _VERSION + _REPLY
 _REPLY_KNOWN: Final = _REPLY_BEFORE + hexlify(MAGIC + b"\1")
 _REPLY_KIND: Final = len(_REPLY_KNOWN)
@@ -189,10 +193,16 @@ def plain_packer(reply_subject: Callable[[bytes], bytes]) -> PackRequest:
     return pack_request
 
 
-def request_of(
-    subject: bytes, block: bytes | None, payload: bytes
-) -> tuple[bytes, float | None, int, tuple[bytes, ...]]:
-    """Return the id, the seconds left, the window and the frames of a received request.
+Request: TypeAlias = tuple[bytes, tuple[bytes, ...], "float | None", int, int]
+"""A received request: the id, the frames, the seconds left, the window, and the codec.
+
+The id is empty, and the codec 0, for a request of another program. The codec of a zroute app is also 0 if the request
+has headers of the application, which the frames contain.
+"""
+
+
+def request_of(subject: bytes, block: bytes | None, payload: bytes) -> Request:
+    """Return a received request.
 
     The frames of a request from a zroute app are one frame of the tracked wire. The frames from another program, which
     has no id, are a topic and a body. If that program has sent headers, its body begins with a tracked header that
@@ -201,26 +211,32 @@ def request_of(
     Raises:
         EnvelopeError: The topic or the headers are malformed, or too large.
     """
-    check_topic(subject)
+    if len(subject) > MAX_TOPIC or NUL in subject:
+        check_topic(subject)
     if not block:
-        return b"", None, 0, (subject, payload)
+        return b"", (subject, payload), None, 0, 0
     # The hot path: a request of zroute without headers of the application.
     if len(block) == _REQUEST_ALONE and block.startswith(_REQUEST_KNOWN) and block.endswith(_END):
-        fields, others = _unhexed("Zr-Request", block[len(_REQUEST_BEFORE) : -len(_END)]), None
+        others = None
+        try:
+            fields = unhexlify(block[_REQUEST_FROM:_REQUEST_TO])
+        except ValueError:
+            fields = _unhexed("Zr-Request", block[_REQUEST_FROM:_REQUEST_TO])
     else:
         headers = dict(parse_block(block).headers)
         packed = headers.pop("Zr-Request", None)
         if packed is None:
-            return b"", None, 0, (subject, _tracked(None, headers) + payload if headers else payload)
+            return b"", (subject, _tracked(None, headers) + payload if headers else payload), None, 0, 0
         fields, others = _unhexed("Zr-Request", packed), headers
         if len(fields) != _FIELDS.size or parse(fields).kind != Kind.REQUEST:
             raise EnvelopeError(f"a Zr-Request header that is not {_FIELDS.size} bytes of a request")
     # `parse_header` would accept these headers too, but takes longer.
     if not fields.startswith(_SIMPLE, _HEAD) or fields[_FLAGS_AT]:
         parse_header(fields[_HEAD:])
-    _, id, ms, window, _, _, _ = _FIELDS.unpack(fields)
-    tracked = fields[_HEAD:] if not others else _tracked(fields[_HEAD:], others)
-    return id, seconds_left(ms), window, (subject + NUL + tracked + payload,)
+    _, id, ms, window, head, _, _ = _FIELDS.unpack(fields)
+    if others:
+        return id, (subject + NUL + _tracked(fields[_HEAD:], others) + payload,), seconds_left(ms), window, 0
+    return id, (subject + NUL + fields[_HEAD:] + payload,), seconds_left(ms), window, head[_CODEC_AT]
 
 
 def _tracked(fixed: bytes | None, headers: Mapping[str, Any]) -> bytes:

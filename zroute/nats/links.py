@@ -448,7 +448,14 @@ class DirectLink(_BaseLink):
 
     def publish(self, subject: bytes, payload: bytes, reply: bytes | None, headers: bytes | None) -> None:
         """Send a message."""
-        self._write(publish_frame(subject, payload, reply, headers))
+        # The code of `_write`, because a call would cost each message 2 % of its time.
+        if self.dead:
+            return
+        if not self._out:
+            self._loop.call_soon(self._flush)  # type: ignore[union-attr]
+        frame = publish_frame(subject, payload, reply, headers)
+        self._out.append(frame)
+        self.backlog += len(frame)
 
     def ping(self, answered: Callable[[bool], object]) -> None:
         """Call ``answered`` when the server has answered."""

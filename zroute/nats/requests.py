@@ -181,7 +181,7 @@ class NatsRequests:
         """
         assert self._lane is not None
         is_note = len(frames) == 2
-        if not self._nats.connected:
+        if self._nats.link is None:
             self._lane.down = True
             if not self._started:
                 # The file of credentials may have gone since the start of the app.
@@ -284,11 +284,14 @@ class NatsRequests:
         try:
             if len(reply) > ENVELOPE_MAX:
                 raise EnvelopeError(f"an envelope of {len(reply)} bytes; expected at most {ENVELOPE_MAX}")
-            id, seconds, window, frames = request_of(subject, headers, payload)
+            id, frames, seconds, window, codec = request_of(subject, headers, payload)
         except EnvelopeError as error:
             listener.refuse(_Request(listener, envelope, b"", subject, ()), error)
             return
-        listener.accept(_Request(listener, envelope, id, subject, frames, seconds, window))
+        asked = _Request(listener, envelope, id, subject, frames, seconds, window)
+        if codec:
+            asked.content = codec, payload
+        listener.accept(asked)
 
     def _take_note(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         # A request can only arrive at the subject of a handler.

@@ -21,7 +21,7 @@ from typing import Any
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 
-from zroute.awaiting import is_awaitable, was_cancelled
+from zroute.awaiting import was_cancelled
 from zroute.clock import Deadlines
 from zroute.declarations.replies import replies_of
 from zroute.errors import DecodeError, EncodeError, EnvelopeError, RequestRefused, SchemaError, UsageError
@@ -30,7 +30,7 @@ from zroute.messages.codecs import JSON, MSGPACK, RAW, Codec, Codecs, detect
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.messages.wire import HEADER_MAX, HEADER_SIZE, MAGIC, Kind, pack_head, parse_header
-from zroute.options import REQUESTS_WAITING_BYTES
+from zroute.options import LARGE_FRAME, REQUESTS_WAITING_BYTES
 from zroute.publishing.headers import WithHeaders
 from zroute.publishing.producers import Publish, drive
 from zroute.publishing.publication import Encode, bind_encoder
@@ -254,7 +254,8 @@ class ReplyResults(Results):
         if asked.over:
             return
         try:
-            reply = self.encoder(delivery.route, asked)(value)
+            usual = None if asked.json else self._encoders.get((delivery.route, 0))
+            reply = (usual or self.encoder(delivery.route, asked))(value)
         except EncodeError as error:
             if delivery.route.streams:
                 error.args = (f"{error}; the handler declares an iterator: yield the values, or return iter(values)",)
@@ -407,7 +408,9 @@ class Replying:
             return
         raw = RequestFrames.of(asked)
         try:
-            number, body = self._read(asked)
+            number, body = asked.content or self._read(asked)
+            if len(body) > self._max_message:
+                raise EnvelopeError(f"a body of {len(body)} bytes; expected at most max_message={self._max_message}")
         except EnvelopeError as error:
             self._malformed(error, raw)
             return
@@ -416,7 +419,8 @@ class Replying:
             self._stats.bad_requests += 1
             asked.refuse(400, _STREAMS if asked.id else _STREAMS_PLAIN)
             return
-        fault = self._cache.deliver(entry, number, body)(body, raw)
+        deliver = entry.others.get((number, len(body) > LARGE_FRAME)) or self._cache.deliver(entry, number, body)
+        fault = deliver(body, raw)
         if fault is None and not asked.taken:  # the handler has returned None
             try:
                 self._results.answer(entry.deliveries[0], None, asked)
@@ -446,8 +450,6 @@ class Replying:
         body = frame[start:]
         if not number:
             asked.json = detect(body) is JSON
-        if len(body) > self._max_message:
-            raise EnvelopeError(f"a body of {len(body)} bytes; expected at most max_message={self._max_message}")
         return number, body
 
     def _unrouted(self, raw: RawFrames) -> int:
@@ -476,9 +478,10 @@ def _end_late(asked: Asked) -> None:
 
 def _is_plain(result: Any) -> bool:
     """Return True for a value that zroute neither awaits nor iterates over."""
-    if type(result) in (Skipped, Waiting) or is_awaitable(result):
+    if type(result) in (Skipped, Waiting):
         return False
-    return not (hasattr(result, "__next__") or hasattr(result, "__anext__"))
+    # The first test is that of `is_awaitable`.
+    return not (hasattr(result, "__await__") or hasattr(result, "__next__") or hasattr(result, "__anext__"))
 
 
 def reason_of(error: BaseException) -> str:

@@ -64,6 +64,7 @@ class Asked:
         taken: True if the request has been answered, or will be answered.
         over: True if the request has been answered, or the client no longer waits.
         running: The waiting or unfinished call of the handler, if the call can be cancelled.
+        content: The codec number and the body, if the transport has read them from a header without application headers.
         deadline: The end of the request's time; None if no timer watches it.
         json: True if the body looks like JSON although no codec is stated.
     """
@@ -73,6 +74,7 @@ class Asked:
         "_listener",
         "_on_end",
         "_room",
+        "content",
         "deadline",
         "envelope",
         "frames",
@@ -97,6 +99,7 @@ class Asked:
         seconds: float | None = None,
         window: int = 0,
     ) -> None:
+        self.content: tuple[int, bytes] | None = None
         self._listener = listener
         self.envelope = envelope
         self.id = id
@@ -187,7 +190,9 @@ class Asked:
     def _end(self, kind: Kind, number: int, body: bytes) -> None:
         if self.over:
             return
-        self._close()
+        self.taken = self.over = True
+        if self._on_end is not None:
+            self._close()
         self.running = None
         self._listener.send(self, kind, number, body)
 

@@ -7,6 +7,7 @@ until a server has room for it.
 from __future__ import annotations
 
 import os
+from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from threading import get_ident
@@ -104,8 +105,8 @@ class Client:
         self._clock = clock
         self.queue = Requests(clock, window=APP_WINDOW, timed_out=self.timed_out, on_late=self._late)
         self.later = later
-        self.check: Callable[[], None] = lambda: None
-        """Raises an error if the caller can't use the sockets. The transport replaces this function."""
+        self.check: Callable[[], None] | None = None
+        """Raises an error if the caller can't use the sockets. The transport sets this function."""
         self.servers = "that App(req=…) contains its address"
         """What to check if no server is connected, for errors. The transport replaces this text."""
         self.answers_later = False
@@ -124,6 +125,7 @@ class Client:
         self._alive.clock = clock  # type: ignore[assignment]  # a Clock has the methods that are needed
         self._closed = False
         self._thread = get_ident()
+        self._loop = getattr(clock, "_asyncioEventloop", None)  # of Twisted's asyncio reactor
         self._unanswered = 0
         self._decoders: dict[Any, DecodeReply] = {}
         self._idle: list[Signal] = []
@@ -167,7 +169,9 @@ class Client:
         """
         if retry:
             return self._retrying(topic, number, body, headers, decode, timeout, retry)
-        return self.ask(topic, number, body, headers, decode, timeout).value()
+        answer = Answer(self, topic, decode, timeout)
+        self._send(answer, topic, number, body, headers, 0)
+        return answer.value()
 
     async def _retrying(
         self,
@@ -262,8 +266,10 @@ class Client:
                 "topic, message) in that thread, without asyncio.run(); or run the task and the app on one event "
                 "loop"
             )
-        check_loop(self._clock)
-        self.check()
+        if self._loop is None or self._loop is not _get_running_loop():
+            check_loop(self._clock)
+        if self.check is not None:
+            self.check()
         if self._closed:
             raise NotRunningError(f"{self._name!r} has stopped, and can't send requests")
         if len(body) > self._max_message:

@@ -294,11 +294,14 @@ class Requests:
 
         Lanes with the same number of requests take turns.
         """
+        if len(self._lanes) == 1:
+            lane = self._lanes[0]
+            return None if lane.blocked or lane.down or lane.load >= self._window else lane
         found = None
         for lane in self._lanes:
             if not (lane.blocked or lane.down) and lane.load < (self._window if found is None else found.load):
                 found = lane
-        if found is not None and len(self._lanes) > 1:
+        if found is not None:
             self._lanes.remove(found)
             self._lanes.append(found)
         return found
@@ -323,7 +326,9 @@ class Requests:
         self._on_late()
 
     def _end(self, lane: Lane, request: Unanswered) -> None:
-        self._cancel_timer(request)
+        if request.deadline is not None:
+            self._deadlines.cancel(request.deadline)
+            request.deadline = None
         lane.drop(request)
         if self._waiting:
             self.pump()

@@ -169,7 +169,7 @@ class Requester(Generic[Q_contra, A_co]):
             SignatureError: ``timeout`` is not a positive number of seconds.
             NotRunningError: No app that includes this requester is running.
         """
-        way = self._way()
+        way = self._running[0] if len(self._running) == 1 else self._way()
         limit = self.timeout if timeout is DEFAULT else checked_wait(timeout)
         topic, number, body = way.packed(message, captures)
         reply: A_co = await way.client.request(topic, number, body, headers, way.decode, limit, self.retry)
@@ -276,6 +276,11 @@ class CompiledRequester:
 
     def _topic(self, message: Any, captures: Mapping[str, object]) -> bytes:
         names = self.pattern.captures
+        # The usual case.
+        if len(names) == 1 and not captures and type(message) is self._type and not self._is_mapping:
+            value = getattr(message, names[0], None)
+            if type(value) is str and (known := self._topics.get((value,))) is not None:
+                return known
         for name in captures:
             if name not in names:
                 advice = f"; {name} is an option of app.requester" if name in _OF_REQUESTER else ""
