@@ -75,7 +75,7 @@ class Kind(IntEnum):
     FAILED = 6
 
 
-_REPLY_KIND = int(Kind.REPLY)
+_REPLY_KIND, _FAILED_KIND = int(Kind.REPLY), int(Kind.FAILED)
 
 
 def _start(kind: Kind, codec: int = 0) -> bytes:
@@ -125,7 +125,7 @@ def parse(frame: bytes) -> Message:
         raise EnvelopeError("a frame without the magic number of requests (C1 5A 51)")
     if version != _VERSION:
         raise EnvelopeError(f"a frame of version {version}; expected version {_VERSION}")
-    if kind > Kind.FAILED:
+    if kind > _FAILED_KIND:
         raise EnvelopeError(f"a frame of the unknown kind {kind}")
     return Message(kind, codec, id, frame[_PREFIX.size :])
 
@@ -200,14 +200,14 @@ def parse_reply(message: Message) -> Reply:
         EnvelopeError: The message is not from a server, or the code of a failure is malformed.
     """
     kind, codec, _, rest = message
-    if kind == Kind.FAILED:
+    if kind == _FAILED_KIND:
         if len(rest) < _CODE.size:
             raise EnvelopeError("a failure without a code")
         code = _CODE.unpack_from(rest)[0]
         if not 100 <= code <= 999:
             raise EnvelopeError(f"a failure with the code {code}; expected three digits")
         return Reply(kind, rest[_CODE.size : _CODE.size + REFUSAL_TEXT], code)
-    if kind < Kind.REPLY:
+    if kind < _REPLY_KIND:
         raise EnvelopeError(f"a frame of the kind {Kind(kind).name}, which only a client sends")
     return Reply(kind, rest, codec)
 

@@ -70,6 +70,8 @@ _REPLY: Final = b"Zr-Reply: "
 _JOB: Final = b"Zr-Job: "
 _VERSION: Final = b"NATS/1.0\r\n"
 _END: Final = b"\r\n\r\n"
+_JOB_KNOWN: Final = _VERSION + _JOB
+_PUBLISHED_KNOWN: Final = _VERSION + b"Zr: "
 _PREFIX: Final = 22  # magic number, version, kind, codec, id
 _FIELDS: Final = Struct(">6s16sIH16sQq")  # magic number to codec, id, milliseconds, window, and a tracked header
 _HEAD: Final = _FIELDS.size - HEADER_SIZE
@@ -86,6 +88,7 @@ _REPLY_BEFORE: Final = _VERSION + _REPLY
 _REPLY_KNOWN: Final = _REPLY_BEFORE + hexlify(MAGIC + b"\1")
 _REPLY_KIND: Final = len(_REPLY_KNOWN)
 _REPLY_ID: Final = _REPLY_KIND + 4  # after the kind and the codec
+_FAILED: Final = Kind.FAILED  # looked up once; see `zroute.requests.asked`
 _REPLIES: Final = (Kind.REPLY, Kind.ITEM, Kind.END)
 _META: Final = 4  # version, codec, attempt
 _JOB_FIELDS: Final = ID_SIZE + _META
@@ -98,12 +101,12 @@ def is_for_handlers(block: bytes | None) -> bool:
 
 def is_job(block: bytes | None) -> bool:
     """Return True for the headers of a job of a zroute app."""
-    return block is not None and block.startswith(_VERSION + _JOB)
+    return block is not None and block.startswith(_JOB_KNOWN)
 
 
 def is_published(block: bytes | None) -> bool:
     """Return True for the headers of a published message of the tracked wire."""
-    return block is not None and block.startswith(_VERSION + b"Zr: ")
+    return block is not None and block.startswith(_PUBLISHED_KNOWN)
 
 
 def pack_job(id: bytes, meta: bytes) -> bytes:
@@ -255,7 +258,7 @@ def pack_answer(id: bytes, kind: Kind, number: int, body: bytes) -> tuple[bytes 
 
     ``id`` is that of the request; see `zroute.requests.asked.Send` for the other arguments.
     """
-    if kind is Kind.FAILED:
+    if kind is _FAILED:
         return pack_service_error(number, body.decode()), b""
     if not id:
         return None, body

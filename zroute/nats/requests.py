@@ -74,6 +74,7 @@ _SPARE: Final = 1_000
 """The number of ended requests above which the servers of their streams are forgotten."""
 
 _KIND_AT: Final = 4
+_ITEM: Final = Kind.ITEM  # looked up once; see `zroute.requests.asked`
 _ID: Final = slice(6, 22)  # the id in a frame
 _ID_TEXT = re.compile(rb"(?:[0-9a-f]{2})+")
 
@@ -303,7 +304,7 @@ class NatsRequests:
         """Send an answer; return a Deferred if the next item must wait."""
         reply = asked.envelope[0]
         headers, payload = pack_answer(asked.id, kind, number, body)
-        is_item = kind is Kind.ITEM
+        is_item = kind is _ITEM
         try:
             sent = self._nats.publish(reply, payload, self._notes if is_item else None, headers)
         except EncodeError as error:
