@@ -13,7 +13,7 @@ Each measurement has two processes and one nats-server:
 The benchmark prints the nanoseconds of CPU time of the process for a message or request, and the ratios within a round.
 
 Times vary on a busy machine. ``python benchmarks/bench_nats.py --instructions`` therefore counts the executed
-instructions of a request with valgrind's callgrind, of a client and a server in one process. This takes minutes.
+instructions of a request with valgrind's callgrind, of a client and a server in one process.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ LIBRARIES = ("zroute", "nats-py")
 KINDS = ("tracked", "plain")
 WINDOW = 64
 TIMEOUT = 10.0
-COUNTED = (500, 2_500)
-"""The numbers of requests in the two runs whose instructions are compared."""
+COUNTED = 1_000
+"""The number of requests whose instructions are counted."""
 
 
 @attrs.frozen
@@ -228,10 +228,14 @@ async def ask(who: str, url: str, count: int, _kind: str) -> None:
 
 
 async def ask_and_answer(who: str, url: str, count: int, _kind: str) -> None:
-    """Send requests to a server in the same process, and end it without further work."""
+    """Send requests to a server in the same process, between two lines of the parent process."""
     async with SERVERS[who](url), CLIENTS[who](url) as request:
-        await in_flight(request, WINDOW)
+        await in_flight(request, 5 * WINDOW)
+        say("ready")
+        await told()
         await in_flight(request, count)
+        say("done")
+        await told()
         leave()
 
 
@@ -299,21 +303,28 @@ def measure_requests(url: str, who: str, count: int) -> float:
 
 def instructions(url: str, who: str) -> float:
     """Return the number of executed instructions for a request, of its client and server."""
-    counts = []
-    for count in COUNTED:
-        role = ("--role", f"ask_and_answer {who}", "--url", url, "--count", str(count))
-        ran = subprocess.run(
-            ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, __file__, *role],
-            env={**os.environ, "PYTHONHASHSEED": "0"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found = re.search(r"Collected : (\d+)", ran.stderr)
-        if ran.returncode or not found:
-            raise RuntimeError(f"valgrind failed: {ran.stderr[-2000:]}")
-        counts.append(int(found[1]))
-    return (counts[1] - counts[0]) / (COUNTED[1] - COUNTED[0])
+    role = ("--role", f"ask_and_answer {who}", "--url", url, "--count", str(COUNTED))
+    command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=/dev/null"]
+    with subprocess.Popen(
+        [*command, sys.executable, __file__, *role],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        for switch in ("on", "off"):  # count from the first line to the second one
+            if not process.stdout.readline():
+                raise RuntimeError(f"valgrind failed: {process.stderr.read()[-2000:]}")
+            subprocess.run(["callgrind_control", "-i", switch, str(process.pid)], check=True, capture_output=True)
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        found = re.search(r"Collected : (\d+)", process.stderr.read())
+    assert found
+    return int(found[1]) / COUNTED
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ def test_a_subject_has_the_pattern_of_the_parser(subject: str) -> None:
     assert (pattern, hash(pattern)) == (parse(subject), hash(parse(subject)))
 
 
-@pytest.mark.parametrize("subject", [b"", b"a..b", b"a.", b".a", b"x" * (MAX_TOPIC + 1), b"a\0b", b"a b", b"\xff", b"a{b"])
+@pytest.mark.parametrize(
+    "subject", [b"", b"a..b", b"a.", b".a", b"x" * (MAX_TOPIC + 1), b"a\0b", b"a b", b"\xff", b"a{b"]
+)
 def test_an_invalid_subject_refuses_the_join(subject: bytes) -> None:
     """A peer's subject that is no pattern is an error of the peer."""
     with pytest.raises(EnvelopeError):
