@@ -55,7 +55,7 @@ _LITERAL: Final = re.compile(rb"[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+)*").fullmatch
 def _pattern(subject: bytes) -> Pattern:
     """Return the pattern of a subject.
 
-    A join may have 15,000 subjects, most of which are plain topics. The parser would take eight times as long for such
+    A join may have 15,000 subjects, most of which are plain topics. The parser would take four times as long for such
     a topic, and return the same pattern.
     """
     if len(subject) <= MAX_TOPIC and _LITERAL(subject):
