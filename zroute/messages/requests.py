@@ -179,7 +179,10 @@ def request_packer(epoch: int, clock_ns: Callable[[], int]) -> Callable[..., byt
 
 @lru_cache  # most requests of a program have the same timeout
 def milliseconds(seconds: float | None) -> int:
-    """Return the time left as the wire states it: at least 1, because a server refuses a request with 0."""
+    """Return the time left as the wire states it.
+
+    It is at least 1, because a server refuses a request with 0 milliseconds left.
+    """
     return _NO_LIMIT if seconds is None else int(min(max(seconds * 1000, 1), _NO_LIMIT - 1))
 
 

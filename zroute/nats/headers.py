@@ -120,9 +120,9 @@ def carried(headers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def pack_lines(headers: Mapping[str, Any]) -> bytes:
-    """Return the application's headers as the end of a block, behind a first header without its line end.
+    """Return the application's headers as the end of a block.
 
-    Raises EncodeError if a header can't be sent over NATS; see `check_headers`.
+    They follow a first header without its line end. Raises EncodeError if a header can't be sent over NATS; see `check_headers`.
     """
     lines = [b"\r\n"]
     for name, value in headers.items():

@@ -197,7 +197,10 @@ class Asked:
         self._listener.send(self, kind, number, body)
 
     def parts(self, kind: Kind, number: int, body: bytes) -> tuple[bytes, ...]:
-        """Return a message to the client as parts; see `Send`. The first part is the client's identity."""
+        """Return a message to the client as parts.
+
+        The first part is the client's identity. `Send` describes the arguments.
+        """
         if kind is _FAILED:
             text = body.decode()
             rest = (pack_failure(self.id, number, text),) if self.id else plain_failure(number, text)
@@ -341,7 +344,10 @@ _REPLY, _ITEM, _FAILED = Kind.REPLY, Kind.ITEM, Kind.FAILED
 
 
 def _id_of(rest: Sequence[bytes]) -> bytes:
-    """Return the id of a malformed request, so that its failure has the same form; empty for the plain form."""
+    """Return the id of a malformed request; empty for the plain form.
+
+    Its failure then has the same form.
+    """
     try:
         return parse(rest[0]).id
     except (EnvelopeError, IndexError):

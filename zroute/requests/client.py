@@ -161,11 +161,11 @@ class Client:
         timeout: float | None,
         retry: tuple[float, ...] = (),
     ) -> Coroutine[Any, Any, Any]:
-        """Send a request, retry it after each delay in ``retry``, and return the reply as a coroutine.
+        """Send a request, and return a coroutine for the reply.
 
-        Without ``retry``, the request is sent before this function returns. The client retries a request that was lost,
-        that a busy server refused, or that found no server. The client retries only within the timeout. The other
-        arguments and the errors are those of `ask`.
+        Without ``retry``, the request is sent before this function returns. ``retry`` has the delays before further
+        attempts. The client retries a request that was lost, that a busy server refused, or that found no server. The
+        client retries only within the timeout. The other arguments and the errors are those of `ask`.
         """
         if retry:
             return self._retrying(topic, number, body, headers, decode, timeout, retry)
@@ -386,7 +386,9 @@ _REPLY, _ITEM, _FAILED = int(Kind.REPLY), int(Kind.ITEM), int(Kind.FAILED)
 
 
 def _parsed(parts: Received) -> Reply:
-    """Parse a reply of either form, from the parts after the empty part, unless the transport has parsed it.
+    """Parse a reply of either form, from the parts after the empty part.
+
+    A reply that the transport has parsed is returned unchanged.
 
     Raises:
         EnvelopeError: The reply is malformed.

@@ -15,7 +15,6 @@ from twisted.internet.defer import Deferred, succeed
 from zroute.endpoints import Endpoint
 from zroute.errors import NotRunningError
 from zroute.logs import peer_name
-from zroute.messages.requests import Kind
 from zroute.options import (
     LINGER_ABORT,
     REPLIES_HELD,
@@ -109,9 +108,9 @@ class _ReplySocket(SendingConnection):
         super()._poked()
         self._send_to_readers()
 
-    def _answer(self, asked: Asked, kind: Kind, number: int, body: bytes) -> bool | Deferred[None]:
+    def _answer(self, asked: Asked, *message: Any) -> bool | Deferred[None]:
         """Send a message to a client, or hold it while the client's queue is full."""
-        parts = asked.parts(kind, number, body)
+        parts = asked.parts(*message)
         held = self._held.get(parts[0])
         if held is None:
             sent = self._send_now(parts)
