@@ -226,8 +226,10 @@ class Signal:
 
     def __await__(self) -> Generator[Any, None, None]:
         try:
-            if in_task() and not _on_deferred():
-                future = asyncio.get_running_loop().create_future()
+            loop = asyncio._get_running_loop()
+            # The frame of the awaiting coroutine is the caller's.
+            if loop is not None and asyncio.current_task(loop) and not _is_on_deferred(sys._getframe(1)):
+                future = loop.create_future()
                 self._wake = partial(_set, future)
                 yield from future
             else:

@@ -559,7 +559,7 @@ def test_messages_before_the_answer_to_a_ping_are_handled_first(server: NatsServ
             one.client.publish(b"a", b"x")
             answered = one.client.ping()
             answered.addCallback(lambda _: order.append("answer"))
-            link: Any = one.client._link
+            link: Any = one.client.link
             async with asyncio.timeout(PATIENCE):
                 while not link._arrived.qsize():  # the message is held, and the answer waits behind it
                     await asyncio.sleep(0.005)
@@ -610,7 +610,7 @@ def test_without_private_names_the_public_functions_are_used(
 
     async def scenario() -> None:
         async with connected(server.url) as one:
-            assert isinstance(one.client._link, links.PublicLink)
+            assert isinstance(one.client.link, links.PublicLink)
             one.client.subscribe(b"a", one.take)
             one.client.publish(b"a", b"x")
             await one.until(lambda: one.got)

@@ -1179,11 +1179,12 @@ class Raw:
         self._listener = listener
         original = listener.send
 
-        def send(parts: Any) -> bool:
+        def send(asked: Asked, kind: Kind, number: int, body: bytes) -> Any:
+            parts = asked.parts(kind, number, body)
             if parts[0] == b"raw":
                 self.got.append(list(parts[1:]))
                 return True
-            return original(parts)
+            return original(asked, kind, number, body)
 
         listener.send = send
 

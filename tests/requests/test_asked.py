@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from struct import pack
 from typing import Any
 
@@ -47,9 +47,9 @@ class Server:
         self.connected = True
         self.listener = Listener(self.clock, self.stats, self.asked.append, self._send)
 
-    def _send(self, parts: Sequence[bytes]) -> bool:
+    def _send(self, asked: Asked, kind: Kind, number: int, body: bytes) -> bool:
         if self.connected:
-            self.sent.append(tuple(parts))
+            self.sent.append(asked.parts(kind, number, body))
         return self.connected
 
     def receive(self, *rest: bytes, envelope: tuple[bytes, ...] = (PEER,)) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ __all__ = [
     "Message",
     "Reply",
     "check_topic",
+    "milliseconds",
     "pack_cancel",
     "pack_credits",
     "pack_failure",
@@ -39,7 +41,9 @@ __all__ = [
     "parse_reply",
     "parse_request",
     "plain_failure",
+    "refusal_text",
     "request_packer",
+    "seconds_left",
     "topic_of",
 ]
 
@@ -71,7 +75,7 @@ class Kind(IntEnum):
     FAILED = 6
 
 
-_REPLY_KIND = int(Kind.REPLY)
+_REPLY_KIND, _FAILED_KIND = int(Kind.REPLY), int(Kind.FAILED)
 
 
 def _start(kind: Kind, codec: int = 0) -> bytes:
@@ -121,7 +125,7 @@ def parse(frame: bytes) -> Message:
         raise EnvelopeError("a frame without the magic number of requests (C1 5A 51)")
     if version != _VERSION:
         raise EnvelopeError(f"a frame of version {version}; expected version {_VERSION}")
-    if kind > Kind.FAILED:
+    if kind > _FAILED_KIND:
         raise EnvelopeError(f"a frame of the unknown kind {kind}")
     return Message(kind, codec, id, frame[_PREFIX.size :])
 
@@ -158,14 +162,28 @@ def request_packer(epoch: int, clock_ns: Callable[[], int]) -> Callable[..., byt
         seconds: float | None,
         window: int,
     ) -> bytes:
-        # At least 1, because a server refuses a request with 0 milliseconds left.
-        ms = _NO_LIMIT if seconds is None else int(min(max(seconds * 1000, 1), _NO_LIMIT - 1))
         head, behind = heads[number], b""
         if headers:
             head, behind = pack_head(codec=number, flags=Flags.HEADERS, epoch=epoch), pack_headers(headers)
-        return pack(start, id, ms, window) + topic + NUL + pack_fixed(head, 0, clock_ns()) + behind + body
+        return (
+            pack(start, id, milliseconds(seconds), window)
+            + topic
+            + NUL
+            + pack_fixed(head, 0, clock_ns())
+            + behind
+            + body
+        )
 
     return pack_request
+
+
+@lru_cache  # most requests of a program have the same timeout
+def milliseconds(seconds: float | None) -> int:
+    """Return the time left as the wire states it.
+
+    It is at least 1, because a server refuses a request with 0 milliseconds left.
+    """
+    return _NO_LIMIT if seconds is None else int(min(max(seconds * 1000, 1), _NO_LIMIT - 1))
 
 
 def pack_cancel(id: bytes) -> bytes:
@@ -185,14 +203,14 @@ def parse_reply(message: Message) -> Reply:
         EnvelopeError: The message is not from a server, or the code of a failure is malformed.
     """
     kind, codec, _, rest = message
-    if kind == Kind.FAILED:
+    if kind == _FAILED_KIND:
         if len(rest) < _CODE.size:
             raise EnvelopeError("a failure without a code")
         code = _CODE.unpack_from(rest)[0]
         if not 100 <= code <= 999:
             raise EnvelopeError(f"a failure with the code {code}; expected three digits")
         return Reply(kind, rest[_CODE.size : _CODE.size + REFUSAL_TEXT], code)
-    if kind < Kind.REPLY:
+    if kind < _REPLY_KIND:
         raise EnvelopeError(f"a frame of the kind {Kind(kind).name}, which only a client sends")
     return Reply(kind, rest, codec)
 
@@ -228,9 +246,18 @@ def parse_request(message: Message) -> tuple[float | None, int, bytes]:
     if len(rest) < _LIMITS.size:
         raise EnvelopeError(f"a request with {len(rest)} bytes after the prefix; expected at least {_LIMITS.size}")
     ms, window = _LIMITS.unpack_from(rest)
+    return seconds_left(ms), window, rest[_LIMITS.size :]
+
+
+def seconds_left(ms: int) -> float | None:
+    """Return the seconds left of a request; see `milliseconds`.
+
+    Raises:
+        EnvelopeError: No time is left.
+    """
     if not ms:
         raise EnvelopeError("a request with 0 milliseconds left; expected at least 1")
-    return None if ms == _NO_LIMIT else ms / 1000, window, rest[_LIMITS.size :]
+    return None if ms == _NO_LIMIT else ms / 1000
 
 
 def topic_of(frame: bytes) -> bytes:
@@ -275,13 +302,14 @@ _STARTS = {kind: [_start(kind, codec) for codec in range(256)] for kind in (Kind
 
 def pack_failure(id: bytes, code: int, text: str) -> bytes:
     """Return the frame of a failure. This function escapes and cuts the text."""
-    return _START.pack(_start(Kind.FAILED), id) + _CODE.pack(code) + _encoded(text)
+    return _START.pack(_start(Kind.FAILED), id) + _CODE.pack(code) + refusal_text(text)
 
 
 def plain_failure(code: int, text: str) -> tuple[bytes, bytes, bytes]:
     """Return the parts of a failure for a plain client."""
-    return b"", b"%03d" % code, _encoded(text)
+    return b"", b"%03d" % code, refusal_text(text)
 
 
-def _encoded(text: str) -> bytes:
+def refusal_text(text: str) -> bytes:
+    """Return the text of a failure as UTF-8, escaped and cut."""
     return text.encode("utf-8", "backslashreplace")[:REFUSAL_TEXT].decode("utf-8", "ignore").encode()

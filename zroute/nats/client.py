@@ -204,6 +204,7 @@ class Client:
     """A client of NATS; see the module.
 
     Attributes:
+        link: The connection; None while no server can receive messages.
         on_event: Called with each event. It must not raise an error.
         after_read: Called after each read, when all its messages were passed to their subscribers. It must not raise an
             error.
@@ -213,7 +214,8 @@ class Client:
         self.on_event: Callable[[Event], object] = lambda event: None
         self.after_read: Callable[[], object] = lambda: None
         self._options = options
-        self._link: Link | None = None
+        self._send_buffer = options.send_buffer
+        self.link: Link | None = None
         self._subscriptions: dict[bytes, _Subscription] = {}
         self._retiring: dict[bytes, Take] = {}
         self._numbers = 0
@@ -233,12 +235,12 @@ class Client:
     @property
     def connected(self) -> bool:
         """True while a server can receive messages."""
-        return self._link is not None
+        return self.link is not None
 
     @property
     def server(self) -> str | None:
         """The address of the connected server, or None."""
-        return None if self._link is None else str(self._link.server)
+        return None if self.link is None else str(self.link.server)
 
     @property
     def max_payload(self) -> int | None:
@@ -246,17 +248,17 @@ class Client:
 
         The connected server states it.
         """
-        return None if self._link is None else self._link.max_payload
+        return None if self.link is None else self.link.max_payload
 
     @property
     def waiting(self) -> int:
         """The number of bytes that wait to be sent."""
-        return 0 if self._link is None else self._link.waiting
+        return 0 if self.link is None else self.link.waiting
 
     @property
     def nats(self) -> Any:
         """The client of nats-py, or None. A reconnect replaces it."""
-        return None if self._link is None else self._link.client
+        return None if self.link is None else self.link.client
 
     # -- start and stop
 
@@ -310,24 +312,24 @@ class Client:
         return closed
 
     async def _close(self, seconds: float, closed: Deferred[None]) -> None:
-        link = self._link
+        link = self.link
         if link is not None and seconds > 0:
             flushed = asyncio.Event()
             link.ping(lambda _: flushed.set())
             with suppress(TimeoutError):
                 await asyncio.wait_for(flushed.wait(), seconds)
-        self._link = None
+        self.link = None
         # One cancellation may have no effect: asyncio.wait_for in Python 3.11, which nats-py uses to connect, ignores
         # it if the attempt ends in the same turn of the loop.
         while self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN)
         # The attempt may have ended with a new connection.
-        for each in (link, self._link):
+        for each in (link, self.link):
             if each is not None:
                 with suppress(Exception):
                     await each.close()
-        self._link = None
+        self.link = None
         if self._started is not None:
             self._fail_start(NotRunningError("the client was closed before a NATS server has answered"))
         closed.callback(None)
@@ -349,8 +351,8 @@ class Client:
         # A letter distinguishes these ids from those of nats-py itself, which are numbers.
         sid = b"z%d" % self._numbers
         self._subscriptions[sid] = _Subscription(subject, queue, take)
-        if self._link is not None:
-            self._link.subscribe(sid, subject, queue, take)
+        if self.link is not None:
+            self.link.subscribe(sid, subject, queue, take)
         return sid
 
     def unsubscribe(self, sids: Iterable[bytes]) -> None:
@@ -359,7 +361,7 @@ class Client:
         Messages that the server has already sent are still delivered.
         """
         ended = [sid for sid in sids if self._subscriptions.pop(sid, None) is not None]
-        link = self._link
+        link = self.link
         if link is None or not ended:
             return
         for sid in ended:
@@ -388,17 +390,17 @@ class Client:
         Raises:
             EncodeError: The message is larger than the server accepts. The server would end the connection.
         """
-        link = self._link
+        link = self.link
         if link is None:
             return False
-        size = len(payload) + (0 if headers is None else len(headers))
+        size = len(payload) if headers is None else len(headers) + len(payload)
         if size > link.max_payload:
             raise EncodeError(
                 f"a message of {size} bytes with its headers; {link.server} accepts at most {link.max_payload}: raise "
                 "max_payload in the server's configuration, or publish smaller messages"
             )
-        waiting = link.waiting
-        if waiting and waiting + size > self._options.send_buffer:
+        # The usual case needs no more than the upper bound.
+        if link.backlog + size > self._send_buffer and (waiting := link.waiting) and waiting + size > self._send_buffer:
             return False
         link.publish(subject, payload, reply, headers)
         return True
@@ -410,10 +412,10 @@ class Client:
         was published before. It fires with False if no server is connected, or if the connection ends.
         """
         answered: Deferred[bool] = Deferred()
-        if self._link is None:
+        if self.link is None:
             answered.callback(False)
         else:
-            self._link.ping(answered.callback)
+            self.link.ping(answered.callback)
         return answered
 
     # -- back-pressure
@@ -433,7 +435,7 @@ class Client:
 
     def lost(self, reason: str) -> None:
         """Forget the connection."""
-        link, self._link = self._link, None
+        link, self.link = self.link, None
         if link is not None:
             event = Lost(str(link.server), reason)
             _log.warning("%s: connection to %s lost: %s", self._options.label, event.server, event.reason)
@@ -443,7 +445,7 @@ class Client:
 
     def informed(self, fields: dict[str, Any]) -> None:
         """Note the servers of the cluster, and whether this server stops."""
-        link = self._link
+        link = self.link
         if link is None:
             return
         if "connect_urls" in fields:
@@ -503,7 +505,7 @@ class Client:
             self._fail_start(EndpointError(f"the client of NATS has failed: {type(error).__name__}: {error}"))
 
     def _use(self, link: Link) -> None:
-        self._link = link
+        self.link = link
         for sid, each in self._subscriptions.items():
             link.subscribe(sid, each.subject, each.queue, each.take)
         again, self._was_connected = self._was_connected, True

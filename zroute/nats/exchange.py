@@ -30,14 +30,25 @@ This module does no I/O. Peers choose the bytes of a message, so functions that 
 from __future__ import annotations
 
 from binascii import hexlify, unhexlify
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from struct import Struct
+from typing import Any, Final, TypeAlias
 
 from zroute.errors import EncodeError, EnvelopeError
 from zroute.messages.jobs import ID_SIZE, JOB, as_message, headers_of_meta, pack_job_meta
-from zroute.messages.requests import MAGIC, Kind, parse
-from zroute.messages.wire import HEADER_SIZE, NUL, parse_header
-from zroute.nats.headers import Block, message_of, pack_service_error, parse_block, tracked_of
+from zroute.messages.requests import (
+    MAGIC,
+    Kind,
+    Reply,
+    check_topic,
+    milliseconds,
+    pack_reply,
+    parse,
+    seconds_left,
+)
+from zroute.messages.wire import HEADER_SIZE, NUL, pack_head, parse_header
+from zroute.nats.headers import Block, message_of, pack_lines, pack_service_error, parse_block, tracked_of
+from zroute.options import MAX_TOPIC
 
 __all__ = [
     "answer_of",
@@ -47,18 +58,38 @@ __all__ = [
     "job_of",
     "pack_answer",
     "pack_job",
-    "pack_request",
+    "plain_packer",
+    "reply_of",
     "request_of",
+    "request_packer",
 ]
 
 _FIRST: Final = b"NATS/1.0\r\nZr-"
 _REQUEST: Final = b"Zr-Request: "
 _REPLY: Final = b"Zr-Reply: "
 _JOB: Final = b"Zr-Job: "
-_PREFIX: Final = 22  # magic number, version, kind, codec, id
-_LIMITS: Final = 6  # milliseconds, window
-_HEAD: Final = _PREFIX + _LIMITS
 _VERSION: Final = b"NATS/1.0\r\n"
+_END: Final = b"\r\n\r\n"
+_JOB_KNOWN: Final = _VERSION + _JOB
+_PUBLISHED_KNOWN: Final = _VERSION + b"Zr: "
+_PREFIX: Final = 22  # magic number, version, kind, codec, id
+_FIELDS: Final = Struct(">6s16sIH16sQq")  # magic number to codec, id, milliseconds, window, and a tracked header
+_HEAD: Final = _FIELDS.size - HEADER_SIZE
+_SIMPLE: Final = pack_head(codec=0, epoch=0)[:5]  # the magic number, version and kind of a tracked header
+_CODEC_AT: Final = 5  # in a tracked header
+_FLAGS_AT: Final = _HEAD + 6
+_REQUEST_START: Final = MAGIC + bytes((1, Kind.REQUEST, 0))
+_REQUEST_BEFORE: Final = _VERSION + _REQUEST
+_REQUEST_KNOWN: Final = _REQUEST_BEFORE + hexlify(_REQUEST_START)
+_REQUEST_FROM: Final = len(_REQUEST_BEFORE)
+_REQUEST_TO: Final = _REQUEST_FROM + 2 * _FIELDS.size
+_REQUEST_ALONE: Final = _REQUEST_TO + len(_END)  # the length without other headers
+_REPLY_BEFORE: Final = _VERSION + _REPLY
+_REPLY_KNOWN: Final = _REPLY_BEFORE + hexlify(MAGIC + b"\1")
+_REPLY_KIND: Final = len(_REPLY_KNOWN)
+_REPLY_ID: Final = _REPLY_KIND + 4  # after the kind and the codec
+_FAILED: Final = Kind.FAILED  # looked up once; see `zroute.requests.asked`
+_REPLIES: Final = (Kind.REPLY, Kind.ITEM, Kind.END)
 _META: Final = 4  # version, codec, attempt
 _JOB_FIELDS: Final = ID_SIZE + _META
 
@@ -70,12 +101,12 @@ def is_for_handlers(block: bytes | None) -> bool:
 
 def is_job(block: bytes | None) -> bool:
     """Return True for the headers of a job of a zroute app."""
-    return block is not None and block.startswith(_VERSION + _JOB)
+    return block is not None and block.startswith(_JOB_KNOWN)
 
 
 def is_published(block: bytes | None) -> bool:
     """Return True for the headers of a published message of the tracked wire."""
-    return block is not None and block.startswith(_VERSION + b"Zr: ")
+    return block is not None and block.startswith(_PUBLISHED_KNOWN)
 
 
 def pack_job(id: bytes, meta: bytes) -> bytes:
@@ -119,45 +150,97 @@ def job_of(subject: bytes, block: bytes | None, payload: bytes, id: bytes) -> tu
     return JOB, id, subject, payload, meta
 
 
-def pack_request(frame: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the subject, the headers and the payload of a request.
+PackRequest = Callable[..., tuple[bytes, bytes, bytes, "bytes | None"]]
+"""Packs a request, with the arguments of `zroute.messages.requests.request_packer`.
 
-    ``frame`` is the result of `zroute.messages.requests.request_packer`.
+Returns the arguments of `zroute.nats.client.Client.publish`: the subject, the payload, the reply subject and the block
+of headers.
+"""
+
+
+def request_packer(epoch: int, clock_ns: Callable[[], int], reply_subject: Callable[[bytes], bytes]) -> PackRequest:
+    """Return a function that packs requests.
+
+    `zroute.messages.requests.request_packer` describes its arguments. ``reply_subject`` returns the reply subject for
+    an id. The function raises EncodeError if a header of the
+    application can't be sent over NATS.
+    """
+    pack, heads = _FIELDS.pack, [pack_head(codec=codec, epoch=epoch) for codec in range(256)]
+
+    def pack_request(
+        id: bytes,
+        topic: bytes,
+        number: int,
+        body: bytes,
+        headers: Mapping[str, Any] | None,
+        seconds: float | None,
+        window: int,
+    ) -> tuple[bytes, bytes, bytes, bytes]:
+        fields = pack(_REQUEST_START, id, milliseconds(seconds), window, heads[number], 0, clock_ns())
+        block = _REQUEST_BEFORE + hexlify(fields) + (_END if not headers else pack_lines(headers))
+        return topic, body, reply_subject(id), block
+
+    return pack_request
+
+
+def plain_packer(reply_subject: Callable[[bytes], bytes]) -> PackRequest:
+    """Return a function that packs requests to programs without zroute.
+
+    See `request_packer`. The function ignores the codec, the headers and the limits.
+    """
+
+    def pack_request(
+        id: bytes, topic: bytes, _number: int, body: bytes, *_: object
+    ) -> tuple[bytes, bytes, bytes, None]:
+        return topic, body, reply_subject(id), None
+
+    return pack_request
+
+
+Request: TypeAlias = tuple[bytes, tuple[bytes, ...], "float | None", int, int]
+"""A received request: the id, the frames, the seconds left, the window, and the codec.
+
+The id is empty, and the codec 0, for a request of another program. The codec of a zroute app is also 0 if the request
+has headers of the application, which the frames contain.
+"""
+
+
+def request_of(subject: bytes, block: bytes | None, payload: bytes) -> Request:
+    """Return a received request.
+
+    The frames of a request from a zroute app are one frame of the tracked wire. The frames from another program, which
+    has no id, are a topic and a body. If that program has sent headers, its body begins with a tracked header that
+    contains them.
 
     Raises:
-        EncodeError: A header of the application can't be sent over NATS.
+        EnvelopeError: The topic or the headers are malformed, or too large.
     """
-    subject, block, payload = message_of(frame[_HEAD:])
-    # The first line of the block is the tracked header of a message; here, it follows the fields of the request.
-    tracked = block[len(_VERSION) + len(b"Zr: ") :]
-    return subject, b"".join((_VERSION, _REQUEST, hexlify(frame[:_HEAD]), tracked)), payload
-
-
-def request_of(subject: bytes, block: bytes | None, payload: bytes) -> tuple[bytes, ...]:
-    """Return the parts of a received request, for `zroute.requests.asked.Listener`.
-
-    These are one frame from a zroute app, and a topic and a body from another program. The body of another program with
-    headers begins with a tracked header that contains them.
-
-    Raises:
-        EnvelopeError: The headers are malformed, or too large.
-    """
+    if len(subject) > MAX_TOPIC or NUL in subject:
+        check_topic(subject)
     if not block:
-        return subject, payload
-    parsed = parse_block(block)
-    packed = parsed.headers.get("Zr-Request")
-    if packed is None:
-        return subject, _body(parsed, payload)
-    fields = _unhexed("Zr-Request", packed)
-    if len(fields) != _HEAD + HEADER_SIZE or parse(fields).kind != Kind.REQUEST:
-        raise EnvelopeError(f"a Zr-Request header that is not {_HEAD + HEADER_SIZE} bytes of a request")
-    parse_header(fields[_HEAD:])
-    others = {name: value for name, value in parsed.headers.items() if name != "Zr-Request"}
-    return (fields[:_HEAD] + subject + NUL + _tracked(fields[_HEAD:], others) + payload,)
-
-
-def _body(parsed: Block, payload: bytes) -> bytes:
-    return _tracked(None, parsed.headers) + payload if parsed.headers else payload
+        return b"", (subject, payload), None, 0, 0
+    # The hot path: a request of zroute without headers of the application.
+    if len(block) == _REQUEST_ALONE and block.startswith(_REQUEST_KNOWN) and block.endswith(_END):
+        others = None
+        try:
+            fields = unhexlify(block[_REQUEST_FROM:_REQUEST_TO])
+        except ValueError:
+            fields = _unhexed("Zr-Request", block[_REQUEST_FROM:_REQUEST_TO])
+    else:
+        headers = dict(parse_block(block).headers)
+        packed = headers.pop("Zr-Request", None)
+        if packed is None:
+            return b"", (subject, _tracked(None, headers) + payload if headers else payload), None, 0, 0
+        fields, others = _unhexed("Zr-Request", packed), headers
+        if len(fields) != _FIELDS.size or parse(fields).kind != Kind.REQUEST:
+            raise EnvelopeError(f"a Zr-Request header that is not {_FIELDS.size} bytes of a request")
+    # `parse_header` would accept these headers too, but takes longer.
+    if not fields.startswith(_SIMPLE, _HEAD) or fields[_FLAGS_AT]:
+        parse_header(fields[_HEAD:])
+    _, id, ms, window, head, _, _ = _FIELDS.unpack(fields)
+    if others:
+        return id, (subject + NUL + _tracked(fields[_HEAD:], others) + payload,), seconds_left(ms), window, 0
+    return id, (subject + NUL + fields[_HEAD:] + payload,), seconds_left(ms), window, head[_CODEC_AT]
 
 
 def _tracked(fixed: bytes | None, headers: Mapping[str, Any]) -> bytes:
@@ -171,24 +254,36 @@ def _tracked(fixed: bytes | None, headers: Mapping[str, Any]) -> bytes:
         raise EnvelopeError(str(error)) from None
 
 
-def pack_answer(parts: Sequence[bytes]) -> tuple[bytes, bytes]:
+def pack_answer(id: bytes, kind: Kind, number: int, body: bytes) -> tuple[bytes | None, bytes]:
     """Return the headers and the payload of an answer.
 
-    ``parts`` are those after the envelope. The headers are empty for the reply to another program.
+    The headers are None for the reply to another program. ``id`` is that of the request; see `zroute.requests.asked.Send` for the other arguments.
     """
-    if len(parts) == 3:
-        return pack_service_error(int(parts[1]), parts[2].decode()), b""
-    frame = parts[0]
-    if not frame.startswith(MAGIC):
-        return b"", frame
-    message = parse(frame)
-    if message.kind == Kind.FAILED:
-        return pack_service_error(int.from_bytes(message.rest[:2]), message.rest[2:].decode()), b""
-    return b"".join((_VERSION, _REPLY, hexlify(frame[:_PREFIX]), b"\r\n\r\n")), message.rest
+    if kind is _FAILED:
+        return pack_service_error(number, body.decode()), b""
+    if not id:
+        return None, body
+    return _REPLY_BEFORE + hexlify(pack_reply(id, kind, number, b"")) + _END, body
+
+
+def reply_of(block: bytes | None, payload: bytes, id: bytes) -> Reply | None:
+    """Return an answer of a zroute app, or None.
+
+    The result is None for failures, and for all other answers that `answer_of` must read. ``id`` is the id of the request as hexadecimal digits.
+    """
+    if block is None or not block.startswith(_REPLY_KNOWN) or block[_REPLY_ID:] != id + _END:
+        return None
+    try:
+        kind, codec = unhexlify(block[_REPLY_KIND:_REPLY_ID])
+    except ValueError:
+        return None
+    return Reply(kind, payload, codec) if kind in _REPLIES else None
 
 
 def answer_of(block: Block | None, payload: bytes) -> list[bytes]:
     """Return the parts of a received answer, for `zroute.requests.lanes.Lane`.
+
+    `reply_of` reads the usual answers in less time.
 
     Raises:
         EnvelopeError: The header of the answer is malformed.

@@ -55,6 +55,7 @@ __all__ = [
     "frame_of",
     "is_unheard",
     "message_of",
+    "pack_lines",
     "pack_service_error",
     "parse_block",
     "refusal_of",
@@ -100,7 +101,7 @@ def check_headers(headers: Mapping[str, Any]) -> None:
         EncodeError: a name is not an ASCII token, or is ``Zr``; a value is not text, contains a line break, or begins
             or ends with white space; or the headers exceed 4,096 bytes. The error names the header.
     """
-    _lines(headers)
+    pack_lines(headers)
 
 
 def carried(headers: Mapping[str, Any]) -> dict[str, str]:
@@ -118,18 +119,20 @@ def carried(headers: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _lines(headers: Mapping[str, Any]) -> bytes:
-    lines = []
+def pack_lines(headers: Mapping[str, Any]) -> bytes:
+    """Return the application's headers as the end of a block.
+
+    They follow a first header without its line end. Raises EncodeError if a header can't be sent over NATS; see `check_headers`.
+    """
+    lines = [b"\r\n"]
     for name, value in headers.items():
         if fault := _fault_of_name(name) or _fault_of_value(value):
             raise EncodeError(f"header {name!r} can't be sent over NATS: {fault}")
         lines.append(f"{name}: {value}\r\n".encode())
     packed = b"".join(lines)
-    if len(packed) > HEADERS_MAX:
-        raise EncodeError(
-            f"the headers have {len(packed)} bytes; expected at most {HEADERS_MAX}: move data into the body"
-        )
-    return packed
+    if (size := len(packed) - len(lines[0])) > HEADERS_MAX:
+        raise EncodeError(f"the headers have {size} bytes; expected at most {HEADERS_MAX}: move data into the body")
+    return packed + b"\r\n"
 
 
 def _fault_of_name(name: object) -> str:
@@ -171,7 +174,7 @@ def message_of(frame: bytes) -> tuple[bytes, bytes, bytes]:
         return topic, _BEFORE + hexlify(rest[:HEADER_SIZE]) + _END, rest[HEADER_SIZE:]
     header = parse_header(rest)
     fixed = rest[:_FLAGS] + bytes([rest[_FLAGS] & ~_HAS_HEADERS]) + rest[_FLAGS + 1 : HEADER_SIZE]
-    return topic, _BEFORE + hexlify(fixed) + b"\r\n" + _lines(header.headers) + b"\r\n", rest[header.size :]
+    return topic, _BEFORE + hexlify(fixed) + pack_lines(header.headers), rest[header.size :]
 
 
 def fields_of(block: bytes) -> dict[str, str]:

@@ -160,6 +160,10 @@ class Link(Protocol):
     def waiting(self) -> int:
         """The number of bytes that wait to be sent."""
 
+    @property
+    def backlog(self) -> int:
+        """An upper bound of `waiting`, which takes less time to read."""
+
     def subscribe(self, sid: bytes, subject: bytes, queue: bytes | None, take: Take) -> None:
         """Subscribe to a subject."""
 
@@ -350,7 +354,8 @@ class DirectLink(_BaseLink):
         super().__init__(server, options, hooks)
         self._parser = Parser(options.max_message)
         self._out: list[bytes] = []
-        self._out_size = 0
+        self.backlog = 0
+        self._written = 0  # the unsent bytes of the socket after the last write
         self._pings: deque[Callable[[bool], object]] = deque()
         self._socket: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -422,7 +427,7 @@ class DirectLink(_BaseLink):
     @property
     def waiting(self) -> int:
         """The number of bytes that wait to be sent."""
-        return 0 if self.dead else self._out_size + int(self._socket.get_write_buffer_size())
+        return 0 if self.dead else self.backlog - self._written + int(self._socket.get_write_buffer_size())
 
     def _write(self, data: bytes) -> None:
         """Send bytes at the end of the loop's turn, together with all others of the turn."""
@@ -431,14 +436,14 @@ class DirectLink(_BaseLink):
         if not self._out:
             self._loop.call_soon(self._flush)  # type: ignore[union-attr]
         self._out.append(data)
-        self._out_size += len(data)
+        self.backlog += len(data)
 
     def _flush(self) -> None:
         if self._out and not self.dead:
             data = b"".join(self._out) if len(self._out) > 1 else self._out[0]
             self._out.clear()
-            self._out_size = 0
             self._socket.write(data)
+            self.backlog = self._written = int(self._socket.get_write_buffer_size())
 
     def subscribe(self, sid: bytes, subject: bytes, queue: bytes | None, take: Take) -> None:
         """Subscribe to a subject."""
@@ -455,7 +460,14 @@ class DirectLink(_BaseLink):
 
     def publish(self, subject: bytes, payload: bytes, reply: bytes | None, headers: bytes | None) -> None:
         """Send a message."""
-        self._write(publish_frame(subject, payload, reply, headers))
+        # The code of `_write`, because a call would cost each message 2 % of its time.
+        if self.dead:
+            return
+        if not self._out:
+            self._loop.call_soon(self._flush)  # type: ignore[union-attr]
+        frame = publish_frame(subject, payload, reply, headers)
+        self._out.append(frame)
+        self.backlog += len(frame)
 
     def ping(self, answered: Callable[[bool], object]) -> None:
         """Call ``answered`` when the server has answered."""
@@ -586,6 +598,11 @@ class PublicLink(_BaseLink):
         asyncio limits that buffer, except in Python 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 (CVE-2024-12254).
         """
         return 0 if self.dead else self._size + self.client.pending_data_size
+
+    @property
+    def backlog(self) -> int:
+        """The number of bytes that wait to be sent."""
+        return self.waiting
 
     def subscribe(self, sid: bytes, subject: bytes, queue: bytes | None, take: Take) -> None:
         """Subscribe to a subject."""

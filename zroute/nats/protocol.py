@@ -319,13 +319,17 @@ def publish_frame(subject: bytes, payload: bytes, reply: bytes | None = None, he
     The subjects must be valid (`zroute.nats.subjects.check_topic`). ``headers`` is a whole block, with its first line
     and its empty last line.
     """
+    # `join` takes half of the time of one `%`.
     if headers is None:
+        sizes = b" %d\r\n" % len(payload)
         if reply is None:
-            return b"PUB %b %d\r\n%b\r\n" % (subject, len(payload), payload)
-        return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload)
+            return b"".join((b"PUB ", subject, sizes, payload, _END))
+        return b"".join((b"PUB ", subject, b" ", reply, sizes, payload, _END))
     size = len(headers)
-    target = subject if reply is None else b"%b %b" % (subject, reply)
-    return b"HPUB %b %d %d\r\n%b%b\r\n" % (target, size, size + len(payload), headers, payload)
+    sizes = b" %d %d\r\n" % (size, size + len(payload))
+    if reply is None:
+        return b"".join((b"HPUB ", subject, sizes, headers, payload, _END))
+    return b"".join((b"HPUB ", subject, b" ", reply, sizes, headers, payload, _END))
 
 
 def subscribe_line(subject: bytes, sid: bytes, queue: bytes | None = None) -> bytes:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from binascii import hexlify, unhexlify
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any, Final
@@ -40,12 +41,21 @@ from zroute.logs import printable
 from zroute.messages.requests import Kind
 from zroute.messages.topics import Pattern
 from zroute.nats.client import Client, ClientOptions, Connected, Dropped, Event, Lost
-from zroute.nats.exchange import answer_of, is_job, pack_answer, pack_request, request_of
-from zroute.nats.headers import NO_RESPONDERS, parse_block
-from zroute.nats.subjects import check_topic, subject_of
+from zroute.nats.exchange import (
+    answer_of,
+    is_job,
+    pack_answer,
+    plain_packer,
+    reply_of,
+    request_of,
+    request_packer,
+)
+from zroute.nats.headers import NO_RESPONDERS, pack_service_error, parse_block
+from zroute.nats.subjects import subject_of, valid_topics
+from zroute.options import ENVELOPE_MAX
 from zroute.requests.asked import Asked, Listener
 from zroute.requests.client import Client as Requests
-from zroute.requests.lanes import Lane
+from zroute.requests.lanes import Lane, Received
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 
@@ -63,13 +73,10 @@ _AHEAD: Final = 1 << 20
 _SPARE: Final = 1_000
 """The number of ended requests above which the servers of their streams are forgotten."""
 
-_TOPICS: Final = 10_000
-"""The number of topics for which the result of a check is stored."""
-
 _KIND_AT: Final = 4
+_ITEM: Final = Kind.ITEM  # looked up once; see `zroute.requests.asked`
 _ID: Final = slice(6, 22)  # the id in a frame
 _ID_TEXT = re.compile(rb"(?:[0-9a-f]{2})+")
-_REQUEST: Final = int(Kind.REQUEST)
 
 _log = logging.getLogger("zroute")
 
@@ -96,8 +103,9 @@ class NatsRequests:
         self._client: Requests | None = None
         self._lane: Lane | None = None
         self._inbox = b"_INBOX." + secrets.token_hex(11).encode()
+        self._before_id = self._inbox + b"."
         self._servers: dict[bytes, bytes] = {}  # where to send the credits of a stream, by the id of the request
-        self._checked: set[bytes] = set()
+        self._valid = valid_topics()
         # the server
         self._listener: Listener | None = None
         self._notes = b"%b.%b" % (_NOTES, secrets.token_hex(8).encode())
@@ -126,6 +134,8 @@ class NatsRequests:
         if client is not None:
             self._client = client
             client.servers = "that the NATS servers can be reached"
+            given = client.epoch, client.clock_ns, self._reply_subject
+            client.pack = plain_packer(self._reply_subject) if client.is_plain else request_packer(*given)
             self._lane = Lane(client.queue, self._send)
             self._nats.subscribe(self._inbox + b".*", self._take_reply)
             client.queue.add(self._lane)
@@ -166,29 +176,29 @@ class NatsRequests:
 
     # -- the client
 
-    def _send(self, frames: Sequence[bytes]) -> bool:
-        """Send a request, or a message about one; return False if it must wait."""
+    def _send(self, frames: Sequence[Any]) -> bool:
+        """Send a request, or a message about one; return False if it must wait.
+
+        The frames of a request are the result of its packer. Those of a message about one are an empty part and the
+        frame.
+        """
         assert self._lane is not None
-        is_plain = len(frames) > 2
-        is_note = not is_plain and frames[1][_KIND_AT] != _REQUEST
-        if not self._nats.connected:
+        is_note = len(frames) == 2
+        if self._nats.link is None:
             self._lane.down = True
             if not self._started:
                 # The file of credentials may have gone since the start of the app.
                 maybeDeferred(self.start).addErrback(self._not_started)
             return is_note  # a lost connection has already ended the request of a note
-        id = frames[0] if is_plain else frames[1][_ID]
-        reply = self._reply_subject(id)
         try:
             if is_note:
-                sent = self._nats.publish(self._servers.get(id, _NOTES), frames[1], reply)
-            elif is_plain:
-                sent = self._nats.publish(self._valid(frames[2]), frames[3], reply)
+                id = frames[1][_ID]
+                sent = self._nats.publish(self._servers.get(id, _NOTES), frames[1], self._reply_subject(id))
             else:
-                subject, block, payload = pack_request(frames[1])
-                sent = self._nats.publish(self._valid(subject), payload, reply, block)
+                topic, payload, reply, headers = frames
+                sent = self._nats.publish(self._valid[topic], payload, reply, headers)
         except (EncodeError, TopicError) as error:
-            fault = error
+            fault, id = error, unhexlify(frames[2][len(self._before_id) :])
             # In the next turn, because only then the lane knows the request.
             self._reactor.callLater(0, self._lane.fail, id, lambda: fault)
             return True
@@ -201,15 +211,7 @@ class NatsRequests:
             self._lane.writable()
 
     def _reply_subject(self, id: bytes) -> bytes:
-        return b"%b.%b" % (self._inbox, id.hex().encode())
-
-    def _valid(self, topic: bytes) -> bytes:
-        if topic not in self._checked:
-            check_topic(topic)
-            if len(self._checked) >= _TOPICS:
-                self._checked.clear()
-            self._checked.add(topic)
-        return topic
+        return self._before_id + hexlify(id)
 
     def _take_reply(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         self._context.copy().run(self._received, subject, reply, headers, payload)
@@ -217,20 +219,23 @@ class NatsRequests:
     def _received(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         lane = self._lane
         assert lane is not None
+        digits = subject[len(self._before_id) :]
         try:
-            id = bytes.fromhex(subject[len(self._inbox) + 1 :].decode())
+            id = unhexlify(digits)
         except ValueError:  # from a program that has made up the subject
             return
-        try:
-            block = parse_block(headers) if headers else None
-            if block is not None and block.status == NO_RESPONDERS and not payload:
-                self._unheard(lane, id)
+        parts: Received | None = reply_of(headers, payload, digits)
+        if parts is None:
+            try:
+                block = parse_block(headers) if headers else None
+                if block is not None and block.status == NO_RESPONDERS and not payload:
+                    self._unheard(lane, id)
+                    return
+                parts = answer_of(block, payload)
+            except EnvelopeError as error:
+                reason = error.reason
+                lane.fail(id, lambda: RequestError(f"the server sent {reason}"))
                 return
-            parts = answer_of(block, payload)
-        except EnvelopeError as error:
-            reason = error.reason
-            lane.fail(id, lambda: RequestError(f"the server sent {reason}"))
-            return
         if reply is not None and id in lane.sent:
             self._servers[id] = reply
             if len(self._servers) > len(lane.sent) + _SPARE:  # a stream that its reader has left has no last reply
@@ -273,36 +278,39 @@ class NatsRequests:
         self._subjects = []
 
     def _take_request(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
-        if reply is None or is_job(headers):  # a published message or a job of the same topic
-            return
+        if reply is not None and not is_job(headers):  # else a published message or a job of the same topic
+            self._context.copy().run(self._request, subject, reply, headers, payload)
+
+    def _request(self, subject: bytes, reply: bytes, headers: bytes | None, payload: bytes) -> None:
+        listener, envelope = self._listener, [reply, b""]
+        assert listener is not None
         try:
-            parts = request_of(subject, headers, payload)
+            if len(reply) > ENVELOPE_MAX:
+                raise EnvelopeError(f"an envelope of {len(reply)} bytes; expected at most {ENVELOPE_MAX}")
+            id, frames, seconds, window, codec = request_of(subject, headers, payload)
         except EnvelopeError as error:
-            self._stats.requests += 1
-            self._stats.bad_requests += 1
-            self._answer((*_envelope(reply), b"", b"400", f"not a request: {error.reason}".encode()))
+            listener.refuse(_Request(listener, envelope, b"", subject, ()), error)
             return
-        self._listen(reply, parts)
+        asked = _Request(listener, envelope, id, subject, frames, seconds, window)
+        if codec:
+            asked.content = codec, payload
+        listener.accept(asked)
 
     def _take_note(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
         # A request can only arrive at the subject of a handler.
         if reply is not None and len(payload) > _KIND_AT and payload[_KIND_AT] in (Kind.CANCEL, Kind.CREDITS):
-            self._listen(reply, (payload,))
+            assert self._listener is not None
+            self._context.copy().run(self._listener.received, [reply, b"", payload])
 
-    def _listen(self, reply: bytes, parts: Sequence[bytes]) -> None:
-        assert self._listener is not None
-        self._context.copy().run(self._listener.received, [*_envelope(reply), *parts])
-
-    def _answer(self, parts: Sequence[bytes]) -> bool | Deferred[None]:
+    def _answer(self, asked: Asked, kind: Kind, number: int, body: bytes) -> bool | Deferred[None]:
         """Send an answer; return a Deferred if the next item must wait."""
-        end = parts.index(b"", 1)
-        reply, answer = b".".join(parts[:end]), parts[end + 1 :]
-        headers, payload = pack_answer(answer)
-        is_item = answer[0][_KIND_AT : _KIND_AT + 1] == _ITEM and bool(headers)
+        reply = asked.envelope[0]
+        headers, payload = pack_answer(asked.id, kind, number, body)
+        is_item = kind is _ITEM
         try:
-            sent = self._nats.publish(reply, payload, self._notes if is_item else None, headers or None)
+            sent = self._nats.publish(reply, payload, self._notes if is_item else None, headers)
         except EncodeError as error:
-            headers, _ = pack_answer((b"", b"500", f"EncodeError: {error}".encode()))
+            headers = pack_service_error(500, f"EncodeError: {error}")
             self._nats.publish(reply, b"", None, headers)
             return self._undelivered(reply, str(error))
         if not sent:
@@ -332,17 +340,19 @@ class NatsRequests:
         return self._nats.close(seconds if self._nats.connected else 0.0)
 
 
-_ITEM: Final = bytes([Kind.ITEM])
+class _Request(Asked):
+    """A request whose envelope is its reply subject."""
 
+    __slots__ = ()
 
-def _envelope(reply: bytes) -> tuple[bytes, ...]:
-    """Return the envelope of a request, from its reply subject.
+    @property
+    def peer(self) -> bytes:
+        """The inbox of the client.
 
-    It is the client's inbox, and the rest of the subject. The inbox is the same in all requests of a client, so no
-    client can take the room of the others.
-    """
-    inbox, _, rest = reply.rpartition(b".")
-    return (inbox, rest, b"") if inbox and rest else (reply, b"")
+        It is the same in all requests of a client, so no client can take the room of the others.
+        """
+        inbox, _, rest = self.envelope[0].rpartition(b".")
+        return inbox if inbox and rest else self.envelope[0]
 
 
 def _lost(what: str) -> RequestLostError:

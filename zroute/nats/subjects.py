@@ -31,17 +31,32 @@ This module does no I/O.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Final, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias, TypeVar
 
 from zroute.errors import PatternError, TopicError
 from zroute.logs import printable
 from zroute.messages.topics import Pattern, is_text
 
-__all__ = ["JOINS", "check_topic", "generalise", "is_reserved", "overlap", "subject_of"]
+__all__ = [
+    "JOINS",
+    "TOPICS",
+    "TopicMemo",
+    "check_topic",
+    "generalise",
+    "is_reserved",
+    "overlap",
+    "subject_of",
+    "valid_topics",
+]
 
 JOINS: Final = b"_zr."
 """The beginning of the subjects that zroute uses itself."""
+
+TOPICS: Final = 10_000
+"""The number of topics for which a `TopicMemo` stores results."""
+
+V = TypeVar("V")
 
 _RESERVED: Final = (b"$", b"_INBOX.", JOINS)
 """The beginnings of subjects of the server, of requests, and of zroute."""
@@ -90,6 +105,36 @@ def check_topic(topic: bytes) -> None:
     """
     if fault := _topic_fault(topic):
         raise TopicError(f"topic '{printable(topic)}' {fault}", topic=topic.decode("utf-8", "surrogateescape"))
+
+
+class TopicMemo(dict[bytes, V]):
+    """The results of a function of topics, for up to `TOPICS` topics.
+
+    ``memo[topic]`` calls the function for a new topic, and raises its errors.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[bytes], V]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, topic: bytes) -> V:
+        found = self._function(topic)
+        if len(self) >= TOPICS:
+            self.clear()
+        self[topic] = found
+        return found
+
+
+def valid_topics() -> TopicMemo[bytes]:
+    """Return a memo of `check_topic`, whose results are the topics themselves."""
+
+    def valid(topic: bytes) -> bytes:
+        check_topic(topic)
+        return topic
+
+    return TopicMemo(valid)
 
 
 def is_reserved(topic: bytes) -> bool:

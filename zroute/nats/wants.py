@@ -6,10 +6,12 @@ its accounts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Final
 
 from zroute.errors import EnvelopeError, PatternError
-from zroute.messages.topics import Pattern, parse
+from zroute.messages.topics import MAX_TOPIC, Pattern, parse
 from zroute.receiving.trie import build
 
 __all__ = ["Wants", "wants_of"]
@@ -42,6 +44,20 @@ def wants_of(subjects: Iterable[bytes]) -> Wants:
     Raises EnvelopeError if a peer has sent an invalid subject.
     """
     try:
-        return Wants([parse(subject.decode()) for subject in subjects])
+        return Wants([_pattern(subject) for subject in subjects])
     except (PatternError, UnicodeDecodeError) as error:
         raise EnvelopeError(f"a join with an invalid subject: {error}") from error
+
+
+_LITERAL: Final = re.compile(rb"[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+)*").fullmatch
+
+
+def _pattern(subject: bytes) -> Pattern:
+    """Return the pattern of a subject.
+
+    A join may have 15,000 subjects, most of which are plain topics. The parser would take four times as long for such
+    a topic, and return the same pattern.
+    """
+    if len(subject) <= MAX_TOPIC and _LITERAL(subject):
+        return Pattern(subject.decode(), tuple(subject.split(b".")), separator=b".")
+    return parse(subject.decode())

@@ -21,7 +21,7 @@ from typing import Any
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 
-from zroute.awaiting import is_awaitable, was_cancelled
+from zroute.awaiting import was_cancelled
 from zroute.clock import Deadlines
 from zroute.declarations.replies import replies_of
 from zroute.errors import DecodeError, EncodeError, EnvelopeError, RequestRefused, SchemaError, UsageError
@@ -30,7 +30,7 @@ from zroute.messages.codecs import JSON, MSGPACK, RAW, Codec, Codecs, detect
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.messages.wire import HEADER_MAX, HEADER_SIZE, MAGIC, Kind, pack_head, parse_header
-from zroute.options import REQUESTS_WAITING_BYTES
+from zroute.options import LARGE_FRAME, REQUESTS_WAITING_BYTES
 from zroute.publishing.headers import WithHeaders
 from zroute.publishing.producers import Publish
 from zroute.publishing.publication import Encode, bind_encoder
@@ -257,7 +257,8 @@ class ReplyResults(Results):
         if asked.over:
             return
         try:
-            reply = self.encoder(delivery.route, asked)(value)
+            usual = None if asked.json else self._encoders.get((delivery.route, 0))
+            reply = (usual or self.encoder(delivery.route, asked))(value)
         except EncodeError as error:
             if delivery.route.streams:
                 error.args = (f"{error}; the handler declares an iterator: yield the values, or return iter(values)",)
@@ -410,7 +411,9 @@ class Replying:
             return
         raw = RequestFrames.of(asked)
         try:
-            number, body = self._read(asked)
+            number, body = asked.content or self._read(asked)
+            if len(body) > self._max_message:
+                raise EnvelopeError(f"a body of {len(body)} bytes; expected at most max_message={self._max_message}")
         except EnvelopeError as error:
             self._malformed(error, raw)
             return
@@ -419,7 +422,8 @@ class Replying:
             self._stats.bad_requests += 1
             asked.refuse(400, _STREAMS if asked.id else _STREAMS_PLAIN)
             return
-        fault = self._cache.deliver(entry, number, body)(body, raw)
+        deliver = entry.others.get((number, len(body) > LARGE_FRAME)) or self._cache.deliver(entry, number, body)
+        fault = deliver(body, raw)
         if fault is None and not asked.taken:  # the handler has returned None
             try:
                 self._results.answer(entry.deliveries[0], None, asked)
@@ -434,9 +438,11 @@ class Replying:
         Most clients use zroute and send a header without counters and application headers. The first bytes of the frame
         identify this header, so it does not need to be parsed.
         """
-        frame, start = asked.frames[-1], len(asked.topic) + 1 if len(asked.frames) == 1 else 0
-        if frame.startswith(_SIMPLE, start) and len(frame) >= start + HEADER_SIZE and not frame[start + _FLAGS_AT]:
-            number, start = frame[start + _CODEC_AT], start + HEADER_SIZE
+        frames = asked.frames
+        frame, start = frames[-1], len(asked.topic) + 1 if len(frames) == 1 else 0
+        end = start + HEADER_SIZE
+        if frame.startswith(_SIMPLE, start) and len(frame) >= end and not frame[start + _FLAGS_AT]:
+            number, start = frame[start + _CODEC_AT], end
         elif frame.startswith(MAGIC, start):
             header = parse_header(frame[start : start + HEADER_MAX])
             if header.kind is not Kind.DATA:
@@ -444,13 +450,10 @@ class Replying:
             number, start = header.codec, start + header.size
         else:
             number = 0
+        body = frame[start:]
         if not number:
-            asked.json = detect(frame[start:]) is JSON
-        if len(frame) - start > self._max_message:
-            raise EnvelopeError(
-                f"a body of {len(frame) - start} bytes; expected at most max_message={self._max_message}"
-            )
-        return number, frame[start:]
+            asked.json = detect(body) is JSON
+        return number, body
 
     def _unrouted(self, raw: RawFrames) -> int:
         asked = _asked(raw)
@@ -478,9 +481,10 @@ def _end_late(asked: Asked) -> None:
 
 def _is_plain(result: Any) -> bool:
     """Return True for a value that zroute neither awaits nor iterates over."""
-    if type(result) in (Skipped, Waiting) or is_awaitable(result):
+    if type(result) in (Skipped, Waiting):
         return False
-    return not (hasattr(result, "__next__") or hasattr(result, "__anext__"))
+    # The first test is that of `is_awaitable`.
+    return not (hasattr(result, "__await__") or hasattr(result, "__next__") or hasattr(result, "__anext__"))
 
 
 def reason_of(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from zroute.messages.requests import (
     parse_credits,
     parse_request,
     plain_failure,
+    refusal_text,
     topic_of,
 )
 from zroute.messages.wire import NamedFrame
@@ -33,8 +34,11 @@ from zroute.stats import Stats
 
 __all__ = ["Asked", "Listener"]
 
-Send = Callable[[Sequence[bytes]], "bool | Deferred[None]"]
-"""A function that sends a message to a client; the first part is the client's identity.
+Send = Callable[["Asked", Kind, int, bytes], "bool | Deferred[None]"]
+"""A function that sends a message about a request to its client.
+
+The arguments are the request, the kind, and the codec number and the body of a value. For the kind FAILED, they are the
+code and the text, as UTF-8. `Asked.parts` returns the message as ZeroMQ's parts.
 
 The function returns True, or a Deferred that fires when the client has room. If the function can't deliver the message,
 it counts and logs the loss, and returns False.
@@ -60,6 +64,7 @@ class Asked:
         taken: True if the request has been answered, or will be answered.
         over: True if the request has been answered, or the client no longer waits.
         running: The waiting or unfinished call of the handler, if the call can be cancelled.
+        content: The codec number and the body, if the transport has read them; None otherwise.
         deadline: The end of the request's time; None if no timer watches it.
         json: True if the body looks like JSON although no codec is stated.
     """
@@ -69,6 +74,7 @@ class Asked:
         "_listener",
         "_on_end",
         "_room",
+        "content",
         "deadline",
         "envelope",
         "frames",
@@ -93,6 +99,7 @@ class Asked:
         seconds: float | None = None,
         window: int = 0,
     ) -> None:
+        self.content: tuple[int, bytes] | None = None
         self._listener = listener
         self.envelope = envelope
         self.id = id
@@ -125,15 +132,15 @@ class Asked:
 
     def reply(self, number: int, body: bytes) -> None:
         """Send the single reply; ``number`` is the codec of ``body``."""
-        self._end((pack_reply(self.id, Kind.REPLY, number, body),) if self.id else (body,))
+        self._end(_REPLY, number, body)
 
     def refuse(self, code: int, text: str) -> None:
         """Send a failure as the reply, with a code and a text."""
-        self._end((pack_failure(self.id, code, text),) if self.id else plain_failure(code, text))
+        self._end(Kind.FAILED, code, refusal_text(text))
 
     def finish(self) -> None:
         """Send the end of the stream."""
-        self._end((pack_reply(self.id, Kind.END, 0, b""),))
+        self._end(Kind.END, 0, b"")
 
     def item(self, number: int, body: bytes) -> Deferred[None] | None:
         """Send an item; return a Deferred that fires when the client takes the next one.
@@ -143,7 +150,7 @@ class Asked:
         """
         if self.over:
             raise CancelledError
-        sent = self._listener.send((*self.envelope, pack_reply(self.id, Kind.ITEM, number, body)))
+        sent = self._listener.send(self, _ITEM, number, body)
         if sent is False:
             self._close()  # otherwise the client would miss the item without notice
             raise CancelledError
@@ -180,12 +187,25 @@ class Asked:
         if running is not None:
             running.cancel()
 
-    def _end(self, parts: Sequence[bytes]) -> None:
+    def _end(self, kind: Kind, number: int, body: bytes) -> None:
         if self.over:
             return
-        self._close()
+        self.taken = self.over = True
+        if self._on_end is not None:
+            self._close()
         self.running = None
-        self._listener.send((*self.envelope, *parts))
+        self._listener.send(self, kind, number, body)
+
+    def parts(self, kind: Kind, number: int, body: bytes) -> tuple[bytes, ...]:
+        """Return a message to the client as parts.
+
+        The first part is the client's identity. `Send` describes the arguments.
+        """
+        if kind is _FAILED:
+            text = body.decode()
+            rest = (pack_failure(self.id, number, text),) if self.id else plain_failure(number, text)
+            return (*self.envelope, *rest)
+        return (*self.envelope, pack_reply(self.id, kind, number, body) if self.id else body)
 
     def _close(self) -> None:
         self.taken = self.over = True
@@ -233,13 +253,21 @@ class Listener:
                 raise EnvelopeError(f"an envelope of {size} bytes; expected at most {ENVELOPE_MAX}")
             asked = self._read(envelope, parts[end:], peer)
         except EnvelopeError as error:
-            self._stats.requests += 1
-            self._stats.bad_requests += 1
-            self.send((*envelope, *_refusal(parts[end:], f"not a request: {error.reason}")))
+            self.refuse(Asked(self, envelope, _id_of(parts[end:]), b"", ()), error)
             return
         if asked is not None:
-            self._stats.requests += 1
-            self._on_request(asked)
+            self.accept(asked)
+
+    def accept(self, asked: Asked) -> None:
+        """Count a request, and pass it on."""
+        self._stats.requests += 1
+        self._on_request(asked)
+
+    def refuse(self, asked: Asked, error: EnvelopeError) -> None:
+        """Count a malformed request, and answer it with a failure."""
+        self._stats.requests += 1
+        self._stats.bad_requests += 1
+        asked.refuse(400, f"not a request: {error.reason}")
 
     def _read(self, envelope: list[bytes], rest: list[bytes], peer: str | None) -> Asked | None:
         """Return a request; None for a message about an earlier request."""
@@ -311,11 +339,16 @@ class Listener:
 
 
 _REQUEST = int(Kind.REQUEST)
+# Looked up once, because Python 3.11 takes 2,000 instructions to find a member of an enum.
+_REPLY, _ITEM, _FAILED = Kind.REPLY, Kind.ITEM, Kind.FAILED
 
 
-def _refusal(rest: Sequence[bytes], text: str) -> tuple[bytes, ...]:
-    """Return the failure for a malformed request, in the same form as the request."""
+def _id_of(rest: Sequence[bytes]) -> bytes:
+    """Return the id of a malformed request; empty for the plain form.
+
+    Its failure then has the same form.
+    """
     try:
-        return (pack_failure(parse(rest[0]).id, 400, text),)
+        return parse(rest[0]).id
     except (EnvelopeError, IndexError):
-        return plain_failure(400, text)
+        return b""

@@ -7,8 +7,9 @@ until a server has room for it.
 from __future__ import annotations
 
 import os
+from asyncio import _get_running_loop
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet
@@ -48,7 +49,7 @@ from zroute.messages.requests import (
 )
 from zroute.messages.topics import Topic
 from zroute.options import APP_WINDOW, STREAM_SILENCE, STREAM_WINDOW
-from zroute.requests.lanes import Lane, Requests, Unanswered
+from zroute.requests.lanes import Lane, Received, Requests, Unanswered
 from zroute.stats import Stats
 
 __all__ = ["Answer", "Client", "DecodeReply", "ReplyStream", "reply_decoder"]
@@ -60,6 +61,9 @@ DecodeReply = Callable[[int, bytes], Any]
 
 The arguments are the number of the codec (0 if none is stated) and the body.
 """
+
+Pack = Callable[..., Sequence[Any]]
+"""Packs a request, with the arguments of `zroute.messages.requests.request_packer`; returns its frames."""
 
 _DECODERS = 1000
 """The number of types whose decoders a client keeps."""
@@ -101,8 +105,8 @@ class Client:
         self._clock = clock
         self.queue = Requests(clock, window=APP_WINDOW, timed_out=self.timed_out, on_late=self._late)
         self.later = later
-        self.check: Callable[[], None] = lambda: None
-        """Raises an error if the caller can't use the sockets. The transport replaces this function."""
+        self.check: Callable[[], None] | None = None
+        """Raises an error if the caller can't use the sockets. The transport sets this function."""
         self.servers = "that App(req=…) contains its address"
         """What to check if no server is connected, for errors. The transport replaces this text."""
         self.answers_later = False
@@ -111,13 +115,17 @@ class Client:
         self._name = name
         self._codecs = codecs
         self._max_message = max_message
-        self._pack = request_packer(int.from_bytes(os.urandom(8)), clock_ns)
-        self._is_plain = is_plain
+        self.epoch = int.from_bytes(os.urandom(8))
+        self.clock_ns = clock_ns
+        self.is_plain = is_plain
+        self.pack: Pack = _plain if is_plain else _framed(request_packer(self.epoch, clock_ns))
+        """Returns the frames of a request for `Lane.send`. A transport with another wire replaces this function."""
         self._streams: WeakSet[_Stream] = WeakSet()
         self._alive = Looping(self._show_life)
         self._alive.clock = clock  # type: ignore[assignment]  # a Clock has the methods that are needed
         self._closed = False
         self._thread = get_ident()
+        self._loop = getattr(clock, "_asyncioEventloop", None)  # of Twisted's asyncio reactor
         self._unanswered = 0
         self._decoders: dict[Any, DecodeReply] = {}
         self._idle: list[Signal] = []
@@ -143,7 +151,7 @@ class Client:
             made = self._decoders[schema] = reply_decoder(schema, self._codecs)
         return made
 
-    async def request(
+    def request(
         self,
         topic: bytes,
         number: int,
@@ -152,12 +160,29 @@ class Client:
         decode: DecodeReply,
         timeout: float | None,
         retry: tuple[float, ...] = (),
-    ) -> Any:
-        """Send a request, retry it after each delay in ``retry``, and return the reply.
+    ) -> Coroutine[Any, Any, Any]:
+        """Send a request, and return a coroutine for the reply.
 
-        The client retries a request that was lost, that a busy server refused, or that found no server. The client
-        retries only within the timeout. The other arguments and the errors are those of `ask`.
+        Without ``retry``, the request is sent before this function returns. ``retry`` has the delays before further
+        attempts. The client retries a request that was lost, that a busy server refused, or that found no server. The
+        client retries only within the timeout. The other arguments and the errors are those of `ask`.
         """
+        if retry:
+            return self._retrying(topic, number, body, headers, decode, timeout, retry)
+        answer = Answer(self, topic, decode, timeout)
+        self._send(answer, topic, number, body, headers, 0)
+        return answer.value()
+
+    async def _retrying(
+        self,
+        topic: bytes,
+        number: int,
+        body: bytes,
+        headers: Mapping[str, Any] | None,
+        decode: DecodeReply,
+        timeout: float | None,
+        retry: tuple[float, ...],
+    ) -> Any:
         began = self._clock.seconds()
         left = timeout
         for delay in retry:
@@ -217,7 +242,7 @@ class Client:
         timeout: float | None,
     ) -> ReplyStream[Any]:
         """Send a request for a stream; the arguments are those of `ask`."""
-        if self._is_plain:
+        if self.is_plain:
             raise UsageError("plain requests have no streams: request streams from an app with wire='tracked'")
         stream = _Stream(self, topic, decode, timeout)
         self._send(stream, topic, number, body, headers, STREAM_WINDOW)
@@ -241,8 +266,10 @@ class Client:
                 "topic, message) in that thread, without asyncio.run(); or run the task and the app on one event "
                 "loop"
             )
-        check_loop(self._clock)
-        self.check()
+        if self._loop is None or self._loop is not _get_running_loop():
+            check_loop(self._clock)
+        if self.check is not None:
+            self.check()
         if self._closed:
             raise NotRunningError(f"{self._name!r} has stopped, and can't send requests")
         if len(body) > self._max_message:
@@ -251,12 +278,9 @@ class Client:
                 "request, or give both apps limits=Limits(max_message=…)"
             )
         id = request.id = self.queue.new_id()
-        if not self._is_plain:
-            request.frames = (b"", self._pack(id, topic, number, body, headers, request.timeout, window))
-        elif headers:
+        if headers and self.is_plain:
             raise EncodeError("headers need wire='tracked': remove the headers, or use wire='tracked'")
-        else:
-            request.frames = (id, b"", topic, body)
+        request.frames = self.pack(id, topic, number, body, headers, request.timeout, window)
         self._stats.requests_sent += 1
         self._unanswered += 1
         self.queue.send(request)
@@ -279,7 +303,7 @@ class Client:
 
         A plain server gets no such frame, because it can't read the frame.
         """
-        if not self._is_plain:
+        if not self.is_plain:
             lane.note((b"", frame))
 
     def abandon(self, stream: _Stream) -> None:
@@ -350,15 +374,27 @@ class Client:
             self._alive.stop()
 
 
+def _framed(pack: Callable[..., bytes]) -> Pack:
+    return lambda *given: (b"", pack(*given))
+
+
+def _plain(id: bytes, topic: bytes, _number: int, body: bytes, *_: object) -> Sequence[bytes]:
+    return id, b"", topic, body
+
+
 _REPLY, _ITEM, _FAILED = int(Kind.REPLY), int(Kind.ITEM), int(Kind.FAILED)
 
 
-def _parsed(parts: Sequence[bytes]) -> Reply:
+def _parsed(parts: Received) -> Reply:
     """Parse a reply of either form, from the parts after the empty part.
+
+    A reply that the transport has parsed is returned unchanged.
 
     Raises:
         EnvelopeError: The reply is malformed.
     """
+    if isinstance(parts, Reply):
+        return parts
     if len(parts) == 1 and parts[0].startswith(MAGIC):
         return parse_reply(parse(parts[0]))
     return parse_plain_reply(parts)
@@ -400,18 +436,15 @@ class _Call(Unanswered):
             )
         return kind(f"{_PHRASES[reply.number]}: {text}", reason=text)
 
-    def _decoded(self, reply: Reply) -> Any:
-        """Return the value of a reply or an item.
+    def _undecodable(self, error: BaseException) -> DecodeError:
+        """Return the error for a value that can't be decoded as the declared type.
 
-        Raises:
-            DecodeError: The value can't be decoded as the declared type.
+        The user's code in a schema may raise any ``error``, even SystemExit.
         """
-        try:
-            return self._decode(reply.number, reply.body)
-        except BaseException as error:  # the user's code in a schema may raise any error, even SystemExit
-            reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {printable(error)}"
-            topic = str(Topic.from_wire(self._topic))
-            raise DecodeError(f"reply can't be decoded: {reason}", topic=topic) from error
+        reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {printable(error)}"
+        made = DecodeError(f"reply can't be decoded: {reason}", topic=str(Topic.from_wire(self._topic)))
+        made.__cause__ = error
+        return made
 
 
 _PHRASES = {
@@ -430,10 +463,10 @@ class Answer(_Call):
     _reply: Reply
     _value: Any
 
-    def read(self, parts: list[bytes]) -> bool:
+    def read(self, parts: Received) -> bool:
         """Read the reply; return True, because a single reply is the last message."""
         try:
-            self._reply = _parsed(parts)
+            self._reply = parts if type(parts) is Reply else _parsed(parts)
         except EnvelopeError as error:
             self.error = RequestError(f"the server sent {error}")
         else:
@@ -446,13 +479,14 @@ class Answer(_Call):
         """Decode the reply, and wake the caller."""
         error = self.error
         if error is None:
-            if self._reply.kind == _REPLY:
+            reply = self._reply
+            if reply.kind == _REPLY:
                 try:
-                    self._value = self._decoded(self._reply)
-                except DecodeError as caught:
-                    error = caught
-            elif self._reply.kind == _FAILED:
-                error = self._refused(self._reply)
+                    self._value = self._decode(reply.number, reply.body)
+                except BaseException as caught:
+                    error = self._undecodable(caught)
+            elif reply.kind == _FAILED:
+                error = self._refused(reply)
             else:
                 error = RequestError("the server sent a stream: use app.request_stream")
         if error is not None:
@@ -494,7 +528,7 @@ class _Stream(_Call):
         self._last = False
         self._fault: Exception | None = None
 
-    def read(self, parts: list[bytes]) -> bool:
+    def read(self, parts: Received) -> bool:
         """Store an item; return True if no more items follow."""
         try:
             reply = _parsed(parts)
@@ -554,7 +588,10 @@ class _Stream(_Call):
         if self._taken >= STREAM_WINDOW // 2 and not self.ended and self.lane is not None:
             self._client.note(self.lane, pack_credits(self.id, self._taken))
             self._taken = 0
-        return self._decoded(reply)
+        try:
+            return self._decode(reply.number, reply.body)
+        except BaseException as error:
+            raise self._undecodable(error) from error
 
 
 class ReplyStream(Generic[T_co]):

@@ -15,15 +15,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count, takewhile
 from struct import Struct
+from typing import Any, TypeAlias, cast
 
 from twisted.internet.defer import Deferred
 
 from zroute.clock import Clock, Deadline, Deadlines
 from zroute.errors import EnvelopeError
-from zroute.messages.requests import MAGIC, parse
+from zroute.messages.requests import MAGIC, Reply, parse
 from zroute.options import REQUEST_FORGOTTEN, REQUEST_WINDOW
 
-__all__ = ["Lane", "Requests", "Unanswered", "split_reply"]
+__all__ = ["Lane", "Received", "Requests", "Unanswered", "split_reply"]
+
+Received: TypeAlias = "list[bytes] | Reply"
+"""A message from a server: its parts after the empty part, or a reply that the transport has parsed."""
 
 _NUMBER = Struct(">Q")  # the second half of an id; the first half is random
 
@@ -48,14 +52,14 @@ class Unanswered:
 
     def __init__(self, timeout: float | None) -> None:
         self.id = b""
-        self.frames: Sequence[bytes] = ()
+        self.frames: Sequence[Any] = ()
         self.timeout = timeout
         self.waits = True
         self.deadline: Deadline | None = None
         self.lane: Lane | None = None
         self.counts = True
 
-    def read(self, parts: list[bytes]) -> bool:
+    def read(self, parts: Received) -> bool:
         """Read a message from the server; return True if it is the last one."""
         raise NotImplementedError
 
@@ -76,8 +80,8 @@ class _WithDeferred(Unanswered):
     parts: list[bytes]
     reply: Deferred[list[bytes]]
 
-    def read(self, parts: list[bytes]) -> bool:
-        self.parts = parts
+    def read(self, parts: Received) -> bool:
+        self.parts = cast("list[bytes]", parts)  # only transports of apps parse replies
         return True
 
     def deliver(self) -> None:
@@ -98,7 +102,7 @@ class Lane:
     - `lost` when the peer has disconnected.
     """
 
-    def __init__(self, requests: Requests, send: Callable[[Sequence[bytes]], bool]) -> None:
+    def __init__(self, requests: Requests, send: Callable[[Sequence[Any]], bool]) -> None:
         self._requests = requests
         self.send = send
         self.sent: dict[bytes, Unanswered] = {}
@@ -131,7 +135,7 @@ class Lane:
             self.blocked = True
             self._notes.append(frames)
 
-    def received(self, id: bytes, parts: list[bytes]) -> bool:
+    def received(self, id: bytes, parts: Received) -> bool:
         """Process a reply. Return False if no caller waits for the reply.
 
         The reply may be late or sent twice, or the request may be unknown.
@@ -262,38 +266,47 @@ class Requests:
         """Send a request when a lane has room. ``request`` must have an id and frames."""
         if request.timeout is not None:
             request.deadline = self._deadlines.add(request.timeout, request, self._too_late)
-        self._waiting[request.id] = request
-        if len(self._waiting) == 1:  # otherwise an earlier request already waits for room
-            self.pump()
+        # Otherwise an earlier request already waits for room.
+        if self._waiting or not self._sent(request):
+            self._waiting[request.id] = request
 
     def pump(self) -> None:
         """Send waiting requests until no lane has room."""
-        while self._waiting and (lane := self._free()) is not None:
+        while self._waiting:
             request = next(iter(self._waiting.values()))
-            if not lane.send(request.frames):
-                lane.blocked = True
-                # `_free` skips a blocked lane, so the next round tries another one.
-                continue
+            if not self._sent(request):
+                return
             del self._waiting[request.id]
-            request.frames, request.lane = (), lane
-            lane.sent[request.id] = request
-            lane.load += 1
+
+    def _sent(self, request: Unanswered) -> bool:
+        """Send a request through a lane; return False if no lane has room."""
+        while (lane := self._free()) is not None:
+            if lane.send(request.frames):
+                request.frames, request.lane = (), lane
+                lane.sent[request.id] = request
+                lane.load += 1
+                return True
+            lane.blocked = True  # `_free` skips a blocked lane, so the next round tries another one
+        return False
 
     def _free(self) -> Lane | None:
         """Return the usable lane with the fewest unanswered requests, or None.
 
         Lanes with the same number of requests take turns.
         """
+        if len(self._lanes) == 1:
+            lane = self._lanes[0]
+            return None if lane.blocked or lane.down or lane.load >= self._window else lane
         found = None
         for lane in self._lanes:
             if not (lane.blocked or lane.down) and lane.load < (self._window if found is None else found.load):
                 found = lane
-        if found is not None and len(self._lanes) > 1:
+        if found is not None:
             self._lanes.remove(found)
             self._lanes.append(found)
         return found
 
-    def answered(self, lane: Lane, request: Unanswered, parts: list[bytes]) -> bool:
+    def answered(self, lane: Lane, request: Unanswered, parts: Received) -> bool:
         """Deliver a message from a server; return False if the caller has given up.
 
         If the message is the last one for this request, the lane has room for another request.
@@ -313,9 +326,12 @@ class Requests:
         self._on_late()
 
     def _end(self, lane: Lane, request: Unanswered) -> None:
-        self._cancel_timer(request)
+        if request.deadline is not None:
+            self._deadlines.cancel(request.deadline)
+            request.deadline = None
         lane.drop(request)
-        self.pump()
+        if self._waiting:
+            self.pump()
 
     def fail(self, lane: Lane, request: Unanswered, error: Callable[[], Exception]) -> None:
         """See `Lane.fail`."""

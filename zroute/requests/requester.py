@@ -169,7 +169,7 @@ class Requester(Generic[Q_contra, A_co]):
             SignatureError: ``timeout`` is not a positive number of seconds.
             NotRunningError: No app that includes this requester is running.
         """
-        way = self._way()
+        way = self._running[0] if len(self._running) == 1 else self._way()
         limit = self.timeout if timeout is DEFAULT else checked_wait(timeout)
         topic, number, body = way.packed(message, captures)
         reply: A_co = await way.client.request(topic, number, body, headers, way.decode, limit, self.retry)
@@ -226,6 +226,13 @@ class CompiledRequester:
     _client: Client | None = attrs.field(init=False, default=None)
     _decode: DecodeReply | None = attrs.field(init=False, default=None)
     _topics: dict[tuple[object, ...], bytes] = attrs.field(init=False, factory=dict)
+    _simple: tuple[type, ...] = attrs.field(init=False)  # the types of values that are all text
+    _type: type | None = attrs.field(init=False, default=None)  # of the last message
+    _is_mapping: bool = attrs.field(init=False, default=False)
+
+    @_simple.default
+    def _all_text(self) -> tuple[type, ...]:
+        return (str,) * len(self.pattern.captures)
 
     def open(self, client: Client) -> None:
         """Send requests through ``client`` until `close`."""
@@ -268,7 +275,12 @@ class CompiledRequester:
         return self._topic(message, captures), number, body
 
     def _topic(self, message: Any, captures: Mapping[str, object]) -> bytes:
-        names, separator = self.pattern.captures, self.pattern.separator
+        names = self.pattern.captures
+        # The usual case.
+        if len(names) == 1 and not captures and type(message) is self._type and not self._is_mapping:
+            value = getattr(message, names[0], None)
+            if type(value) is str and (known := self._topics.get((value,))) is not None:
+                return known
         for name in captures:
             if name not in names:
                 advice = f"; {name} is an option of app.requester" if name in _OF_REQUESTER else ""
@@ -277,9 +289,11 @@ class CompiledRequester:
                     topic=self.pattern.text,
                 )
         values = tuple([self._value(name, message, captures) for name in names])
-        simple = all(type(value) is str for value in values)
+        # Only text: other values that are equal, such as 1 and True, are different segments.
+        simple = tuple(map(type, values)) == self._simple
         known = self._topics.get(values) if simple else None
         if known is None:
+            separator = self.pattern.separator
             segments = {name: segment_bytes(name, value, separator) for name, value in zip(names, values, strict=True)}
             known = self.pattern.topic(segments)
             if len(self._topics) >= _KNOWN:
@@ -291,7 +305,9 @@ class CompiledRequester:
     def _value(self, name: str, message: Any, captures: Mapping[str, object]) -> object:
         if name in captures:
             return captures[name]
-        found = message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
+        if type(message) is not self._type:
+            self._type, self._is_mapping = type(message), isinstance(message, Mapping)
+        found = message.get(name) if self._is_mapping else getattr(message, name, None)
         if found is None:
             raise TopicError(
                 f"{self.pattern.text!r} needs a value for {name!r}: call request(..., {name}=…), or send a message "

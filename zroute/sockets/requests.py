@@ -108,8 +108,9 @@ class _ReplySocket(SendingConnection):
         super()._poked()
         self._send_to_readers()
 
-    def _answer(self, parts: Sequence[bytes]) -> bool | Deferred[None]:
+    def _answer(self, asked: Asked, *message: Any) -> bool | Deferred[None]:
         """Send a message to a client, or hold it while the client's queue is full."""
+        parts = asked.parts(*message)
         held = self._held.get(parts[0])
         if held is None:
             sent = self._send_now(parts)

@@ -157,7 +157,8 @@ class RequestBus:
         if member in self._members and member.listener is not None:
             member.listener.received(frames, peer)
 
-    def _reply(self, parts: Sequence[bytes]) -> bool:
+    def _reply(self, asked: Asked, kind: Kind, number: int, body: bytes) -> bool:
+        parts = asked.parts(kind, number, body)
         lane = self._lanes[parts[0]]
         self._later(lane.received, *split_reply(list(parts[1:])))
         return True

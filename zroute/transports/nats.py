@@ -61,7 +61,7 @@ from zroute.nats.publisher import TopicPublisherSession
 from zroute.nats.requests import NatsRequests
 from zroute.nats.servers import parse_servers
 from zroute.nats.session import TopicAccounts
-from zroute.nats.subjects import check_topic, generalise, is_reserved, subject_of
+from zroute.nats.subjects import TopicMemo, generalise, is_reserved, subject_of, valid_topics
 from zroute.nats.wants import Wants
 from zroute.nats.worker_group import WorkerGroup
 from zroute.options import LINGER_DRAIN, MAX_MESSAGE, READ_BUDGET, frame_limit
@@ -94,9 +94,6 @@ _PAUSED: Final = 5.0
 
 _ANSWERS: Final = 0.005
 """The time in seconds between two checks for the last answers of publishers."""
-
-_TOPICS: Final = 10_000
-"""The number of topics for which the result of a check is stored."""
 
 _DENIALS: Final = 1_000
 """The number of errors of servers that are kept."""
@@ -181,8 +178,8 @@ class NatsTransport:
         self._subjects: dict[bytes, tuple[bytes, bool]] = {}  # the id of each subscription, and True with a filter
         self._private: list[bytes] = []  # the ids of the subscriptions to statements
         self._asked: list[bytes] = []  # the ids of the subscriptions to questions
-        self._known: dict[bytes, bool] = {}  # topics that were compared with the patterns
-        self._checked: set[bytes] = set()  # published topics without numbers
+        self._known = TopicMemo(self._is_wanted)
+        self._valid = valid_topics()  # published topics without numbers
         self._said_wide = False
         self.denials: Counter[Denied] = Counter()
 
@@ -361,13 +358,11 @@ class NatsTransport:
         if not is_for_handlers(headers):
             self._inbox.append(frame_of(subject, headers, payload, time.time_ns))
 
+    def _is_wanted(self, topic: bytes) -> bool:
+        return not is_reserved(topic) and NUL not in topic and topic in self._wants
+
     def _filtering(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
-        wanted = self._known.get(subject)
-        if wanted is None:
-            if len(self._known) >= _TOPICS:
-                self._known.clear()
-            wanted = self._known[subject] = not is_reserved(subject) and NUL not in subject and subject in self._wants
-        if wanted and not is_for_handlers(headers):
+        if self._known[subject] and not is_for_handlers(headers):
             self._inbox.append(frame_of(subject, headers, payload, time.time_ns))
 
     def _take_private(self, subject: bytes, reply: bytes | None, headers: bytes | None, payload: bytes) -> None:
@@ -579,7 +574,7 @@ class NatsTransport:
         """
         if not self._request.ends.pub:
             return None
-        publish = self._client.publish
+        publish, valid = self._client.publish, self._valid
 
         def send(frame: bytes) -> bool:
             subject, headers, payload = message_of(frame)
@@ -589,17 +584,9 @@ class NatsTransport:
                 except EncodeError as error:  # too large
                     self._take_back(subject, frame)
                     raise EncodeError(f"cannot publish to {printable(subject)!r}: {error}") from None
-            if subject not in self._checked:
-                self._check(subject)
-            return publish(subject, payload)
+            return publish(valid[subject], payload)
 
         return send
-
-    def _check(self, topic: bytes) -> None:
-        check_topic(topic)
-        if len(self._checked) >= _TOPICS:
-            self._checked.clear()
-        self._checked.add(topic)
 
     def _take_back(self, topic: bytes, frame: bytes) -> None:
         """Release the number of a message that is refused.
