@@ -257,7 +257,8 @@ def _tracked(fixed: bytes | None, headers: Mapping[str, Any]) -> bytes:
 def pack_answer(id: bytes, kind: Kind, number: int, body: bytes) -> tuple[bytes | None, bytes]:
     """Return the headers and the payload of an answer.
 
-    The headers are None for the reply to another program. ``id`` is that of the request; see `zroute.requests.asked.Send` for the other arguments.
+    The headers are None for the reply to another program. ``id`` is that of the request;
+    `zroute.requests.asked.Send` describes the other arguments.
     """
     if kind is _FAILED:
         return pack_service_error(number, body.decode()), b""
@@ -269,7 +270,8 @@ def pack_answer(id: bytes, kind: Kind, number: int, body: bytes) -> tuple[bytes 
 def reply_of(block: bytes | None, payload: bytes, id: bytes) -> Reply | None:
     """Return an answer of a zroute app, or None.
 
-    The result is None for failures, and for all other answers that `answer_of` must read. ``id`` is the id of the request as hexadecimal digits.
+    The result is None for failures, and for all other answers that `answer_of` must read. ``id`` is the id of the
+    request as hexadecimal digits.
     """
     if block is None or not block.startswith(_REPLY_KNOWN) or block[_REPLY_ID:] != id + _END:
         return None

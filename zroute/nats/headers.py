@@ -122,7 +122,8 @@ def carried(headers: Mapping[str, Any]) -> dict[str, str]:
 def pack_lines(headers: Mapping[str, Any]) -> bytes:
     """Return the application's headers as the end of a block.
 
-    They follow a first header without its line end. Raises EncodeError if a header can't be sent over NATS; see `check_headers`.
+    They follow a first header without its line end. Raises EncodeError if a header can't be sent over NATS; see
+    `check_headers`.
     """
     lines = [b"\r\n"]
     for name, value in headers.items():
