@@ -145,7 +145,10 @@ class InFlight:
     def _await_value(
         self, delivery: BoundRoute, awaitable: Awaitable[Any], raw: RawFrames | None
     ) -> Deferred[Any] | None:
-        """Publish the value of an awaitable. Return a Deferred if the value is not yet available or published."""
+        """Publish the value of an awaitable.
+
+        Return a Deferred if the value is not yet available or published.
+        """
         started = self._step(awaitable)
         if type(started) is not Ended:
             return cast("Deferred[Any]", started).addCallback(lambda value: self._publish(delivery, value, raw))
