@@ -177,6 +177,8 @@ def test_the_services_run_and_survive_a_server(tmp_path: Path) -> None:
     with composed(tmp_path, PLAIN) as running:
         programs = [running["sensors"], running["desk"], *running.programs["clerk"]]
         works(programs, "request", running.urls, "latest.attic")
+        for connection in ("desk", "desk (requests)", "desk (jobs)"):
+            running["desk"].line_with(f" {connection}: connected to nats://", stream="err")
         loses_no_more_than_it_counts(running)
 
 
@@ -257,7 +259,7 @@ async def burst() -> None:
 @reader.every(0.1)
 async def ask() -> None:
     try:
-        await reader.request("nobody", timeout=0.1)
+        await reader.request("unanswered", timeout=0.1)
     except RequestTimeoutError:
         print("timeout")
 """
