@@ -5,7 +5,7 @@ receive the same messages of the same publisher, decode them to the same class, 
 the messages have zroute's header, and a publisher of nats-py sends a header of the same size. FastStream receives
 messages without headers.
 
-``python -m benchmarks.on_nats subscribe|publish|answer|ask KIND SERVER COUNT``
+``python -m benchmarks.on_nats subscribe|publish|answer|ask|ask_itself KIND SERVER COUNT``
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import msgspec
 
-from benchmarks import peers_nats, workloads
+from benchmarks import instructions, peers_nats, workloads
 from benchmarks.children import Stretch, leave, line, python, say, started
 from benchmarks.peers_nats import FASTSTREAM, NATS_PY, SLOWER, SUBJECT
 from benchmarks.running import CPU, WHOLE, Contestant, Figures, Group
@@ -33,6 +34,9 @@ WITH_HEADER = f"{NATS_PY}, with a header"
 SERVER_CPU, REQUESTS = "server CPU ns", "requests/s"
 WINDOW = 64
 """Requests under way."""
+
+COUNTED = (500, 2_500)
+"""The numbers of requests in the two runs whose instructions are compared."""
 
 HEADER = {"Zr": "0" * 64}
 """A header of the size of zroute's."""
@@ -75,6 +79,14 @@ def _ask(kind: str, count: int) -> Figures:
     return {CPU: figures[CPU] + server, REQUESTS: figures[REQUESTS], SERVER_CPU: server}
 
 
+def _instructions(kind: str) -> Figures:
+    """Count the instructions of a request, of its client and server in one process."""
+    few, many = (
+        instructions.counted(python("on_nats", "ask_itself", kind, peers_nats.server(), count)) for count in COUNTED
+    )
+    return {instructions.INSTRUCTIONS: (many - few) / (COUNTED[1] - COUNTED[0])}
+
+
 def groups(scale: Scale) -> list[Group]:
     """Return the groups of messages and requests on NATS."""
     readers = [
@@ -105,6 +117,19 @@ def groups(scale: Scale) -> list[Group]:
             f"requests and replies on NATS, JSON, {WINDOW} under way, CPU of both processes",
             tuple(_contestant(name, partial(_ask, name, scale.requests)) for name in (NATS_PY, TRACKED)),
             NATS_PY,
+        ),
+        Group(
+            "instructions-nats",
+            f"instructions for a request and its reply on NATS, {WINDOW} under way, in one process",
+            tuple(
+                Contestant(
+                    name, partial(_instructions, name), WHOLE, instructions.absent(scale) or peers_nats.absent(name)
+                )
+                for name in (NATS_PY, TRACKED)
+            ),
+            NATS_PY,
+            main=instructions.INSTRUCTIONS,
+            rounds=1,
         ),
     ]
 
@@ -170,6 +195,8 @@ class Price:
     total: float
 
 
+Request: TypeAlias = Callable[[], Awaitable[Any]]
+
 TOPIC = "prices.AAPL"
 WARM = 4 * WINDOW
 """Requests before the measurement: the first ones open a connection, and compile the handler."""
@@ -200,72 +227,89 @@ class Answers:
         await asyncio.Event().wait()
 
 
-async def answer_zroute(url: str, work: Workload) -> None:
+@asynccontextmanager
+async def zroute_server(url: str, answer: Callable[[Ask, str], Price]) -> AsyncIterator[None]:
     """Answer with a typed handler."""
     from zroute import App
 
-    app, answers = App(nats=url, codec="json"), Answers(work.count)
+    app = App(nats=url, codec="json")
 
     @app.reply("prices.{symbol}")
     def price(ask: Ask, symbol: str) -> Price:
-        return answers.price(ask, symbol)
+        return answer(ask, symbol)
 
     async with app.running():
-        say("ready")
-        await answers.tell()
+        yield
 
 
-async def ask_zroute(url: str, work: Workload) -> None:
+@asynccontextmanager
+async def zroute_client(url: str) -> AsyncIterator[Request]:
     """Ask with a typed requester."""
     from zroute import App
 
     app = App(nats=url, codec="json")
     prices = app.requester(TOPIC, Ask, Price, timeout=60)
     async with app.running():
-
-        async def ask() -> None:
-            price: Price = await prices.request(Ask(3))
-            assert price.symbol == "AAPL"
-
-        say(await asked(ask, work.count))
-        leave()
+        yield lambda: prices.request(Ask(3))
 
 
-async def answer_nats(url: str, work: Workload) -> None:
+@asynccontextmanager
+async def nats_server(url: str, answer: Callable[[Ask, str], Price]) -> AsyncIterator[None]:
     """Answer with a callback that decodes and encodes with msgspec."""
     import nats
 
-    answers, decode, encode = Answers(work.count), workloads.decoder(Ask, "json"), msgspec.json.Encoder().encode
-
-    def price(ask: Ask, symbol: str) -> Price:
-        return answers.price(ask, symbol)
+    decode, encode = workloads.decoder(Ask, "json"), msgspec.json.Encoder().encode
 
     async def callback(message: Any) -> None:
-        await message.respond(encode(price(decode(message.data), message.subject.partition(".")[2])))
+        await message.respond(encode(answer(decode(message.data), message.subject.partition(".")[2])))
 
     client = await nats.connect(url)
     await client.subscribe("prices.*", queue="prices", cb=callback)
     await known(client)
-    say("ready")
-    await answers.tell()
+    yield
 
 
-async def ask_nats(url: str, work: Workload) -> None:
+@asynccontextmanager
+async def nats_client(url: str) -> AsyncIterator[Request]:
     """Ask with the client's ``request``."""
     import nats
 
-    decode, encode = workloads.decoder(Price, "json"), msgspec.json.Encoder().encode
     client = await nats.connect(url)
+    decode, encode = workloads.decoder(Price, "json"), msgspec.json.Encoder().encode
 
-    async def ask() -> None:
-        price: Price = decode((await client.request(TOPIC, encode(Ask(3)), timeout=60)).data)
-        assert price.symbol == "AAPL"
+    async def request() -> Any:
+        return decode((await client.request(TOPIC, encode(Ask(3)), timeout=60)).data)
 
-    say(await asked(ask, work.count))
-    leave()
+    yield request
 
 
-async def asked(ask: Callable[[], Awaitable[None]], count: int) -> Figures:
+SERVERS = {TRACKED: zroute_server, NATS_PY: nats_server}
+CLIENTS = {TRACKED: zroute_client, NATS_PY: nats_client}
+
+
+async def answer(url: str, work: Workload, kind: str) -> None:
+    """Answer the requests of another process."""
+    answers = Answers(work.count)
+    async with SERVERS[kind](url, answers.price):
+        say("ready")
+        await answers.tell()
+
+
+async def ask(url: str, work: Workload, kind: str) -> None:
+    """Send requests to another process."""
+    async with CLIENTS[kind](url) as request:
+        say(await asked(request, work.count))
+        leave()
+
+
+async def ask_itself(url: str, work: Workload, kind: str) -> None:
+    """Send requests to a server in the same process."""
+    async with SERVERS[kind](url, Answers(work.count).price), CLIENTS[kind](url) as request:
+        await asked(request, work.count)
+        leave()
+
+
+async def asked(request: Request, count: int) -> Figures:
     """Send ``count`` requests, `WINDOW` at a time; return the figures for a request."""
     left = WARM
 
@@ -273,7 +317,8 @@ async def asked(ask: Callable[[], Awaitable[None]], count: int) -> Figures:
         nonlocal left
         while left:
             left -= 1
-            await ask()
+            price: Price = await request()
+            assert price.symbol == "AAPL"
 
     await asyncio.gather(*(one_after_the_other() for _ in range(WINDOW)))
     left, wall, cpu = count, time.perf_counter(), time.process_time()
@@ -282,7 +327,7 @@ async def asked(ask: Callable[[], Awaitable[None]], count: int) -> Figures:
     return {CPU: cpu / count * 1e9, REQUESTS: count / wall}
 
 
-ROLES: dict[tuple[str, str], Callable[[str, Workload], Any]] = {
+ROLES: dict[tuple[str, str], Callable[..., Any]] = {
     ("subscribe", TRACKED): subscribe_zroute,
     ("subscribe", PLAIN): subscribe_zroute,
     ("subscribe", NATS_PY): peers_nats.subscribe_nats,
@@ -291,10 +336,11 @@ ROLES: dict[tuple[str, str], Callable[[str, Workload], Any]] = {
     ("publish", PLAIN): partial(publish_zroute, wire="plain"),
     ("publish", NATS_PY): peers_nats.publish_nats,
     ("publish", WITH_HEADER): partial(peers_nats.publish_nats, headers=HEADER),
-    ("answer", TRACKED): answer_zroute,
-    ("answer", NATS_PY): answer_nats,
-    ("ask", TRACKED): ask_zroute,
-    ("ask", NATS_PY): ask_nats,
+    **{
+        (role.__name__, kind): partial(role, kind=kind)
+        for role in (answer, ask, ask_itself)
+        for kind in (TRACKED, NATS_PY)
+    },
 }
 
 if __name__ == "__main__":
