@@ -177,8 +177,6 @@ def test_the_services_run_and_survive_a_server(tmp_path: Path) -> None:
     with composed(tmp_path, PLAIN) as running:
         programs = [running["sensors"], running["desk"], *running.programs["clerk"]]
         works(programs, "request", running.urls, "latest.attic")
-        for connection in ("desk", "desk (requests)", "desk (jobs)"):
-            running["desk"].line_with(f" {connection}: connected to nats://", stream="err")
         loses_no_more_than_it_counts(running)
 
 

@@ -91,7 +91,6 @@ class ClientOptions:
         keepalive: The time in seconds between two PINGs.
         direct: False to use only the public functions of nats-py, which is slower.
         echo: True to receive messages that this client publishes itself.
-        purpose: What a further connection of an app is for, to tell its log lines from those of the first one.
     """
 
     servers: tuple[Server, ...]
@@ -103,12 +102,6 @@ class ClientOptions:
     keepalive: float = KEEPALIVE
     direct: bool = True
     echo: bool = True
-    purpose: str = ""
-
-    @property
-    def label(self) -> str:
-        """The beginning of log lines."""
-        return f"{self.name} ({self.purpose})" if self.purpose else self.name
 
 
 # -- events ----------------------------------------------------------------------------------------------
@@ -414,7 +407,7 @@ class Client:
         link, self._link = self._link, None
         if link is not None:
             event = Lost(str(link.server), reason)
-            _log.warning("%s: connection to %s lost: %s", self._options.label, event.server, event.reason)
+            _log.warning("%s: connection to %s lost: %s", self._options.name, event.server, event.reason)
             self._tell(event)
         if self._ended is not None:
             self._ended.set()
@@ -427,14 +420,14 @@ class Client:
         if "connect_urls" in fields:
             self._named = discovered(fields["connect_urls"], link.server)
         if fields.get("ldm") is True:
-            _log.info("%s: %s is about to stop (lame duck mode)", self._options.label, link.server)
+            _log.info("%s: %s is about to stop (lame duck mode)", self._options.name, link.server)
             self._tell(LameDuck(str(link.server)))
 
     def refused(self, text: str) -> None:
         """Report an error of the server."""
         server = self.server or "the server"
         shown = masked(printable(text, 200))
-        _log.warning("%s: %s refuses: %s", self._options.label, server, shown)
+        _log.warning("%s: %s refuses: %s", self._options.name, server, shown)
         self._tell(Denied(server, shown))
 
     def dropped(self, subject: bytes, size: int) -> None:
@@ -465,7 +458,7 @@ class Client:
         except _NoServerError as error:
             self._fail_start(EndpointError(str(error), endpoint=error.server))
         except Exception as error:  # a fault of this module must not end in silence
-            _log.exception("%s: the client of NATS has failed", self._options.label)
+            _log.exception("%s: the client of NATS has failed", self._options.name)
             self._fail_start(EndpointError(f"the client of NATS has failed: {type(error).__name__}: {error}"))
 
     def _use(self, link: Link) -> None:
@@ -473,7 +466,7 @@ class Client:
         for sid, each in self._subscriptions.items():
             link.subscribe(sid, each.subject, each.queue, each.take)
         again, self._was_connected = self._was_connected, True
-        _log.info("%s: %s to %s", self._options.label, "reconnected" if again else "connected", link.server)
+        _log.info("%s: %s to %s", self._options.name, "reconnected" if again else "connected", link.server)
         self.informed(link.info)
         self._tell(Connected(str(link.server), again))
         if self._started is not None:
@@ -520,7 +513,7 @@ class Client:
                 shown = {str(server): reason for server, reason in reasons.items()}
                 for address, reason in shown.items():
                     text = "%s: no answer from %s for %.1f s: %s; trying again"
-                    _log.warning(text, self._options.label, address, loop.time() - began, reason)
+                    _log.warning(text, self._options.name, address, loop.time() - began, reason)
                 self._tell(NoAnswer(shown))
             # Many clients lose a server at the same moment, and must not return at the same moment.
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
@@ -539,13 +532,13 @@ class Client:
         if started is not None:
             started.errback(error)
         elif not isinstance(error, NotRunningError):
-            _log.error("%s: %s", self._options.label, error)
+            _log.error("%s: %s", self._options.name, error)
 
     def _tell(self, event: Event) -> None:
         try:
             self.on_event(event)
         except Exception:
-            _log.exception("%s: an event of NATS was not handled", self._options.label)
+            _log.exception("%s: an event of NATS was not handled", self._options.name)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

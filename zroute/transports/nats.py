@@ -132,7 +132,7 @@ class NatsTransport:
         servers = parse_servers(cluster.servers)
         self._options = options = ClientOptions(servers, app.name, cluster.creds, max_message=most)
         self._client = Client(attrs.evolve(options, echo=cluster.echo))
-        asking = attrs.evolve(options, purpose="requests", echo=cluster.asks_itself)
+        asking = attrs.evolve(options, echo=cluster.asks_itself)
         self._requests = NatsRequests(request.reactor, asking, request.stats)
         # Jobs have connections of their own: a handler that waits for room in a job queue, or a worker with too many
         # jobs, may stop a connection.
@@ -625,16 +625,13 @@ class NatsTransport:
 
     def hand_out(self, owner: JobOwner) -> SendJob:
         """Connect to the workers of the app's jobs."""
-        self._group = WorkerGroup(self._reactor, self._for_jobs())
+        self._group = WorkerGroup(self._reactor, self._options)
         return self._group.open(owner)
 
     def take_jobs(self, make: MakeWorker) -> None:
         """Take jobs from the queue group."""
-        self._intake = JobIntake(self._reactor, self._for_jobs(), self._cluster.address)
+        self._intake = JobIntake(self._reactor, self._options, self._cluster.address)
         self._intake.open(make)
-
-    def _for_jobs(self) -> ClientOptions:
-        return attrs.evolve(self._options, purpose="jobs")
 
     @property
     def workers(self) -> Sequence[JobWorker]:
