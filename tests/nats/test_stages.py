@@ -169,7 +169,7 @@ def loses_no_more_than_it_counts(running: Composed) -> None:
     received = [int(line.split()[1]) for line in desk.out if line.startswith("attic ") and "(kept)" not in line]
     missing = set(range(received[0], numbers(sensors, "sent")[-1] + 1)) - set(received)
     (lost,) = [found[1] for line in desk.err if (found := LOST.search(line))]
-    assert int(lost) == len(missing) >= 3
+    assert int(lost) == len(missing) > 0, (desk.out, desk.err)
 
 
 def test_the_services_run_and_survive_a_server(tmp_path: Path) -> None:
@@ -188,8 +188,9 @@ def test_the_services_run_with_tls_and_credentials(tmp_path: Path, secrets: Path
         creds = {name: ("--nats-creds", str(secrets / f"{name}.creds")) for name in ("shell", "clerk")}
         programs = [running["sensors"], running["desk"], *running.programs["clerk"]]
         works(programs, "request", running.urls, "latest.attic", *creds["shell"], **env)
-        refused = zroute("pub", running.urls, "readings.attic", "1", "--wait", "0", *creds["clerk"], **env)
-        assert 'Permissions Violation for Publish to "readings.attic"' in refused.stderr
+        # The desk does not subscribe to this topic, so it does not count the refused message as lost.
+        refused = zroute("pub", running.urls, "readings.attic.low", "1", "--wait", "0", *creds["clerk"], **env)
+        assert 'Permissions Violation for Publish to "readings.attic.low"' in refused.stderr
         assert "its certificate is not valid" in zroute("tail", running.urls, *creds["shell"]).stderr
         without = zroute("tail", running.urls, **env)
         assert (without.returncode, "does not accept the credentials" in without.stderr) == (5, True), without.stderr
