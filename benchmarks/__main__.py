@@ -2,7 +2,7 @@
 
 One run of this command measures everything that the documentation says about speed. It skips peers that are not
 installed, and the tables say so. ``pip install -e '.[dev,bench]'`` installs the Python peers. The others are Debian's
-``nats-server``, ``libzmq3-dev`` with a C compiler, and ``valgrind``.
+``libzmq3-dev`` with a C compiler, and ``valgrind``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks import (
     machine,
     matching,
     memory,
+    on_nats,
     publish,
     receive,
     report,
@@ -35,7 +36,7 @@ from benchmarks import (
 from benchmarks.running import Group, Result, run
 from benchmarks.workloads import Scale
 
-PARTS = (receive, coalesced, publish, matching, two_processes, latency, asking, scale, memory, instructions)
+PARTS = (receive, coalesced, publish, matching, two_processes, latency, asking, on_nats, scale, memory, instructions)
 QUICK = Scale(
     count=300, seconds=0.1, patterns=100, topics=100, requests=20, routes=100, topics_seen=1_000, instructions=False
 )

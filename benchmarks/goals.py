@@ -9,7 +9,8 @@ import attrs
 
 from benchmarks.coalesced import COALESCED, FLOOD
 from benchmarks.latency import BARE
-from benchmarks.peers_nats import FASTSTREAM
+from benchmarks.on_nats import WITH_HEADER
+from benchmarks.peers_nats import FASTSTREAM, NATS_PY
 from benchmarks.publish import BESIDE_COALESCED, BESIDE_KEPT, FOUR, ONE
 from benchmarks.running import Result
 from benchmarks.workloads import BY_HAND, PLAIN, TRACKED, TXZMQ
@@ -52,6 +53,10 @@ GOALS = (
     Goal("one-way latency p50, 50,000/s, tracked / the same", "latency-50000", TRACKED, BARE, 1.15),
     Goal("coalesced stream, 50 a turn, receive / hand-written plain loop", "coalesced", COALESCED, BY_HAND, 0.4),
     Goal("coalesced stream, 256 a turn, the same", "coalesced", FLOOD, BY_HAND, 0.4),
+    Goal("receive on NATS, tracked wire / nats-py, the same messages", "nats-receive", TRACKED, WITH_HEADER, 0.5),
+    Goal("receive on NATS, plain wire / the same", "nats-receive", PLAIN, NATS_PY, 0.5),
+    Goal("receive on NATS, tracked wire / FastStream", "nats-receive", TRACKED, FASTSTREAM, 0.1),
+    Goal("request and reply on NATS, 64 under way / nats-py", "nats-requests", TRACKED, NATS_PY, 0.6),
 )
 
 

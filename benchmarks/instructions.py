@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from benchmarks import publish, receive, workloads
@@ -25,7 +25,7 @@ from benchmarks.workloads import BY_HAND, PLAIN, TRACKED, Scale
 from tests.support import ROOT
 from zroute import App, Envelope
 
-__all__ = ["INSTRUCTIONS", "MESSAGES", "TOPICS", "groups", "measure"]
+__all__ = ["INSTRUCTIONS", "MESSAGES", "TOPICS", "absent", "counted", "groups", "measure"]
 
 INSTRUCTIONS = "instructions"
 MESSAGES = 10_000
@@ -48,16 +48,22 @@ def absent(scale: Scale) -> str | None:
     return None if shutil.which("valgrind") else "valgrind is not installed"
 
 
-def _counted(kind: str, read: int, topics: int) -> int:
+def counted(command: Sequence[str]) -> int:
+    """Return the instructions that a command executes."""
     with tempfile.TemporaryDirectory() as folder:
-        out = f"--callgrind-out-file={folder}/out"
-        command = ["valgrind", "--tool=callgrind", out, *python("instructions", kind, read, topics)]
+        valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
-        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            [*valgrind, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
     found = re.search(r"Collected : (\d+)", ran.stderr)
     if ran.returncode or not found:
         raise RuntimeError(f"valgrind failed: {ran.stderr[-300:]}")
     return int(found[1])
+
+
+def _counted(kind: str, read: int, topics: int) -> int:
+    return counted(python("instructions", kind, read, topics))
 
 
 def measure(kind: str, topics: int = 1) -> Figures:

@@ -2,7 +2,7 @@
 
 The CPU of a process includes the reading of the network, because the two cannot be separated there. So a ratio to
 reading a full ZeroMQ queue compares whole programs, not decoding alone. `benchmarks.two_processes` measures all
-contestants over TCP and with the same clock.
+contestants over TCP and with the same clock, and `benchmarks.on_nats` compares them with zroute on NATS.
 
 ``python -m benchmarks.peers_nats subscribe|publish KIND SERVER COUNT CODEC``
 """
@@ -11,22 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from functools import cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from benchmarks import workloads
 from benchmarks.children import Stretch, leave, line, python, say, started
 from benchmarks.running import CPU, WHOLE, Contestant, Figures
 from benchmarks.workloads import Workload, decoder
-from tests.support import free_port
+from tests.nats.servers import BINARY, NatsServer, known
 
-__all__ = ["FASTSTREAM", "NATS_PY", "absent", "end_to_end", "receivers", "version"]
+__all__ = [
+    "FASTSTREAM",
+    "NATS_PY",
+    "absent",
+    "end_to_end",
+    "publish_nats",
+    "receivers",
+    "server",
+    "subscribe_faststream",
+    "subscribe_nats",
+    "version",
+]
 
 NATS_PY, FASTSTREAM = "nats-py on NATS", "FastStream on NATS"
 SUBJECT = "stocks.AAPL"
@@ -39,8 +50,8 @@ SLOWER = 5
 
 def absent(name: str) -> str | None:
     """Return the reason why the contestant is missing, or None."""
-    if shutil.which("nats-server") is None:
-        return "nats-server is not installed (Debian: nats-server)"
+    if BINARY is None:
+        return "nats-server is not installed (the extra `dev`, or Debian: nats-server)"
     missing = [each for each in ("nats", "faststream")[: 1 + (name == FASTSTREAM)] if find_spec(each) is None]
     packages = {"nats": "nats-py", "faststream": "faststream[nats]"}
     return f"{packages[missing[0]]} is not installed (the extra `bench`)" if missing else None
@@ -48,31 +59,21 @@ def absent(name: str) -> str | None:
 
 def version() -> str | None:
     """Return the version of the server."""
-    if shutil.which("nats-server") is None:
+    if BINARY is None:
         return None
-    said = subprocess.run(["nats-server", "--version"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run([BINARY, "--version"], capture_output=True, text=True, check=False).stdout
     return said.split("v")[-1].strip()
 
 
 @cache
-def _server() -> str:
+def server() -> str:
     """Return the address of a server that lives as long as this process."""
-    port = free_port()
-    log = tempfile.TemporaryFile(mode="a+")  # noqa: SIM115  # open as long as the server runs
-    process = subprocess.Popen(["nats-server", "-a", "127.0.0.1", "-p", str(port)], stderr=log, stdout=log)
-    atexit.register(process.wait)
-    atexit.register(process.kill)
-    deadline = time.monotonic() + 10
-    while "Server is ready" not in _all_of(log):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"nats-server does not start: {_all_of(log)}")
-        time.sleep(0.02)
-    return f"nats://127.0.0.1:{port}"
-
-
-def _all_of(log: Any) -> str:
-    log.seek(0)
-    return str(log.read())
+    folder = tempfile.TemporaryDirectory()
+    running = NatsServer(Path(folder.name))
+    running.start()
+    atexit.register(folder.cleanup)
+    atexit.register(running.kill)
+    return running.url
 
 
 def end_to_end(kind: str, work: Workload) -> Figures:
@@ -80,7 +81,7 @@ def end_to_end(kind: str, work: Workload) -> Figures:
 
     Returns the receiver's figures and the publisher's CPU.
     """
-    rest = (kind, _server(), work.count, work.codec if len(work.body) < 1_000_000 else "raw", len(work.body))
+    rest = (kind, server(), work.count, work.codec if len(work.body) < 1_000_000 else "raw", len(work.body))
     with started(python("peers_nats", "subscribe", *rest)) as receiver:
         line(receiver)
         with started(python("peers_nats", "publish", *rest)) as publisher:
@@ -130,7 +131,7 @@ async def subscribe_nats(server: str, work: Workload) -> None:
 
     client = await nats.connect(server)
     await client.subscribe("stocks.*", cb=callback)
-    await client.flush()  # the server has the subscription now
+    await known(client)
     stretch = Stretch(work.count)
     say("ready")
     await done.wait()
@@ -165,14 +166,14 @@ async def subscribe_faststream(server: str, work: Workload) -> None:
     handler.__annotations__["message"] = Quote if work.schema is workloads.Quote else News
     broker.subscriber("stocks.*")(handler)
     await broker.start()
-    await broker.connection.flush()  # the server has the subscription now
+    await known(broker.connection)
     stretch = Stretch(work.count)
     say("ready")
     await done.wait()
     leave()
 
 
-async def publish_nats(server: str, work: Workload) -> None:
+async def publish_nats(server: str, work: Workload, headers: dict[str, str] | None = None) -> None:
     """Publish as fast as the client accepts messages."""
     import nats
 
@@ -181,10 +182,10 @@ async def publish_nats(server: str, work: Workload) -> None:
     encode = workloads.encoder(work.codec)
     cpu = time.process_time()
     for number in range(work.count):
-        await client.publish(SUBJECT, work.body if work.schema is bytes else encode(message))
+        await client.publish(SUBJECT, work.body if work.schema is bytes else encode(message), headers=headers)
         if number % 256 == 255:
             await asyncio.sleep(0)  # let its own tasks send the buffer
-    await client.drain()  # `flush` sends its PING ahead of the buffer
+    await known(client)
     say({CPU: (time.process_time() - cpu) / work.count * 1e9})
     leave()
 

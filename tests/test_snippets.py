@@ -121,10 +121,10 @@ def test_the_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
     """A second Markdown parser finds the same blocks, so the tests run all of them."""
     text = _TITLE.sub(r"\1", page.read_text())
-    for language in ("python", "console", "sh", "text"):
+    for language in ("python", "console", "sh", "text", "yaml"):
         found = list(CodeBlockParser(language=language, evaluator=lambda _: None)(Document(text, str(page))))
         assert len(found) == sum(block.language == language for block in blocks(page))
-    assert {block.language for block in blocks(page)} <= {"python", "console", "sh", "text"}
+    assert {block.language for block in blocks(page)} <= {"python", "console", "sh", "text", "yaml"}
 
 
 def test_what_the_page_of_patterns_says_of_its_handlers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,7 +340,7 @@ def test_what_the_page_of_retries_says_of_its_handlers(capsys: pytest.CaptureFix
         assert capsys.readouterr().out.startswith("orders.book ConnectionError: refused 4 ")
 
 
-COPYABLE = [HOW_TO / "ask-and-answer.md", HOW_TO / "share-work.md"]
+COPYABLE = [HOW_TO / "ask-and-answer.md", HOW_TO / "share-work.md", HOW_TO / "from-one-machine-to-a-cluster.md"]
 """Pages whose blocks a reader can copy: each is a part of a file that the page names, or runs alone."""
 
 
@@ -683,8 +683,11 @@ def test_the_page_on_systemd_leaves_a_stop_its_time_and_names_what_there_is() ->
 
 UNHURRIED = {"ZROUTE_DRAIN_TIMEOUT": "100s"}
 
+CONSOLES = ("async-and-threads.md", "newest-values.md", "from-one-machine-to-a-cluster.md")
+"""Pages on which each console block is a command that runs until Ctrl+C."""
 
-@pytest.mark.parametrize("page", ids([TUTORIAL, HOW_TO / "async-and-threads.md", HOW_TO / "newest-values.md"]))
+
+@pytest.mark.parametrize("page", ids([TUTORIAL, *(HOW_TO / name for name in CONSOLES)]))
 def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
     """The files and commands of a page print the output that the page shows, until Ctrl+C."""
     write_files(page, tmp_path)

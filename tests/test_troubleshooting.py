@@ -33,6 +33,10 @@ THEIRS = (  # texts of the system, of Python, Twisted, msgspec and click that a 
     "RuntimeError: Task got bad yield:",
     "builtins.RuntimeWarning: coroutine 'look_up' was never awaited",
     "Unhandled error in Deferred:",
+    "'Authorization Violation'",
+    "Permissions Violation for Subscription to",
+    "unable to get local issuer certificate",
+    "IP address mismatch, certificate is not valid for",
     "Invalid value for '--sub' (env var: 'ZROUTE_SUB'):",
 )
 FACTS = re.compile(

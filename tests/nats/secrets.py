@@ -1,4 +1,4 @@
-"""Credentials and certificates of tests: an operator with one user, and an authority with one server."""
+"""Credentials and certificates of tests: an operator with users, and an authority with one server."""
 
 from __future__ import annotations
 
@@ -48,35 +48,45 @@ NEWS = ("news.>", "_INBOX.>")
 
 
 class Operator:
-    """An operator with an account and a user, who may use only some subjects.
+    """An operator with an account and its users, who may use only some subjects.
 
     Args:
-        subscribe: The subjects to which the user may subscribe.
-        publish: The subjects to which the user may publish.
+        subscribe: The subjects to which the first user may subscribe.
+        publish: The subjects to which the first user may publish.
     """
 
     def __init__(self, subscribe: Sequence[str] = NEWS, publish: Sequence[str] = NEWS) -> None:
-        operator, account, self.user = (
-            Identity(prefix)
-            for prefix in (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_USER)
+        operator, self._account = (
+            Identity(prefix) for prefix in (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT)
         )
         limits = dict.fromkeys(("subs", "conn", "leaf", "imports", "exports", "data", "payload"), -1)
-        allowed = {"pub": {"allow": publish}, "sub": {"allow": subscribe}}
-        self.jwt = account.signed(self.user, "user", **allowed, subs=-1, data=-1, payload=-1)
         self.config = (
             f"operator: {operator.signed(operator, 'operator')}\n"
-            f"resolver: MEMORY\nresolver_preload: {{ {account.public}: "
-            f"{operator.signed(account, 'account', limits={**limits, 'wildcards': True})} }}\n"
+            f"resolver: MEMORY\nresolver_preload: {{ {self._account.public}: "
+            f"{operator.signed(self._account, 'account', limits={**limits, 'wildcards': True})} }}\n"
         )
+        self.user, self.jwt = self._new_user(subscribe, publish)
+
+    def _new_user(self, subscribe: Sequence[str], publish: Sequence[str]) -> tuple[Identity, str]:
+        user, allowed = Identity(nkeys.PREFIX_BYTE_USER), {"pub": {"allow": publish}, "sub": {"allow": subscribe}}
+        return user, self._account.signed(user, "user", **allowed, subs=-1, data=-1, payload=-1)
 
     def write(self, path: Path) -> Path:
-        """Write the credentials of the user as ``nsc`` does."""
-        path.write_text(
-            f"-----BEGIN NATS USER JWT-----\n{self.jwt}\n------END NATS USER JWT------\n\n"
-            "************************* IMPORTANT *************************\n\n"
-            f"-----BEGIN USER NKEY SEED-----\n{self.user.seed.decode()}\n------END USER NKEY SEED------\n"
-        )
-        return path
+        """Write the credentials of the first user as ``nsc`` does."""
+        return _write(path, self.user, self.jwt)
+
+    def write_another(self, path: Path, subscribe: Sequence[str], publish: Sequence[str]) -> Path:
+        """Create a further user of the account, and write its credentials."""
+        return _write(path, *self._new_user(subscribe, publish))
+
+
+def _write(path: Path, user: Identity, jwt: str) -> Path:
+    path.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+        "************************* IMPORTANT *************************\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+    )
+    return path
 
 
 def certificates(folder: Path) -> tuple[Path, Path, Path]:

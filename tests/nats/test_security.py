@@ -153,6 +153,9 @@ def test_tls_is_checked_against_the_authority(tmp_path: Path, direct: bool) -> N
             text = await refused(Watched(url, direct=direct))
             assert f"can't connect to {url}: its certificate is not valid" in text
             assert "SSL_CERT_FILE" in text
+            text = await refused(Watched(url.replace("localhost", "127.0.0.1"), tls=context, direct=direct))
+            assert "certificate is not valid for '127.0.0.1'" in text
+            assert "use a host name that its certificate contains" in text
 
         play(scenario())
 

@@ -17,10 +17,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as command
-from benchmarks import report
+from benchmarks import peers_nats, report
 from benchmarks.chart import draw
 from benchmarks.goals import GOALS, judge
 from benchmarks.running import CPU, Contestant, Figures, Group, Result, run
+from benchmarks.workloads import TRACKED
 from tests.support import ROOT
 
 PEERS = ("libzmq in C", "nats-py on NATS", "FastStream on NATS")
@@ -28,7 +29,7 @@ PEERS = ("libzmq in C", "nats-py on NATS", "FastStream on NATS")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the JSON of a quick run on a machine without a compiler, nats-server and valgrind."""
+    """Return the JSON of a quick run on a machine without a compiler and valgrind, and with the installed peers."""
     folder = tmp_path_factory.mktemp("benchmarks")
     files = [f"--{name}={folder / name}" for name in ("json", "svg", "markdown")]
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
@@ -61,9 +62,21 @@ def test_every_row_has_figures_or_a_reason(found: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_who_is_not_installed_is_skipped_by_name(found: dict[str, Any]) -> None:
-    """Rows that need a missing compiler or nats-server state what to install."""
+    """Rows that need a missing compiler, package or server state what to install."""
     rows = found["groups"]["receive-json"]["rows"]
-    assert all("is installed" in rows[peer]["skipped"] or "not installed" in rows[peer]["skipped"] for peer in PEERS)
+    skipped = {peer: rows[peer]["skipped"] for peer in PEERS if rows[peer].get("skipped")}
+    assert "libzmq in C" in skipped
+    assert all("is installed" in reason or "not installed" in reason for reason in skipped.values()), skipped
+
+
+def test_each_program_on_nats_names_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a server, all programs on NATS are skipped; without a package, those that need it."""
+    monkeypatch.setattr(peers_nats, "find_spec", lambda name: None if name == "faststream" else name)
+    monkeypatch.setattr(peers_nats, "BINARY", "/bin/nats-server")
+    assert peers_nats.absent(TRACKED) is None
+    assert peers_nats.absent(peers_nats.FASTSTREAM) == "faststream[nats] is not installed (the extra `bench`)"
+    monkeypatch.setattr(peers_nats, "BINARY", None)
+    assert str(peers_nats.absent(TRACKED)).startswith("nats-server is not installed")
 
 
 @pytest.mark.slow

@@ -596,7 +596,9 @@ class _NoServerError(Exception):
         server, reason = next(iter(refusals.items()))
         self.server = str(server)
         remedy = (
-            "set SSL_CERT_FILE to the certificate of its authority"
+            "use a host name that its certificate contains"
+            if "mismatch" in reason
+            else "set SSL_CERT_FILE to the certificate of its authority"
             if "certificate" in reason
             else "install the version that zroute[nats] names"
             if "nats-py" in reason
