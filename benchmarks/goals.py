@@ -48,6 +48,7 @@ GOALS = (
     Goal("route match, not in the cache: 100,000 patterns / 10, busy desks", "match-busy", MOST, LEAST, 1.5),
     Goal("route match, the same, topics of all desks", "match-scattered", MOST, LEAST, 1.5),
     Goal("a message to ten handlers of one type / to one", "handlers", PLAIN, f"{PLAIN}, one handler", 2.0),
+    Goal("async def handlers that do not wait, tracked wire / hand-written loop", "async", TRACKED, BY_HAND, 5.0),
     Goal("1,000,000-byte bodies, plain wire / hand-written loop", "receive-1mb", PLAIN, BY_HAND, 0.9),
     Goal("one-way latency p50, 1,000/s, tracked / bare pyzmq in the reactor", "latency-1000", TRACKED, BARE, 1.15),
     Goal("one-way latency p50, 50,000/s, tracked / the same", "latency-50000", TRACKED, BARE, 1.15),
