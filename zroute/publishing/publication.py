@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, overload
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -24,6 +24,9 @@ from zroute.messages.topics import Pattern, segment_bytes
 from zroute.options import COALESCED, TOPIC_CACHE
 from zroute.publishing.headers import USE_HEADERS, WithHeaders
 from zroute.publishing.history import History
+
+if TYPE_CHECKING:
+    from zroute.publishing.snapshots import SnapshotFunctions
 
 __all__ = [
     "DONE",
@@ -227,6 +230,8 @@ class Publication(Generic[T]):
         self.coalesce = coalesce
         self.history: History | None = None
         """The bounds of the history, or None if this publication has no history."""
+        self.snapshot: SnapshotFunctions | None = None
+        """The functions that return the state of a topic, or None if this publication has no snapshots."""
         self.where = where
         self._register = register
         self._outlets: tuple[CompiledPublication, ...] = ()

@@ -157,7 +157,12 @@ class Tracker:
     @property
     def given(self) -> int:
         """The number of `complete` publishers that have sent all their kept messages."""
-        return sum(each.gave_all for each in self._answered())
+        return len(self.gave)
+
+    @property
+    def gave(self) -> list[int]:
+        """The epochs of the `complete` publishers that have sent all their kept messages."""
+        return [each.epoch for each in self._answered() if each.gave_all]
 
     def _answered(self) -> Iterator[RemotePublisher]:
         for publisher in self._publishers.values():

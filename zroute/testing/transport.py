@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from zroute.messages.topics import Pattern, minimal_cover
 from zroute.messages.wire import MAGIC, NUL, pack_kept, parse_header
 from zroute.options import READ_BUDGET
 from zroute.planning.plan import Plan
+from zroute.publishing.snapshots import Made, Snapshots
 from zroute.receiving.session import SubscriberSession
 from zroute.requests.asked import Asked
 from zroute.requests.client import Client
@@ -100,6 +101,9 @@ class Bus:
         new = [(topic, rest) for topic, rest in kept if not topic.startswith(before)]
         if new:
             member.give(new)
+        for sender in self._members:
+            if member.hears(sender):
+                member.give_states(sender.states.epoch, sender.states.make(before, member.subscriptions))
 
     def number(self, sender: MemoryTransport, pattern: Pattern) -> int:
         """Return the number of members that subscribe to a pattern of ``sender``."""
@@ -144,6 +148,39 @@ class Bus:
             self.unheard.append(outside.parsed())
 
 
+class States:
+    """The topics of an app for which it makes snapshots.
+
+    Attributes:
+        snapshots: The snapshots; None if no publication has any.
+        epoch: The 64-bit number of this run of the app.
+    """
+
+    def __init__(self) -> None:
+        self.snapshots: Snapshots | None = None
+        self.epoch = 0
+        self._topics: dict[bytes, None] = {}
+
+    def add(self, topic: bytes) -> None:
+        """Add a topic."""
+        self._topics[topic] = None
+
+    def discard(self, topic: bytes) -> None:
+        """Remove a topic."""
+        del self._topics[topic]
+
+    def make(self, before: tuple[bytes, ...], wanted: tuple[bytes, ...]) -> Iterator[tuple[bytes, Made]]:
+        """Yield the snapshots of the ``wanted`` subscriptions that are not in ``before``."""
+        if self.snapshots is None:
+            return
+        self.snapshots.refresh()
+        for topic in sorted(self._topics):
+            if topic.startswith(wanted) and not topic.startswith(before):
+                made, _ = self.snapshots.make(topic)
+                if isinstance(made, Made):
+                    yield topic, made
+
+
 class MemoryTransport:
     """The transport of one app in a test.
 
@@ -180,6 +217,7 @@ class MemoryTransport:
         self._woken = False
         self._listening = False
         self.kept: dict[bytes, bytes] = {}
+        self.states = States()
         self.subscribers_changed: Callable[[], None] = lambda: None
         self._answer: Callable[[], None] = lambda: None
 
@@ -326,6 +364,20 @@ class MemoryTransport:
                 frame = pack_kept(marker, 1, topic, header.codec, body, headers, epoch=header.epoch, sent_at=at)
                 self._inbox.append((None, (frame,), None))
         self._wake()
+
+    def give_states(self, epoch: int, made: Iterable[tuple[bytes, Made]]) -> None:
+        """Put snapshots of the publisher ``epoch`` into the inbox."""
+        marker = self.accounts.make_marker()
+        for topic, each in made:
+            message = topic, each.codec, each.body, None
+            frame = pack_kept(marker, 1, *message, epoch=epoch, sent_at=each.sent_at, numbers=())
+            self._inbox.append((None, (frame,), None))
+            self._wake()
+
+    @property
+    def subscriptions(self) -> tuple[bytes, ...]:
+        """The prefixes that the app receives."""
+        return self._subscriptions
 
     def use(self, receive: Receive) -> None:
         """Pass all messages to another ``receive`` from now on."""
