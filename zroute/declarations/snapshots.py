@@ -17,7 +17,7 @@ from zroute.functions import (
     name_of,
     users_line,
 )
-from zroute.publishing.snapshots import SnapshotFunctions
+from zroute.publishing.publication import SnapshotFunctions
 
 __all__ = ["check_snapshot"]
 

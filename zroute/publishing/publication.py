@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, overload
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, overload
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -24,9 +24,6 @@ from zroute.messages.topics import Pattern, segment_bytes
 from zroute.options import COALESCED, TOPIC_CACHE
 from zroute.publishing.headers import USE_HEADERS, WithHeaders
 from zroute.publishing.history import History
-
-if TYPE_CHECKING:
-    from zroute.publishing.snapshots import SnapshotFunctions
 
 __all__ = [
     "DONE",
@@ -42,6 +39,7 @@ __all__ = [
     "Overflow",
     "Publication",
     "Schedule",
+    "SnapshotFunctions",
     "Subscribers",
     "Write",
     "bind_encoder",
@@ -149,6 +147,23 @@ class Schedule:
     every: float
     jitter: float = 0.0
     initial_delay: float = 0.0
+
+
+@attrs.frozen(eq=False)
+class SnapshotFunctions:
+    """The functions of ``app.publisher(snapshot=, topics=)``.
+
+    Attributes:
+        make: Returns the state of a topic. It takes captures of the topic by name.
+        topics: Returns the captures of each topic; None for the topics that were published in this run.
+        converters: A converter for each capture that ``make`` takes, by its name.
+        where: The user's line.
+    """
+
+    make: Callable[..., Any]
+    topics: Callable[[], Iterable[Mapping[str, object]]] | None
+    converters: Mapping[str, Callable[[bytes], Any]]
+    where: str
 
 
 class _Done:

@@ -32,10 +32,10 @@ from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer, Held
 from zroute.publishing.instances import Instance, publisher_name
 from zroute.publishing.paths import Paths, check_message
-from zroute.publishing.publication import DONE, CompiledPublication, Emit, Publication, Subscribers
+from zroute.publishing.publication import DONE, CompiledPublication, Emit, Publication, SnapshotFunctions, Subscribers
 from zroute.publishing.send_queue import SendQueue, Sent
 from zroute.publishing.session import PublisherSession
-from zroute.publishing.snapshots import SnapshotCalls, SnapshotFunctions, Snapshots
+from zroute.publishing.snapshots import SnapshotCalls, Snapshots
 from zroute.publishing.subscriber_count import SubscriberCount
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog

@@ -16,7 +16,7 @@ was sent since it was made.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from inspect import iscoroutine
 from time import perf_counter
@@ -27,9 +27,9 @@ import attrs
 from zroute.clock import Clock
 from zroute.errors import EncodeError, UsageError
 from zroute.messages.topics import Pattern, matches
-from zroute.publishing.publication import CompiledPublication, Emit, capture_values, filled
+from zroute.publishing.publication import CompiledPublication, Emit, SnapshotFunctions, capture_values, filled
 
-__all__ = ["Made", "NoSnapshot", "SnapshotCalls", "SnapshotFunctions", "Snapshots"]
+__all__ = ["Made", "NoSnapshot", "SnapshotCalls", "Snapshots"]
 
 
 class NoSnapshot(Enum):
@@ -50,23 +50,6 @@ class Made:
     codec: int
     body: bytes
     sent_at: int
-
-
-@attrs.frozen(eq=False)
-class SnapshotFunctions:
-    """The functions of ``app.publisher(snapshot=, topics=)``.
-
-    Attributes:
-        make: Returns the state of a topic. It takes captures of the topic by name.
-        topics: Returns the captures of each topic; None for the topics that were published in this run.
-        converters: A converter for each capture that ``make`` takes, by its name.
-        where: The user's line.
-    """
-
-    make: Callable[..., Any]
-    topics: Callable[[], Iterable[Mapping[str, object]]] | None
-    converters: Mapping[str, Callable[[bytes], Any]]
-    where: str
 
 
 @attrs.frozen(eq=False)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -140,14 +141,14 @@ class Recoveries:
                 epoch, parse_recovery_answer(body), self._clock.seconds(), lambda frame: RecoveredFrame.of(frame, raw)
             )
 
-    def take(self, many: int | None = None) -> Iterator[Ready]:
-        """Yield up to ``many`` messages that must be delivered next, in order.
+    def take(self, many: int | None = None) -> Iterator[Ready | Callable[[], None]]:
+        """Yield up to ``many`` entries that must be delivered next, in order.
 
-        Losses are reported in their place between the messages.
+        A loss is a function that reports it. Call it in its place, after the messages before it were delivered.
         """
         for key, stream, ready in islice(self._session.ready(), many):
             if ready.arrival is None:
-                self._lost(key, stream, ready)
+                yield partial(self._lost, key, stream, ready)
                 continue
             if isinstance(ready.arrival.frame, RecoveredFrame):
                 self._stats.recovered += ready.last - ready.first + 1

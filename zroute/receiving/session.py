@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Protocol
 from zroute.clock import TICK, Clock
 from zroute.messages.control import (
     GRACE,
+    MARKER,
     pack_farewell,
     pack_marker,
     pack_ping,
@@ -180,6 +181,7 @@ class SubscriberSession(AccountsSession):
         self._mendings: deque[float] = deque(maxlen=_MENDINGS_MAX)
         self._id = secrets.randbits(48)  # identifies this subscriber in its markers
         self._asked = 0  # the number of markers and pings so far
+        self._own = MARKER + b"%012x" % self._id  # the first bytes of its markers
         self.snapshots = SnapshotRequests(self._id, self._request, self._repeated)
         self._past: list[tuple[float, bytes]] = []  # former markers, pings and farewells, each with the time to drop it
         self._pauses: dict[str, tuple[float, float]] = {}  # by endpoint: the earliest next cut, and the pause
@@ -424,12 +426,15 @@ class SubscriberSession(AccountsSession):
     def snapshot(self, account: Any, header: Header) -> bool:
         """Return True if a snapshot must be delivered, and report a loss before it.
 
-        A snapshot that arrives behind later messages of its subscription is wrong, so it is requested again.
+        A snapshot that arrives behind later messages of its subscription is wrong. So is one before the join, when
+        losses are not found yet. Both are requested again.
         """
         number = snapshot_number(header, len(account.prefix))
+        early = not (account.expected or self._tracker.has_joined(header.epoch))
         # The snapshot belongs directly before the message after ``number``.
-        if number is None or self.admit(account, number + 1, 0):
+        if not early and (number is None or self.admit(account, number + 1, 0)):
             return True
+        self.snapshots.stated(header.epoch, snapshots=True)  # the answer that says so may have been lost
         self.snapshots.lost(header.epoch, (account.prefix,), self._clock.seconds())
         return False
 
@@ -461,7 +466,7 @@ class SubscriberSession(AccountsSession):
             if self._transport is not None:  # the connection of an earlier run may have just ended
                 self._tracker.links.update(self._transport.links, (), self._clock.seconds())
             # Before the numbers are compared, so that the losses that they show can be recovered.
-            if parse_marker(topic).subscriber == self._id:
+            if topic.startswith(self._own):
                 self.snapshots.stated(header.epoch, snapshots=statement.snapshots)
                 if self._recoveries is not None:
                     self._recoveries.stated(header.epoch, history=statement.history)
@@ -557,6 +562,7 @@ class SubscriberSession(AccountsSession):
     def _joined(self, event: Joined) -> None:
         self._leave()
         super()._joined(event)
+        self.snapshots.joined(event.publisher)
 
     def _missing(self, event: Missing) -> None:
         """Send the missing subscriptions again, unless they were repeated too often.

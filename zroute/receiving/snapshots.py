@@ -10,6 +10,7 @@ event                                           asked for
 a gap stays lost                                the subscription of the gap
 an unknown loss of a publisher that lives on    its subscriptions
 a snapshot arrives behind later messages        the subscription: a message between the two was already delivered
+a snapshot arrives before the join              the subscription: a loss before the join is not found
 a kept message or a snapshot is lost            everything
 =============================================== ===================================================================
 
@@ -118,6 +119,12 @@ class SnapshotRequests:
                 ask = self._asks[epoch, prefix] = _Ask()
             ask.is_due, ask.lost_at = True, now
             ask.blocks |= blocks
+
+    def joined(self, epoch: int) -> None:
+        """Ask a publisher at once, because it counts the messages from now on."""
+        for (publisher, _), ask in self._asks.items():
+            if publisher == epoch:
+                ask.after = 0.0
 
     def ended(self, epoch: int, number: int) -> None:
         """Record the end of the answer to request ``number``."""

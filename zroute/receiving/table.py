@@ -350,8 +350,11 @@ class RouteTable:
             for ready in self._recovery.take():
                 self._put(ready)
 
-    def _put(self, ready: Ready) -> None:
-        """Add messages that a recovery has held to the `unpacked` messages."""
+    def _put(self, ready: Ready | Callable[[], None]) -> None:
+        """Add messages that a recovery has held, or the report of a loss, to the `unpacked` messages."""
+        if not isinstance(ready, Ready):
+            self._unpacked.rest.append((None, ready))
+            return
         arrival = ready.arrival
         assert arrival is not None
         raw: RawFrames = arrival.frame
@@ -405,7 +408,11 @@ class RouteTable:
         for _ in rounds:
             if not rest:
                 break
-            topic, codec, body, frame = rest.popleft()
+            single = rest.popleft()
+            if single[0] is None:  # the report of a loss
+                single[1]()
+                continue
+            topic, codec, body, frame = single
             self._stats.received += 1
             try:
                 self._check_size(body)

@@ -653,6 +653,11 @@ class Tracker:
         publisher = self._publishers.get(epoch)
         return frozenset() if publisher is None else frozenset(publisher.signs.links)
 
+    def has_joined(self, epoch: int) -> bool:
+        """Return True if a publisher has sent a complete answer."""
+        publisher = self._publishers.get(epoch)
+        return publisher is not None and publisher.joined_once
+
     def name_of(self, epoch: int) -> str:
         """Return the name of a publisher, or an empty text if it is not known."""
         publisher = self._publishers.get(epoch)

@@ -367,8 +367,9 @@ class MemoryTransport:
 
     def give_states(self, epoch: int, made: Iterable[tuple[bytes, Made]]) -> None:
         """Put snapshots of the publisher ``epoch`` into the inbox."""
-        marker = self.accounts.make_marker()
-        for topic, each in made:
+        found = list(made)
+        marker = self.accounts.make_marker() if found else b""
+        for topic, each in found:
             message = topic, each.codec, each.body, None
             frame = pack_kept(marker, 1, *message, epoch=epoch, sent_at=each.sent_at, numbers=())
             self._inbox.append((None, (frame,), None))
