@@ -1,8 +1,8 @@
 """A network in memory that loses, delays, doubles and cuts, between apps with the real sessions of both sides.
 
-The apps run in `TestApp`, in virtual time. The network behaves like PUB and SUB sockets of libzmq: a publisher learns of
-a subscription once, whoever else has it; frames of one path stay in order; a new connection sends all subscriptions
-again in the order of their bytes.
+The apps run in virtual time. The network behaves like PUB and SUB sockets of libzmq: a publisher learns of a
+subscription once, even if several subscribers have it; frames of one path stay in order; a new connection sends all
+subscriptions again in the order of their bytes.
 """
 
 from __future__ import annotations
@@ -146,7 +146,11 @@ class LossyTransport(MemoryTransport):
 
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
         """Return a function that drops frames for full paths."""
-        return (lambda frame: None if self.network.send(self, frame) else None) if self.publishes else None
+
+        def send(frame: bytes) -> None:
+            self.network.send(self, frame)
+
+        return send if self.publishes else None
 
     def try_sender(self, *, multipart: bool) -> Callable[[Any], bool] | None:
         """Return a function that returns False while a path is full."""

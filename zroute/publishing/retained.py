@@ -236,6 +236,7 @@ One object is created for each message, and tuples are the fastest to create.
 
         If the sender has asked before, it receives only messages that it has not received yet.
         """
+        self._refresh()
         before = self._joining.get(marker.subscriber)
         if marker.subscriber in self._busy and before is not None and before.is_asked_again(marker):
             # The walk continues; `_end` begins another one for the messages that were kept between the two requests.
@@ -264,7 +265,13 @@ One object is created for each message, and tuples are the fastest to create.
             self._begin_renewal(joining)
             self._give()
 
+    def _refresh(self) -> None:
+        """Update the topics with snapshots. Their numbers must not be greater than that of the walk that begins."""
+        if self.snapshots is not None:
+            self.snapshots.refresh()
+
     def _begin_renewal(self, before: _Joining) -> None:
+        self._refresh()
         prefix = next(iter(before.waiting))
         number = before.waiting.pop(prefix)
         # As old as the walk before, because a renewal sends no kept messages.
@@ -274,8 +281,6 @@ One object is created for each message, and tuples are the fastest to create.
         joining.start = joining.after = None
 
     def _begin(self, marker: Asking, since: int, before: _Joining | None) -> _Joining:
-        if self.snapshots is not None:
-            self.snapshots.refresh()
         joining = _Joining(marker, since)
         if before is not None:
             if before.walks == _WALKS_MAX:
