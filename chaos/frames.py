@@ -241,8 +241,10 @@ def _answers(marker: bytes) -> list[bytes]:
     body = msgspec.msgpack.encode(ORDER)
     frames = [pack_kept(marker, 1, b"orders.a", codec, body, {"k": 1}, epoch=7, sent_at=5) for codec in (1, 2)]
     frames.append(pack_kept(marker, 9, b"", 0, b"", None, epoch=7, sent_at=5))
-    for numbers in ([], [(0, 3)], [(0, 3), (7, EDGES[-1])]):
-        frames.append(pack_kept(marker, 2, b"orders.a", 1, body, None, epoch=7, sent_at=5, numbers=numbers))
+    frames += [
+        pack_kept(marker, 2, b"orders.a", 1, body, None, epoch=7, sent_at=5, numbers=numbers)
+        for numbers in ([], [(0, 3)], [(0, 3), (7, EDGES[-1])])
+    ]
     frames.append(pack_kept(marker, 3, b"", 0, pack_snapshot_end(1), None, epoch=7, sent_at=5))
     for kind in (Kind.JOIN, Kind.GOODBYE):
         for numbers in ([(b"", 5)], [(b"orders.", EDGES[-1])], []):

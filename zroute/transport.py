@@ -236,7 +236,10 @@ class Accounts(Protocol):
         """
 
     def snapshot(self, account: Any, header: Header) -> bool:
-        """Return True if a snapshot must be delivered to this app: no later message was delivered before it."""
+        """Return True if a snapshot must be delivered to this app.
+
+        The result is False if a later message was delivered before.
+        """
 
     def recover(self, subscriptions: frozenset[bytes]) -> Any:
         """Recover the lost messages of these subscriptions from now on.
@@ -640,9 +643,10 @@ class Transport(Protocol):
 
     @property
     def states(self) -> Any:
-        """The topics with snapshots, if the transport itself asks for them: a `zroute.testing.transport.States`.
+        """The topics with snapshots, if the transport itself sends snapshots.
 
-        The default is None: the publisher must send snapshots to new subscribers.
+        The value is a `zroute.testing.transport.States`. The default is None: the publisher must send snapshots to new
+        subscribers.
         """
         return None
 

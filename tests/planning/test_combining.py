@@ -48,6 +48,7 @@ SAYS_NOTHING = {
     "a plain handler",
     "a handler of `int`",
     "neither `sub` nor `pub`",
+    "no `snapshot`",
     "no `context` of another app",
     "no `every`",
     "no `keys`",

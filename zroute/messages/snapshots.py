@@ -75,5 +75,5 @@ def pack_snapshot_end(number: int) -> bytes:
 
 
 def parse_snapshot_end(body: bytes) -> int | None:
-    """Return the number of the answered request, or None for the end of an answer to a marker."""
+    """Return the number of the answered request; None for another end."""
     return _END.unpack(body)[0] if len(body) == _END.size else None

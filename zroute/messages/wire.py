@@ -563,7 +563,7 @@ def pack_kept(
     sent_at: int,
     numbers: Sequence[tuple[int, int]] | None = None,
 ) -> bytes:
-    """Return the frame that sends the last message or a snapshot of ``topic`` to a new subscriber.
+    """Return the frame that sends the last message or a snapshot of ``topic``.
 
     Args:
         marker: the marker that the subscriber sent.
@@ -772,9 +772,9 @@ def _unpack_headers(body: bytes, offset: int) -> tuple[dict[str, Any], int]:
 
 
 def snapshot_number(header: Header, length: int) -> int | None:
-    """Return the number of the last message before a snapshot, in the subscription of ``length`` bytes.
+    """Return the number of the last message before a snapshot.
 
-    The result is None if the snapshot does not carry the number.
+    It is the number in the subscription of ``length`` bytes. The result is None if the snapshot does not carry it.
     """
     for span, number in header.counters[1:]:
         if span == length + 1:

@@ -270,7 +270,7 @@ class TopicAccounts(AccountsSession):
         return bool(topic)
 
     def snapshot(self, account: Any, header: Header) -> bool:
-        """Return False: publishers on NATS make no snapshots, so plans refuse ``snapshot``."""
+        """Return False: publishers on NATS make no snapshots."""
         return False
 
     def recover(self, subscriptions: frozenset[bytes]) -> None:

@@ -306,9 +306,9 @@ class Counters:
         return [counter.number for counter in self.cover(topic).counters]
 
     def numbers_of(self, marker: Marker, topic: bytes) -> list[tuple[int, int]]:
-        """Return the length and the last number of each wanted subscription that is a prefix of ``topic``.
+        """Return the length and the last number of each subscription of ``topic``.
 
-        The shortest subscriptions come first.
+        These are the subscriptions that ``marker`` wants; for a summary, all of them. The shortest ones come first.
         """
         if marker.summary:
             counters: Iterable[Counter] = self.cover(topic).counters

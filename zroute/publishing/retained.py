@@ -213,7 +213,10 @@ One object is created for each message, and tuples are the fastest to create.
             self._said()
 
     def add_state(self, topic: bytes) -> None:
-        """Add a topic with a snapshot. The oldest such topic is dropped when there are too many."""
+        """Add a topic with a snapshot.
+
+        The oldest such topic is dropped when there are too many.
+        """
         self._number += 1
         if topic not in self.messages and topic not in self._states:
             self._topics.add(topic)
@@ -266,7 +269,10 @@ One object is created for each message, and tuples are the fastest to create.
             self._give()
 
     def _refresh(self) -> None:
-        """Update the topics with snapshots. Their numbers must not be greater than that of the walk that begins."""
+        """Update the topics with snapshots, before a walk begins.
+
+        The number of a topic must not be greater than that of the walk.
+        """
         if self.snapshots is not None:
             self.snapshots.refresh()
 

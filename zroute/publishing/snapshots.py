@@ -1,4 +1,4 @@
-"""Snapshots: the present state of a topic, made for subscribers that join or have lost messages.
+"""Snapshots: the present state of a topic, for subscribers that need it.
 
 A snapshot is a kept message that is made on demand. `zroute.publishing.retained` decides who receives which one, and
 when; this module calls the user's functions.
@@ -45,7 +45,10 @@ class NoSnapshot(Enum):
 
 @attrs.frozen(slots=True, eq=False)
 class Made:
-    """A snapshot: the number of its codec, its body, and its time in nanoseconds since the Unix epoch."""
+    """A snapshot: the number of its codec, its body, and its time.
+
+    The time is that at which it was made, in nanoseconds since the Unix epoch.
+    """
 
     codec: int
     body: bytes
@@ -136,7 +139,7 @@ class Snapshots:
         return emit_noted if _functions(outlet).topics is None else emit
 
     def refusing(self, emit: Emit) -> Emit:
-        """Return ``emit`` with a check that a snapshot function does not publish to its own topic."""
+        """Return ``emit``, which refuses topics whose snapshot is being made."""
         making = self.making
 
         def emit_refused(topic: bytes, number: int, body: bytes, headers: Mapping[str, Any] | None) -> Awaitable[None]:

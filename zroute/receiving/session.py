@@ -440,7 +440,10 @@ class SubscriberSession(AccountsSession):
 
     @property
     def given(self) -> int:
-        """The number of `complete` publishers that have sent all their kept messages and snapshots."""
+        """The number of `complete` publishers that have sent their whole state.
+
+        The state consists of kept messages and snapshots.
+        """
         return sum(not self.snapshots.awaits(epoch) for epoch in self._tracker.gave)
 
     def untracked(self, topic: bytes) -> None:

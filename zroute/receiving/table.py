@@ -351,7 +351,10 @@ class RouteTable:
                 self._put(ready)
 
     def _put(self, ready: Ready | Callable[[], None]) -> None:
-        """Add messages that a recovery has held, or the report of a loss, to the `unpacked` messages."""
+        """Add messages that a recovery has held to the `unpacked` messages.
+
+        ``ready`` may also be the report of a loss.
+        """
         if not isinstance(ready, Ready):
             self._unpacked.rest.append((None, ready))
             return
