@@ -117,6 +117,7 @@ class _Joining:
         wrapped: True if the walk has continued with the first topic.
         next: The number of the next message to the subscriber.
         walks: The number of unfinished walks, including this one.
+        states_since: The number of the last topic with a snapshot when the walk began; None before it begins.
         renewal: The prefix and the number of the answered request for snapshots; None for another walk.
         waiting: The renewals that follow this walk: the number of each request by its prefix.
     """
@@ -131,6 +132,7 @@ class _Joining:
     wrapped: bool = attrs.field(init=False, default=False)
     next: int = attrs.field(init=False, default=1)
     walks: int = attrs.field(init=False, default=1)
+    states_since: int | None = attrs.field(init=False, default=None)
     renewal: tuple[bytes, int] | None = attrs.field(init=False, default=None)
     waiting: dict[bytes, int] = attrs.field(init=False, factory=dict)
     answered: dict[bytes, float] = attrs.field(init=False, factory=dict)
@@ -148,6 +150,16 @@ class _Joining:
         if at <= self.since and not self.marker.summary and self._has_passed(topic) and self.marker.wants(topic):
             return True
         return self.before is not None and self.before.was_given(topic, at)
+
+    def had_state(self, topic: bytes, at: int) -> bool:
+        """Return True if the snapshot of ``topic`` was certainly sent before.
+
+        ``at`` is the number of the topic. See also `was_given`.
+        """
+        known = self.states_since is not None and at <= self.states_since
+        if known and not self.marker.summary and self._has_passed(topic) and self.marker.wants(topic):
+            return True
+        return self.before is not None and self.before.had_state(topic, at)
 
     def is_asked_again(self, marker: Asking) -> bool:
         """Return True if ``marker`` certainly repeats the request of this walk.
@@ -239,7 +251,6 @@ One object is created for each message, and tuples are the fastest to create.
 
         If the sender has asked before, it receives only messages that it has not received yet.
         """
-        self._refresh()
         before = self._joining.get(marker.subscriber)
         if marker.subscriber in self._busy and before is not None and before.is_asked_again(marker):
             # The walk continues; `_end` begins another one for the messages that were kept between the two requests.
@@ -268,16 +279,7 @@ One object is created for each message, and tuples are the fastest to create.
             self._begin_renewal(joining)
             self._give()
 
-    def _refresh(self) -> None:
-        """Update the topics with snapshots, before a walk begins.
-
-        The number of a topic must not be greater than that of the walk.
-        """
-        if self.snapshots is not None:
-            self.snapshots.refresh()
-
     def _begin_renewal(self, before: _Joining) -> None:
-        self._refresh()
         prefix = next(iter(before.waiting))
         number = before.waiting.pop(prefix)
         # As old as the walk before, because a renewal sends no kept messages.
@@ -353,6 +355,9 @@ One object is created for each message, and tuples are the fastest to create.
 
         Return True at the end of the walk.
         """
+        if self.snapshots is not None and joining.states_since is None:
+            self._allowance.spend(self._cost(self.snapshots.refresh()))
+            joining.states_since = self._number
         # At least one message, so that each walk advances even if many subscribers share the allowance.
         least = self._allowance.left - max(share, _SENT)
         while True:
@@ -398,18 +403,22 @@ One object is created for each message, and tuples are the fastest to create.
         """
         assert self.snapshots is not None
         before = joining.before if joining.renewal is None else None
-        given = before is not None and before.was_given(topic, self._states[topic])
+        given = before is not None and before.had_state(topic, self._states[topic])
         if given or not joining.marker.wants(topic):
             self._allowance.spend(1)
             return True
         made, seconds = self.snapshots.make(topic)
-        self._allowance.spend(max(_SENT, int(seconds / _SNAPSHOT_SECONDS * self._allowance.amount)))
+        self._allowance.spend(max(_SENT, self._cost(seconds)))
         if made is NoSnapshot.WAITS:
             return False
         if isinstance(made, Made) and not self._send(joining.marker, joining.next, topic, made):
             return False
         joining.next += made is not NoSnapshot.NOTHING
         return True
+
+    def _cost(self, seconds: float) -> int:
+        """Return the units of user functions that have run for ``seconds``."""
+        return int(seconds / _SNAPSHOT_SECONDS * self._allowance.amount)
 
     def _end(self, joining: _Joining) -> bool:
         """Send the end message of the walk, which uses no number.

@@ -16,7 +16,7 @@ was sent since it was made.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from inspect import iscoroutine
 from time import perf_counter
@@ -105,6 +105,7 @@ class Snapshots:
         self._outlets = outlets
         self._calls = calls
         self._sources: dict[bytes, CompiledPublication] = {}
+        self._values: dict[CompiledPublication, dict[tuple[object, ...], bytes]] = {}
         self._made: dict[bytes, tuple[object, Made | NoSnapshot]] = {}
         self._turn: Any = None  # the timer that ends the sharing
         self._closed = False
@@ -162,20 +163,18 @@ class Snapshots:
         """Make no more snapshots of a topic, because there are too many topics."""
         self._sources.pop(topic, None)
 
-    def refresh(self) -> None:
-        """Call the ``topics`` functions, once per turn of the reactor."""
+    def refresh(self) -> float:
+        """Call the ``topics`` functions, once per turn of the reactor; return the seconds that it took."""
         if self._turn is not None:
-            return
+            return 0.0
         self._share()
+        began = perf_counter()
         for outlet in self._outlets:
             functions = _functions(outlet)
             if functions.topics is None:
                 continue
             try:
-                found = {
-                    filled(outlet.pattern, capture_values(outlet.pattern, None, captures, call="topics"))
-                    for captures in functions.topics()
-                }
+                found = self._topics(outlet, functions.topics())
             except Exception as error:
                 self._calls.made(functions, error)
                 continue
@@ -184,6 +183,23 @@ class Snapshots:
                 self._calls.discard(topic)
             for topic in found - self._sources.keys():
                 self._add(topic, outlet)
+        return perf_counter() - began
+
+    def _topics(self, outlet: CompiledPublication, every: Iterable[Mapping[str, object]]) -> set[bytes]:
+        """Return the topics with these captures. Topics of the last call are not made again."""
+        names, before = outlet.pattern.captures, self._values.get(outlet, {})
+        now: dict[tuple[object, ...], bytes] = {}
+        found: set[bytes] = set()
+        for captures in every:
+            values = tuple([captures.get(name) for name in names])
+            topic = before.get(values)
+            if topic is None:
+                topic = filled(outlet.pattern, capture_values(outlet.pattern, None, captures, call="topics"))
+            if set(map(type, values)) <= {str}:  # as keys, 1, True and 1.0 would be equal
+                now[values] = topic
+            found.add(topic)
+        self._values[outlet] = now
+        return found
 
     def _share(self) -> None:
         """Share what is made from now on until the end of this turn."""
