@@ -118,6 +118,7 @@ class _Joining:
         next: The number of the next message to the subscriber.
         walks: The number of unfinished walks, including this one.
         states_since: The number of the last topic with a snapshot when the walk began; None before it begins.
+        refresh: The number of the refresh of the topics with snapshots that the walk needs; None before it begins.
         renewal: The prefix and the number of the answered request for snapshots; None for another walk.
         waiting: The renewals that follow this walk: the number of each request by its prefix.
     """
@@ -133,6 +134,7 @@ class _Joining:
     next: int = attrs.field(init=False, default=1)
     walks: int = attrs.field(init=False, default=1)
     states_since: int | None = attrs.field(init=False, default=None)
+    refresh: int | None = attrs.field(init=False, default=None)
     renewal: tuple[bytes, int] | None = attrs.field(init=False, default=None)
     waiting: dict[bytes, int] = attrs.field(init=False, factory=dict)
     answered: dict[bytes, float] = attrs.field(init=False, factory=dict)
@@ -356,7 +358,12 @@ One object is created for each message, and tuples are the fastest to create.
         Return True at the end of the walk.
         """
         if self.snapshots is not None and joining.states_since is None:
-            self._allowance.spend(self._cost(self.snapshots.refresh()))
+            if joining.refresh is None:
+                joining.refresh = self.snapshots.next_refresh()
+            seconds, ended = self.snapshots.refresh(joining.refresh)
+            self._allowance.spend(1 + self._cost(seconds))
+            if not ended:
+                return False
             joining.states_since = self._number
         # At least one message, so that each walk advances even if many subscribers share the allowance.
         least = self._allowance.left - max(share, _SENT)

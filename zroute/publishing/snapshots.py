@@ -16,7 +16,7 @@ was sent since it was made.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from inspect import iscoroutine
 from time import perf_counter
@@ -30,6 +30,10 @@ from zroute.messages.topics import Pattern, matches
 from zroute.publishing.publication import CompiledPublication, Emit, SnapshotFunctions, capture_values, filled
 
 __all__ = ["Made", "NoSnapshot", "SnapshotCalls", "Snapshots"]
+
+_SLICE_SECONDS = 0.005
+_STEP = 200
+"""A refresh of the topics ends after this time, in seconds, which it looks at after each `_STEP` topics."""
 
 
 class NoSnapshot(Enum):
@@ -105,6 +109,8 @@ class Snapshots:
         self._outlets = outlets
         self._calls = calls
         self._sources: dict[bytes, CompiledPublication] = {}
+        self._steps: Iterator[None] | None = None  # the present refresh
+        self._begun = self._finished = 0  # the numbers of the last refreshes
         self._values: dict[CompiledPublication, dict[tuple[object, ...], bytes]] = {}
         self._made: dict[bytes, tuple[object, Made | NoSnapshot]] = {}
         self._turn: Any = None  # the timer that ends the sharing
@@ -163,43 +169,63 @@ class Snapshots:
         """Make no more snapshots of a topic, because there are too many topics."""
         self._sources.pop(topic, None)
 
-    def refresh(self) -> float:
-        """Call the ``topics`` functions, once per turn of the reactor; return the seconds that it took."""
-        if self._turn is not None:
-            return 0.0
-        self._share()
+    def next_refresh(self) -> int:
+        """Return the number of the next refresh that begins now or later.
+
+        All refreshes of a turn of the reactor are one.
+        """
+        return self._finished if self._turn is not None and self._steps is None else self._begun + 1
+
+    def refresh(self, number: int) -> tuple[float, bool]:
+        """Continue a refresh: call the ``topics`` functions, and note the topics.
+
+        Return the seconds that it took, and True if refresh ``number`` has ended. Otherwise, call this method again
+        later: 10,000 new topics take a tenth of a second.
+        """
+        if self._finished >= number:
+            return 0.0, True
         began = perf_counter()
+        if self._steps is None:
+            self._begun += 1
+            self._steps = self._refresh()
+        for _ in self._steps:
+            if (spent := perf_counter() - began) > _SLICE_SECONDS:
+                return spent, False
+        self._steps, self._finished = None, self._begun
+        self._share()
+        return perf_counter() - began, self._finished >= number
+
+    def _refresh(self) -> Iterator[None]:
         for outlet in self._outlets:
             functions = _functions(outlet)
             if functions.topics is None:
                 continue
             try:
-                found = self._topics(outlet, functions.topics())
+                yield from self._update(outlet, tuple(functions.topics()))
             except Exception as error:
                 self._calls.made(functions, error)
-                continue
-            for topic in [topic for topic, owner in self._sources.items() if owner is outlet and topic not in found]:
-                del self._sources[topic]
-                self._calls.discard(topic)
-            for topic in found - self._sources.keys():
-                self._add(topic, outlet)
-        return perf_counter() - began
 
-    def _topics(self, outlet: CompiledPublication, every: Iterable[Mapping[str, object]]) -> set[bytes]:
-        """Return the topics with these captures. Topics of the last call are not made again."""
+    def _update(self, outlet: CompiledPublication, every: Sequence[Mapping[str, object]]) -> Iterator[None]:
+        """Set the topics of a publication in steps. Topics of the last call are not made again."""
         names, before = outlet.pattern.captures, self._values.get(outlet, {})
         now: dict[tuple[object, ...], bytes] = {}
         found: set[bytes] = set()
-        for captures in every:
+        for number, captures in enumerate(every, 1):
             values = tuple([captures.get(name) for name in names])
             topic = before.get(values)
             if topic is None:
                 topic = filled(outlet.pattern, capture_values(outlet.pattern, None, captures, call="topics"))
+                if topic not in self._sources:
+                    self._add(topic, outlet)
             if set(map(type, values)) <= {str}:  # as keys, 1, True and 1.0 would be equal
                 now[values] = topic
             found.add(topic)
+            if number % _STEP == 0:
+                yield
+        for topic in [topic for topic, owner in self._sources.items() if owner is outlet and topic not in found]:
+            del self._sources[topic]
+            self._calls.discard(topic)
         self._values[outlet] = now
-        return found
 
     def _share(self) -> None:
         """Share what is made from now on until the end of this turn."""

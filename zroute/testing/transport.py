@@ -173,7 +173,9 @@ class States:
         """Yield the snapshots of the ``wanted`` subscriptions that are not in ``before``."""
         if self.snapshots is None:
             return
-        self.snapshots.refresh()
+        number = self.snapshots.next_refresh()
+        while not self.snapshots.refresh(number)[1]:
+            pass
         for topic in sorted(self._topics):
             if topic.startswith(wanted) and not topic.startswith(before):
                 made, _ = self.snapshots.make(topic)
