@@ -492,7 +492,8 @@ class SubscriberSession(AccountsSession):
                 transport.read_soon()  # to deliver what was held, and to repeat a request
         self._tell(self._tracker.check(now, emptied=emptied))
         self.snapshots.tick(now, emptied=emptied)
-        if any(state for _, state, _ in self._waiting):
+        # The end of snapshots shows if some were lost, so the session needs it even if nothing waits for the state.
+        if any(state for _, state, _ in self._waiting) or self.snapshots.any_of(self._tracker.giving):
             self._ask_for_kept(now, emptied=emptied)
         if self._leaving != self._tracker.leaving:  # a publisher was evicted
             self._leave()

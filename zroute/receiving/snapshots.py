@@ -24,7 +24,7 @@ This module sends nothing and reads no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import attrs
 
@@ -97,6 +97,10 @@ class SnapshotRequests:
         if epoch not in self._publishers and len(self._publishers) >= PUBLISHERS_MAX:
             self.end(next(iter(self._publishers)))  # publishers can be forged
         self._publishers[epoch] = None
+
+    def any_of(self, epochs: Collection[int]) -> bool:
+        """Return True if one of these publishers has snapshots."""
+        return not self._publishers.keys().isdisjoint(epochs)
 
     def end(self, epoch: int) -> None:
         """Ask a publisher no more, because it has ended."""
