@@ -93,6 +93,11 @@ class Recoveries:
         self._session.subscriptions = subscriptions
         self._session.change(subscriptions)
 
+    def wants(self, subscription: bytes) -> bool:
+        """Return True if the lost messages of a subscription are recovered."""
+        subscriptions = self._session.subscriptions
+        return subscriptions is None or subscription in subscriptions
+
     def close(self) -> None:
         """Give up all recoveries, because reading ends. What was held stays to be taken."""
         self._closed = True

@@ -385,6 +385,10 @@ class SubscriberSession(AccountsSession):
             self._recoveries.change(subscriptions)
         return self._recoveries
 
+    def recovers_losses(self, subscription: bytes) -> bool:
+        """Return True if the app recovers the lost messages of a subscription."""
+        return self._recoveries is not None and self._recoveries.wants(subscription)
+
     @property
     def _recovers(self) -> bool:
         return self._recoveries is not None and self._recoveries.busy
