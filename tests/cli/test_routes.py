@@ -269,7 +269,10 @@ def run(number: int, kind: str) -> None: ...
 @app.subscribe("more.{kind}", recover=False)
 def more(number: int, kind: str) -> None: ...
 """
-    rows = json.loads(zroute("routes", "quotes", "--json", cwd=module(tmp_path, source)).stdout)["routes"]
+    folder = module(tmp_path, source)
+    checked = zroute("check", "quotes", cwd=folder)
+    assert "handlers that recover lost messages 1, histories 1, snapshots 1" in checked.stdout
+    rows = json.loads(zroute("routes", "quotes", "--json", cwd=folder).stdout)["routes"]
     found = {row["pattern"]: row for row in rows}
     assert found["others.{kind}"]["recover"] is True
     assert "recover" not in found["more.{kind}"]
