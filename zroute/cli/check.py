@@ -101,7 +101,7 @@ def _check(
     counts += f", handlers of jobs {len(compiled.works)}" * bool(compiled.works)
     counts += f", job queues {len(compiled.queues)}" * bool(compiled.queues)
     publications = [outlet.publication for outlet in compiled.outlets]
-    features = {
+    features: dict[str, list[object]] = {
         "handlers that recover lost messages": [route.options.recover for route in compiled.routes],
         "histories": [publication.history for publication in publications],
         "snapshots": [publication.snapshot for publication in publications],

@@ -206,7 +206,10 @@ class Snapshots:
                 self._calls.made(functions, error)
 
     def _update(self, outlet: CompiledPublication, every: Sequence[Mapping[str, object]]) -> Iterator[None]:
-        """Set the topics of a publication in steps. Topics of the last call are not made again."""
+        """Set the topics of a publication in steps.
+
+        Topics of the last call are not made again.
+        """
         names, before = outlet.pattern.captures, self._values.get(outlet, {})
         now: dict[tuple[object, ...], bytes] = {}
         found: set[bytes] = set()

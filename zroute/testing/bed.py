@@ -388,7 +388,7 @@ class Bed:
         return next(filter(None, codes), 0) if codes else None
 
     def lose(self, many: int, pattern: str | Pattern = _EVERYTHING) -> None:
-        """Lose the next messages on their way to all apps, as an overloaded network would.
+        """Lose the next messages on their way to all apps.
 
         An app notices the loss when the next message of its subscription arrives, or after half a second. If the
         publisher has a ``history`` and the app has ``recover=True``, it handles the lost messages then. Otherwise they
