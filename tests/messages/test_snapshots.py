@@ -202,6 +202,18 @@ def test_a_request_without_an_answer_is_repeated_under_its_number() -> None:
     assert not asker.requests.awaits(7)
 
 
+def test_a_loss_before_the_statement_is_not_forgotten() -> None:
+    """The answer to the join may be lost or late: when it arrives, the subscriber asks for everything."""
+    asker = Asker()
+    asker.requests.end(7)
+    asker.requests.lost(7, (b"",), 0.0, blocks=False)
+    asker.until(0, 1)
+    assert asker.sent == []
+    asker.requests.stated(7, snapshots=True)
+    asker.until(1, 2)
+    assert asker.sent == [(1, b"")]
+
+
 def test_a_publisher_that_has_ended_is_not_asked() -> None:
     """After a goodbye, or a statement without the flag, no request is sent."""
     asker = Asker()

@@ -86,6 +86,7 @@ class SnapshotRequests:
         self._send = send
         self._repeated = repeated
         self._publishers: dict[int, None] = {}  # with snapshots
+        self._early: dict[int, float] = {}  # the times of losses of publishers without a statement so far
         self._asks: dict[tuple[int, bytes], _Ask] = {}
         self._number = 0
 
@@ -97,6 +98,8 @@ class SnapshotRequests:
         if epoch not in self._publishers and len(self._publishers) >= PUBLISHERS_MAX:
             self.end(next(iter(self._publishers)))  # publishers can be forged
         self._publishers[epoch] = None
+        if (now := self._early.pop(epoch, None)) is not None:
+            self.lost(epoch, (b"",), now, blocks=False)
 
     def any_of(self, epochs: Collection[int]) -> bool:
         """Return True if one of these publishers has snapshots."""
@@ -105,6 +108,7 @@ class SnapshotRequests:
     def end(self, epoch: int) -> None:
         """Ask a publisher no more, because it has ended."""
         self._publishers.pop(epoch, None)
+        self._early.pop(epoch, None)
         for key in [key for key in self._asks if key[0] == epoch]:
             del self._asks[key]
 
@@ -114,6 +118,9 @@ class SnapshotRequests:
         ``blocks`` is False if the state of the app is as complete as it was before.
         """
         if epoch not in self._publishers:
+            # Its statement may have been lost, or arrive later than its kept messages.
+            if epoch in self._early or len(self._early) < PUBLISHERS_MAX:
+                self._early[epoch] = now
             return
         for prefix in subscriptions:
             ask = self._asks.get((epoch, prefix))
