@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 
 from zroute.messages.recovery import REQUEST
 from zroute.messages.topics import minimal_cover
+from zroute.receiving.events import Corrected
 from zroute.testing.transport import MemoryTransport
 
 __all__ = ["LossyTransport", "Network", "Path"]
@@ -127,6 +128,14 @@ class LossyTransport(MemoryTransport):
         self._reported: Callable[[bytes, bool], None] = lambda prefix, there: None
         self._known: Counter[bytes] = Counter()
         self._heard: set[int] = set()
+        self.corrected = 0
+        correct = self.accounts._do[Corrected]
+
+        def count(session: Any, event: Corrected) -> None:
+            self.corrected += 1
+            correct(session, event)
+
+        self.accounts._do = {**self.accounts._do, Corrected: count}  # type: ignore[misc]
 
     publishes = property(lambda self: bool(self._request.ends.pub))
     subscribes = property(lambda self: bool(self._request.ends.sub))

@@ -557,6 +557,7 @@ class SubscriberSession(AccountsSession):
         if self._recoveries is not None:
             # Messages that were never sent may be missing. They then count as lost, which this event corrects.
             self._recoveries.end_stream(event.epoch, event.subscription)
+        self.snapshots.lost(event.epoch, (event.subscription,), self._clock.seconds())
         self._stats.lost -= event.wrong
         self._stats.unknown_losses -= event.unknown
         text = (
