@@ -32,6 +32,7 @@ from zroute.messages.recovery import (
     pack_recovery_answers,
     pack_recovery_request,
 )
+from zroute.messages.snapshots import SnapshotRequest, pack_snapshot_end, pack_snapshot_request
 from zroute.messages.wire import FIXED, HEAD_SIZE, MAGIC, NUL, Kind, framer, pack_head, pack_kept, parse_header, split
 
 ORDER = {"sku": "a", "count": 1, "price": 0.5, "tags": ["x", "y"], "notes": {"n": 1}}
@@ -179,6 +180,7 @@ def lot_of_subscriptions(seed: int, lot: int, size: int, epoch: int) -> list[lis
         pack_farewell(chance.getrandbits(48), epoch),
         pack_box(chance.getrandbits(48)),
         *(pack_recovery_request(chance.getrandbits(48), 1, epoch, b"p.", ranges)[0] for ranges in _RANGES),
+        *(pack_snapshot_request(SnapshotRequest(chance.getrandbits(48), 1, epoch, each)) for each in (b"", b"p.")),
         REQUEST + chance.randbytes(40),
         MARKER + chance.randbytes(12),
         FAREWELL + chance.randbytes(9),
@@ -239,6 +241,11 @@ def _answers(marker: bytes) -> list[bytes]:
     body = msgspec.msgpack.encode(ORDER)
     frames = [pack_kept(marker, 1, b"orders.a", codec, body, {"k": 1}, epoch=7, sent_at=5) for codec in (1, 2)]
     frames.append(pack_kept(marker, 9, b"", 0, b"", None, epoch=7, sent_at=5))
+    frames += [
+        pack_kept(marker, 2, b"orders.a", 1, body, None, epoch=7, sent_at=5, numbers=numbers)
+        for numbers in ([], [(0, 3)], [(0, 3), (7, EDGES[-1])])
+    ]
+    frames.append(pack_kept(marker, 3, b"", 0, pack_snapshot_end(1), None, epoch=7, sent_at=5))
     for kind in (Kind.JOIN, Kind.GOODBYE):
         for numbers in ([(b"", 5)], [(b"orders.", EDGES[-1])], []):
             frames += pack_statements(kind, marker, numbers, epoch=7, name="far", partial=False, sent_at=5)  # type: ignore[arg-type]

@@ -112,6 +112,13 @@ ALL = {
         ),
         ("home",),
     ),
+    "order_book": Session(
+        (
+            run("zroute run examples/order_book.py:feed"),
+            Terminal(("zroute run examples/order_book.py:desk --for 3500ms",), alone=True),
+        ),
+        ("3 books",),
+    ),
     "price_service": Session(
         (
             run(f"{RUN} price_service"),

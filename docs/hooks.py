@@ -18,7 +18,7 @@ EXAMPLES = {
     "Several apps": ("bars", "two_apps", "desk", "from_environment", "alarm"),
     "Requests and jobs": ("price_service", "farm"),
     "Publishers that are not zroute": ("foreign", "most_specific", "bridge"),
-    "State, databases and HTTP": ("inventory", "quotes_db", "webhook", "webhook_asyncio", "enrich"),
+    "State, databases and HTTP": ("inventory", "quotes_db", "order_book", "webhook", "webhook_asyncio", "enrich"),
     "Devices, threads and people": ("sensor_gateway", "thumbnails", "chat"),
 }
 """The examples, grouped by subject."""

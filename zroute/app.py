@@ -1044,6 +1044,13 @@ def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire | Frames) -> 
                 parameter="history",
                 where=publication.where,
             )
+        if publication.snapshot is not None and wire != "tracked":
+            raise SignatureError(
+                f"snapshot= needs wire='tracked', but this app has wire={wire!r}. Only the tracked wire reports new "
+                "subscribers: set wire='tracked', or remove snapshot",
+                parameter="snapshot",
+                where=publication.where,
+            )
         if publication.keep and wire != "tracked":
             raise SignatureError(
                 f"keep={publication.keep!r} needs wire='tracked', but this app has wire={wire!r}. Only the tracked "

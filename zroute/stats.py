@@ -127,6 +127,8 @@ class Stats:
     - ``published``: messages passed to ZeroMQ.
     - ``send_retries``: attempts to send for which ZeroMQ had no room (``overflow`` "raise" and "wait").
     - ``publish_skipped``: messages that a publish middleware did not publish.
+    - ``snapshots``: snapshots that functions have made for subscribers. ``snapshot_errors``: failures of these
+      functions, and of ``topics`` functions.
     - ``publish_errors``: results of handlers that could not be published, and messages that timers and generators
       failed to create or publish; also messages that a NATS server does not permit.
 
@@ -186,6 +188,8 @@ class Stats:
     cache_misses: int = 0
     publish_errors: int = 0
     publish_skipped: int = 0
+    snapshots: int = 0
+    snapshot_errors: int = 0
     requests: int = 0
     bad_requests: int = 0
     no_handler: int = 0

@@ -80,8 +80,8 @@ subscriptions, as on ZeroMQ. A network without reports of subscriptions has its 
 `make_session` then returns the `TransportSession` that numbers messages and knows the subscribers.
 
 **Defaults.** A transport may be a subclass of `Transport`. It then inherits `opened`, `confirmed`, `summary`,
-`addresses`, `kept`, `try_sender`, `announce`, `make_session`, `count_subscribers`, `add` and `remove`, with the
-behaviour of a transport that has no high-water mark, does not know its subscribers, and can't change its endpoints.
+`addresses`, `kept`, `states`, `try_sender`, `announce`, `make_session`, `count_subscribers`, `add` and `remove`, with
+the behaviour of a transport that has no high-water mark, does not know its subscribers, and can't change its endpoints.
 """
 
 from __future__ import annotations
@@ -228,10 +228,17 @@ class Accounts(Protocol):
             many: the number of messages in the frame; ``number`` is the number of the first one.
         """
 
-    def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
+    def kept(self, header: Header, marker: bytes, topic: bytes, body: bytes = b"") -> bool:
         """Return True if a kept message must be delivered to this app.
 
-        A publisher sends its kept messages to each subscriber that joins. ``marker`` identifies the subscriber.
+        A publisher sends its kept messages to each subscriber that joins. ``marker`` identifies the subscriber. A frame
+        without a topic marks their end.
+        """
+
+    def snapshot(self, account: Any, header: Header) -> bool:
+        """Return True if a snapshot must be delivered to this app.
+
+        The result is False if a later message was delivered before.
         """
 
     def recover(self, subscriptions: frozenset[bytes]) -> Any:
@@ -266,9 +273,13 @@ class NoAccounts:
         """Return True: every message is delivered."""
         return True
 
-    def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
+    def kept(self, header: Header, marker: bytes, topic: bytes, body: bytes = b"") -> bool:
         """Return False: this app never joins, so no kept message is for it."""
         return False
+
+    def snapshot(self, account: Any, header: Header) -> bool:
+        """Return True: nothing shows the order of messages."""
+        return True
 
     def recover(self, subscriptions: frozenset[bytes]) -> None:
         """Return None: no losses are found, so none are recovered."""
@@ -630,6 +641,15 @@ class Transport(Protocol):
         """The topics with a kept message, if the transport itself sends kept messages.
 
         The default is None: the publisher must send kept messages to new subscribers.
+        """
+        return None
+
+    @property
+    def states(self) -> Any:
+        """The topics with snapshots, if the transport itself sends snapshots.
+
+        The value is a `zroute.testing.transport.States`. The default is None: the publisher must send snapshots to new
+        subscribers.
         """
         return None
 

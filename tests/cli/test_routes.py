@@ -256,11 +256,12 @@ def run(number: int, kind: str) -> None: ...
 
 
 def test_recovery_and_histories_are_in_the_json(tmp_path: Path) -> None:
-    """A route that recovers and a publisher with a history say so in --json."""
+    """A route that recovers, and publishers with a history or snapshots, say so in --json."""
     source = """
 from zroute import App, History
 app = App(pub="tcp://127.0.0.1:3", sub="tcp://127.0.0.1:4", recover=True)
 app.publisher("orders.{kind}", int, history=History(seconds=30))
+app.publisher("books.{kind}", int, snapshot=lambda kind: 1)
 
 @app.subscribe("others.{kind}")
 def run(number: int, kind: str) -> None: ...
@@ -268,8 +269,12 @@ def run(number: int, kind: str) -> None: ...
 @app.subscribe("more.{kind}", recover=False)
 def more(number: int, kind: str) -> None: ...
 """
-    rows = json.loads(zroute("routes", "quotes", "--json", cwd=module(tmp_path, source)).stdout)["routes"]
+    folder = module(tmp_path, source)
+    checked = zroute("check", "quotes", cwd=folder)
+    assert "handlers that recover lost messages 1, histories 1, snapshots 1" in checked.stdout
+    rows = json.loads(zroute("routes", "quotes", "--json", cwd=folder).stdout)["routes"]
     found = {row["pattern"]: row for row in rows}
     assert found["others.{kind}"]["recover"] is True
     assert "recover" not in found["more.{kind}"]
+    assert found["books.{kind}"]["snapshot"] == "<lambda>()"
     assert found["orders.{kind}"]["history"] == {"messages": None, "seconds": 30, "bytes": None}

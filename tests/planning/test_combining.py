@@ -48,6 +48,7 @@ SAYS_NOTHING = {
     "a plain handler",
     "a handler of `int`",
     "neither `sub` nor `pub`",
+    "no `snapshot`",
     "no `context` of another app",
     "no `every`",
     "no `keys`",
@@ -85,10 +86,17 @@ class Pair:
 
     def options(self, call: str) -> dict[str, Any]:
         """Return the keywords of the row for one of the calls."""
+
+        def state() -> int:
+            return 7
+
+        def topics() -> list[dict[str, object]]:
+            return []
+
         given: dict[str, Any] = {}
         names = {
             "dict": dict, "Frames": Frames, "History": History, "Limits": Limits,
-            "other": App(pub="inproc://feed"), "own": Own(),
+            "other": App(pub="inproc://feed"), "own": Own(), "state": state, "topics": topics,
         }  # fmt: skip
         for cell in (self.first, self.second):
             found = _OPTION.fullmatch(cell)
@@ -458,6 +466,29 @@ async def _one_route_counts_its_losses(pair: Pair) -> None:
     app.add_route(print, "in.{key}", **pair.options("subscribe"))
     app.add_route(print, "other.{key}")
     assert [route.options.recover for route in app.compile().parts.routes] == [False, True]
+
+
+@interaction("`publisher(snapshot=state)`", "`publisher(topics=topics)`")
+async def _the_function_names_the_topics(pair: Pair) -> None:
+    app, desk, got = App(pub="tcp://127.0.0.1:1"), App(sub="tcp://127.0.0.1:1"), list[int]()
+    app.publisher("out", int, **pair.options("publisher"))
+    app.publisher("other", int, snapshot=pair.options("publisher")["snapshot"])
+    desk.add_route(lambda body: got.append(body), ">")
+    with TestApp(app, desk):
+        pass
+    assert got == [7]  # of "other", whose only topic is known
+
+
+@interaction("`publisher(snapshot=state)`", AROUND)
+async def _snapshots_bypass_the_middleware(pair: Pair) -> None:
+    app, desk, got = App(pub="tcp://127.0.0.1:1"), App(sub="tcp://127.0.0.1:1"), list[int]()
+    out = app.publisher("out", int, **pair.options("publisher"))
+    app.publish_middleware(lambda call, route: lambda message: call(message + 1))
+    desk.add_route(lambda body: got.append(body), ">")
+    with TestApp(app, desk) as t:
+        out.publish(1)
+        t.advance(1)
+    assert got == [7, 2]
 
 
 class Reader:

@@ -100,6 +100,15 @@ def _check(
     counts += f", requesters {len(compiled.requesters)}" * bool(compiled.requesters)
     counts += f", handlers of jobs {len(compiled.works)}" * bool(compiled.works)
     counts += f", job queues {len(compiled.queues)}" * bool(compiled.queues)
+    publications = [outlet.publication for outlet in compiled.outlets]
+    features: dict[str, list[object]] = {
+        "handlers that recover lost messages": [route.options.recover for route in compiled.routes],
+        "histories": [publication.history for publication in publications],
+        "snapshots": [publication.snapshot for publication in publications],
+    }
+    for feature, values in features.items():
+        number = len(values) - values.count(None) - values.count(False)
+        counts += f", {feature} {number}" * bool(number)
     bridges = sum(isinstance(outlet, Bridge) for route in compiled.handlers for outlet in route.outlets)
     counts += f", bridges to other apps {bridges}" * bool(bridges)
     counts += f", needs reactor {app.reactor!r}" if app.reactor else ""

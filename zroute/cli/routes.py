@@ -16,6 +16,7 @@ from zroute.cli.options import app_options, complete_target
 from zroute.declarations.replies import replies_of
 from zroute.declarations.signatures import NO_BODY
 from zroute.errors import EndpointError, SchemaError, SetupError
+from zroute.functions import name_of
 from zroute.messages.codecs import Codec, is_own
 from zroute.messages.extras import NO_EXTRAS, Extras
 from zroute.messages.schema import describe, inspect
@@ -141,6 +142,8 @@ def _publications(compiled: Parts, bridged: list[tuple[Publication[Any], str]]) 
         row = _row(outlet.pattern.text, kind, handler, where, outlet.schema, codec, codecs.extras)
         if (history := outlet.publication.history) is not None:
             row["history"] = attrs.asdict(history)
+        if (snapshot := outlet.publication.snapshot) is not None:
+            row["snapshot"] = name_of(snapshot.make)
         rows.append(row)
     for each in compiled.requesters:
         asked = each.requester

@@ -146,6 +146,10 @@ class PublisherOptions(TypedDict, total=False):
     """Send messages of one topic together in one frame. Default: the app's ``coalesce``."""
     history: History | None
     """The sent messages to keep for subscribers that lost some of them. Default: none."""
+    snapshot: Callable[..., Any] | None
+    """A plain function that returns the state of a topic for new subscribers. Default: none."""
+    topics: Callable[[], Iterable[Mapping[str, object]]] | None
+    """A plain function that returns the captures of each topic with a snapshot. Default: the published topics."""
 
 
 PUBLISHER_DEFAULTS: PublisherOptions = {
@@ -156,6 +160,8 @@ PUBLISHER_DEFAULTS: PublisherOptions = {
     "keep": None,
     "coalesce": None,
     "history": None,
+    "snapshot": None,
+    "topics": None,
 }
 
 

@@ -41,6 +41,7 @@ from zroute.declarations.records import (
     Route,
     RouteKind,
 )
+from zroute.declarations.snapshots import check_snapshot
 from zroute.errors import AppFrozenError, PatternError, SignatureError
 from zroute.functions import (
     generator_of,
@@ -629,6 +630,13 @@ class Routes:
                 headers, and messages on a wire other than "tracked".
             history: A `History`: the latest sent messages, kept in memory for subscribers with ``App(recover=True)``
                 that lost some of them. Requires the tracked wire, and a ZeroMQ endpoint (default None).
+            snapshot: A plain function that returns the present state of a topic as a message, or None for no state. It
+                takes captures of ``pattern`` by name. Each new subscriber receives the state of each topic, and then
+                the messages that follow it; also a subscriber that has lost messages for good. Change the state and
+                publish the change without an ``await`` in between. Requires the tracked wire, and a ZeroMQ endpoint
+                (default None).
+            topics: A plain function that returns the captures of each topic with a snapshot, such as ``[{"symbol":
+                "ACME"}]``. Requires ``snapshot``. Default: the topics that were published in this run.
 
         Raises:
             PatternError: ``pattern`` is invalid, or contains a wildcard.
@@ -663,9 +671,18 @@ class Routes:
         found = find_codec(codec, where) if codec is not None else None
         together = None if coalesce is None else coalescing(coalesce, where)
         history = None if chosen["history"] is None else check_history(chosen["history"], where)
+        snapshot = check_snapshot(chosen["snapshot"], chosen["topics"], parsed.captures, where)
+        if snapshot is not None and keep is not None:
+            raise SignatureError(
+                "keep='last' can't be combined with snapshot=: a new subscriber receives the snapshot instead of the "
+                "latest message. Remove one of the two options",
+                parameter="snapshot",
+                where=where,
+            )
         publication: Publication[Any] = Publication(parsed, schema, found, schedule, keep, together, where, register)
         publication.register_hook = self._register_hook
         publication.history = history
+        publication.snapshot = snapshot
         self._publications.append(publication)
         return publication
 

@@ -75,7 +75,7 @@ A new counter gets a new generation, so it never repeats the numbers of a counte
 
 _BEAT = Struct(">I")  # milliseconds until the next beat
 _STATEMENT = Struct(">HHBB")  # part, parts, flags, length of the name
-_PARTIAL, _HISTORY = 0x01, 0x02  # the flags of a statement
+_PARTIAL, _HISTORY, _SNAPSHOTS = 0x01, 0x02, 0x04  # the flags of a statement
 _NUMBER = Struct(">Q")
 _ID_SIZE = 16  # 64 bits as hexadecimal digits: a marker is a topic, so it must not contain NUL
 _WANTED_MAX = MAX_TOPIC - len(MARKER) - _ID_SIZE  # bytes for the list of subscriptions in a marker
@@ -152,6 +152,7 @@ class Statement:
         partial: True if the publisher has subscriptions that it does not count.
         numbers: each subscription in this part with the number of its last message.
         history: True if the publisher answers requests for lost messages; see `zroute.messages.recovery`.
+        snapshots: True if the publisher answers requests for snapshots; see `zroute.messages.snapshots`.
     """
 
     part: int
@@ -160,6 +161,7 @@ class Statement:
     partial: bool
     numbers: tuple[tuple[bytes, int], ...]
     history: bool = False
+    snapshots: bool = False
 
 
 # -- encode frames --------------------------------------------------------------------------------------
@@ -217,6 +219,7 @@ def pack_statements(
     partial: bool,
     sent_at: int,
     history: bool = False,
+    snapshots: bool = False,
 ) -> list[bytes]:
     """Return the frames that answer ``marker`` with the publisher's counters.
 
@@ -229,8 +232,9 @@ def pack_statements(
         partial: True if the publisher has subscriptions that it does not count.
         sent_at: nanoseconds since the Unix epoch.
         history: True if the publisher answers requests for lost messages.
+        snapshots: True if the publisher answers requests for snapshots.
     """
-    flags = partial * _PARTIAL | history * _HISTORY
+    flags = partial * _PARTIAL | history * _HISTORY | snapshots * _SNAPSHOTS
     encoded_name = cut_name(name)
     bodies = list(_packed(numbers, STATEMENT_MAX - _STATEMENT.size - len(encoded_name)))
     start = marker + NUL + FIXED.pack(pack_head(kind=kind, codec=0, epoch=epoch), 0, sent_at)
@@ -334,7 +338,8 @@ def parse_statement(body: bytes) -> Statement:
             f"a statement with the part number {part} of {parts} parts; expected a number below the number of parts"
         )
     name, numbers = named_numbers(body, _STATEMENT.size, length)
-    return Statement(part, parts, name, bool(flags & _PARTIAL), numbers, bool(flags & _HISTORY))
+    facts = [bool(flags & each) for each in (_HISTORY, _SNAPSHOTS)]
+    return Statement(part, parts, name, bool(flags & _PARTIAL), numbers, *facts)
 
 
 def named_numbers(body: bytes, at: int, length: int) -> tuple[str, tuple[tuple[bytes, int], ...]]:

@@ -47,6 +47,7 @@ __all__ = [
     "MAGIC",
     "NUL",
     "SENT_AT",
+    "SNAPSHOT_NUMBERS",
     "WIRES",
     "Envelope",
     "Flags",
@@ -75,13 +76,14 @@ __all__ = [
     "sent_at",
     "several_numbers",
     "skip_headers",
+    "snapshot_number",
     "split",
     "topic_header",
 ]
 
 Wire: TypeAlias = Literal["plain", "multipart", "tracked"]
 Parts: TypeAlias = "bytes | tuple[bytes, ...]"
-Origin: TypeAlias = Literal["live", "kept", "recovered"]
+Origin: TypeAlias = Literal["live", "kept", "snapshot", "recovered"]
 """A message to send: one frame, or its parts."""
 Framer: TypeAlias = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Parts]
 
@@ -114,6 +116,8 @@ HEADER_SIZE = FIXED.size
 SENT_AT = HEADER_SIZE - 8  # the offset of the time in a header
 _FLAGS = 6  # the offset of the flags in a header
 _MAGIC_BYTE = MAGIC[0]
+SNAPSHOT_NUMBERS = 15
+"""The maximum number of subscriptions whose numbers a snapshot carries."""
 # The longest header: the fixed part, 15 further counters (four bits of the flags), and the application's headers.
 HEADER_MAX = FIXED.size + 15 * COUNTER.size + _LENGTH.size + HEADERS_MAX
 
@@ -136,7 +140,8 @@ class Flags(IntFlag):
     """The flags of a tracked header.
 
     HEADERS: the application's headers follow the counters. KEEPS: the publisher keeps this message for subscribers that
-    join later. The upper four bits contain the number of further counters.
+    join later; in a frame of kind KEPT, the message is a snapshot. The upper four bits contain the number of further
+    counters.
     """
 
     HEADERS = 0x01
@@ -176,7 +181,8 @@ class Header:
         sent_at: nanoseconds since the Unix epoch, by the publisher's clock.
         headers: the application's headers.
         size: the length of the header in bytes; the body starts there.
-        keeps: True if the publisher keeps the message for subscribers that join later.
+        keeps: True if the publisher keeps the message for subscribers that join later; in a frame of kind KEPT, True if
+            the message is a snapshot.
     """
 
     kind: Kind
@@ -298,8 +304,9 @@ class Envelope(_Undecoded):
         tracked: True if the message arrived on the tracked wire.
         headers: the application's headers; empty unless ``tracked``.
         origin: how the message arrived: "live"; "kept" if it was sent before this app joined, and its publisher had
-            kept it for new subscribers; or "recovered" if it was lost first, and then received from the history of its
-            publisher (``App(recover=True)``).
+            kept it for new subscribers; "snapshot" if its publisher made it for this app (``snapshot=``); or
+            "recovered" if it was lost first, and then received from the history of its publisher
+            (``App(recover=True)``).
         peer: the name of the key of the program that sent the message, such as ``"feed"``. None without keys, over
             inproc, and if the connection of the message has ended and can't be identified. A handler that decides by
             the name must therefore refuse None. Behind a proxy, the name is that of the proxy.
@@ -554,8 +561,9 @@ def pack_kept(
     *,
     epoch: int,
     sent_at: int,
+    numbers: Sequence[tuple[int, int]] | None = None,
 ) -> bytes:
-    """Return the frame that sends the last message of ``topic`` to a new subscriber.
+    """Return the frame that sends the last message or a snapshot of ``topic``.
 
     Args:
         marker: the marker that the subscriber sent.
@@ -567,13 +575,22 @@ def pack_kept(
         headers: the application's headers, if any.
         epoch: the 64-bit number of this run of the publisher.
         sent_at: nanoseconds since the Unix epoch at which the message was first sent.
+        numbers: of a snapshot: the length of each subscription, ascending, with the number of the last message before
+            the snapshot. None: the message is not a snapshot.
 
     Raises:
         EncodeError: the wire can't carry the headers.
     """
     packed = pack_headers(headers) if headers else b""
-    head = pack_head(kind=Kind.KEPT, codec=codec, flags=int(Flags.HEADERS) if packed else 0, epoch=epoch)
-    return marker + NUL + FIXED.pack(head, number, sent_at) + packed + topic + NUL + body
+    flags, behind = int(Flags.HEADERS) if packed else 0, b""
+    if numbers is not None:
+        # Spans must ascend, and the first one is 0. A counter must not have the number 0, so its absence means 0.
+        counted = [COUNTER.pack(length + 1, last) for length, last in numbers if last and length < MAX_TOPIC]
+        counted = counted[:SNAPSHOT_NUMBERS]
+        flags |= _KEEPS | len(counted) << COUNTERS_SHIFT
+        behind = b"".join(counted)
+    head = pack_head(kind=Kind.KEPT, codec=codec, flags=flags, epoch=epoch)
+    return marker + NUL + FIXED.pack(head, number, sent_at) + behind + packed + topic + NUL + body
 
 
 # -- decode frames --------------------------------------------------------------------------------------
@@ -650,7 +667,7 @@ def _decoded(frames: tuple[bytes, ...], received_at: float, origin: Origin = "li
         f"{header.epoch:016x}",
         True,
         header.headers,
-        "kept" if kept else origin,
+        ("snapshot" if header.keeps else "kept") if kept else origin,
     )
 
 
@@ -752,6 +769,17 @@ def _unpack_headers(body: bytes, offset: int) -> tuple[dict[str, Any], int]:
     if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
         raise EnvelopeError("headers that are not a msgpack map with text keys")
     return headers, end
+
+
+def snapshot_number(header: Header, length: int) -> int | None:
+    """Return the number of the last message before a snapshot.
+
+    It is the number in the subscription of ``length`` bytes. The result is None if the snapshot does not carry it.
+    """
+    for span, number in header.counters[1:]:
+        if span == length + 1:
+            return number
+    return None if len(header.counters) > SNAPSHOT_NUMBERS or length >= MAX_TOPIC else 0
 
 
 def parse_kept(body: bytes) -> tuple[bytes, bytes]:

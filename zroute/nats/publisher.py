@@ -68,7 +68,7 @@ from zroute.nats.wants import Wants, wants_of
 from zroute.options import KEPT_MAX
 from zroute.publishing.counters import Counter
 from zroute.publishing.pacing import Allowance
-from zroute.publishing.retained import LastValue, LastValueCache
+from zroute.publishing.retained import LastValueCache
 from zroute.throttle import ThrottledLog
 
 __all__ = ["LEASE", "SUBSCRIBERS_MAX", "TopicPublisherSession"]
@@ -473,7 +473,7 @@ class TopicPublisherSession(Ticking):
 
     # -- kept messages
 
-    def _send_kept(self, marker: Any, number: int, topic: bytes, message: LastValue | None) -> bool:
+    def _send_kept(self, marker: Any, number: int, topic: bytes, message: Any) -> bool:
         codec, body, headers, sent_at = (
             (message.codec, message.body, message.headers, message.sent_at)
             if message is not None

@@ -258,7 +258,7 @@ class TopicAccounts(AccountsSession):
             self._tell([found])
         return True
 
-    def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
+    def kept(self, header: Header, marker: bytes, topic: bytes, body: bytes = b"") -> bool:
         """Return True if a kept message is for this app, and report a loss before it."""
         if subscriber_of(marker) != self.subscriber:
             return False
@@ -268,6 +268,10 @@ class TopicAccounts(AccountsSession):
         if not topic:
             self._serve()
         return bool(topic)
+
+    def snapshot(self, account: Any, header: Header) -> bool:
+        """Return False: publishers on NATS make no snapshots."""
+        return False
 
     def recover(self, subscriptions: frozenset[bytes]) -> None:
         """Return None: publishers on NATS have no history, so plans refuse ``recover``."""

@@ -487,6 +487,13 @@ class Plan:
                     )
         for outlet in self.parts.outlets:
             _check_subject(outlet.pattern, outlet.publication.where)
+            if outlet.publication.snapshot is not None:
+                raise EndpointError(
+                    f"publisher({outlet.pattern.text!r}) at {outlet.publication.where} has snapshot=, but on NATS "
+                    "nothing orders a snapshot between the messages of a topic: remove snapshot=, or run the app on "
+                    "ZeroMQ",
+                    where=outlet.publication.where,
+                )
             if outlet.publication.history is not None:
                 raise EndpointError(
                     f"publisher({outlet.pattern.text!r}) at {outlet.publication.where} has history=, but on NATS "

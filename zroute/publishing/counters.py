@@ -301,6 +301,22 @@ class Counters:
                     self._forget_covers()
                 yield prefix, counter.number
 
+    def last_numbers(self, topic: bytes) -> list[int]:
+        """Return the last number of each counter of ``topic``."""
+        return [counter.number for counter in self.cover(topic).counters]
+
+    def numbers_of(self, marker: Marker, topic: bytes) -> list[tuple[int, int]]:
+        """Return the length and the last number of each subscription of ``topic``.
+
+        These are the subscriptions that ``marker`` wants; for a summary, all of them. The shortest ones come first.
+        """
+        if marker.summary:
+            counters: Iterable[Counter] = self.cover(topic).counters
+        else:
+            wanted = sorted({prefix for prefix in marker.prefixes if topic.startswith(prefix)})
+            counters = [self._counters[prefix] for prefix in wanted if prefix in self._counters]
+        return [(counter.length, counter.number) for counter in counters]
+
     # -- time
 
     @property

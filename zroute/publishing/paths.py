@@ -48,6 +48,7 @@ from zroute.publishing.history import Ring, recording
 from zroute.publishing.publication import DONE, Emit, FastPath, MakeFastPath, Publication, Write
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
+from zroute.publishing.snapshots import Snapshots
 from zroute.stats import Stats
 from zroute.transport import TransportSession
 
@@ -91,6 +92,7 @@ class Paths:
         session: The session that numbers messages; None except on the tracked wire.
         kept: The topics with a kept message; None if the transport keeps no messages.
         own: The session of a transport that has its own, also on the plain wire; None on ZeroMQ.
+        snapshots: The snapshots of the publisher; None if no publication has any.
     """
 
     choices: Choices
@@ -101,6 +103,7 @@ class Paths:
     session: PublisherSession | TransportSession | None
     kept: Container[bytes] | None
     own: TransportSession | None = None
+    snapshots: Snapshots | None = attrs.field(init=False, default=None)
     _coalescer: Coalescer | None = attrs.field(init=False, default=None)
     _keeping: Sequence[Pattern] = attrs.field(init=False, default=())
     _holding: Sequence[Pattern] = attrs.field(init=False, default=())
@@ -108,7 +111,7 @@ class Paths:
     _rings: dict[Publication[Any], Ring] = attrs.field(init=False, factory=dict)
     _senders: dict[Publication[Any], Send] = attrs.field(init=False, factory=dict)
     _framers: dict[bool, Framer] = attrs.field(init=False, factory=dict)
-    _epoch: int = attrs.field(init=False, factory=lambda: secrets.randbits(64))
+    epoch: int = attrs.field(init=False, factory=lambda: secrets.randbits(64))
     _number: Callable[[], int] = attrs.field(init=False, factory=lambda: count(1).__next__)
     _thread: int = attrs.field(init=False, factory=get_ident)
 
@@ -131,6 +134,11 @@ class Paths:
 
     def general(self, publication: Publication[Any] | None = None, pattern: Pattern | None = None) -> Emit:
         """Return the general path of ``publication``; None stands for `App.publish`."""
+        emit = self._general(publication, pattern)
+        met = self.snapshots is not None and bool(self._meeting(pattern, self.snapshots.patterns))
+        return self.snapshots.refusing(emit) if met and self.snapshots is not None else emit
+
+    def _general(self, publication: Publication[Any] | None, pattern: Pattern | None) -> Emit:
         keeps = publication is not None and publication.keep is not None
         send = self._sender(publication)
         emit = self._emit(keeps, bool(self._meeting(pattern, self._keeping)), send)
@@ -268,8 +276,8 @@ class Paths:
         if self.session is not None:
             return self.session.framer(clock_ns, keeps=keeps)
         if keeps and self.choices.wire == "tracked":
-            return counted_framer(epoch=self._epoch, count=self._count, clock_ns=clock_ns, keeps=True)
-        return framer(self.choices.wire, epoch=self._epoch, next_sequence=self._number, clock_ns=clock_ns)
+            return counted_framer(epoch=self.epoch, count=self._count, clock_ns=clock_ns, keeps=True)
+        return framer(self.choices.wire, epoch=self.epoch, next_sequence=self._number, clock_ns=clock_ns)
 
     def _count(self, _topic: bytes) -> tuple[Counter]:
         """Number all messages in one sequence, regardless of their topic.
@@ -334,6 +342,8 @@ class Paths:
             guards.append(self.queue.delays)
         if self.kept is not None and any(matches(each, topic) is not None for each in keeping):
             guards.append(self.kept.__contains__)
+        if self.snapshots is not None and any(matches(each, topic) is not None for each in self.snapshots.patterns):
+            guards.append(self.snapshots.making.__contains__)
         if self._coalescer is not None and self._may_be_held(topic):
             guards.append(self._coalescer.windows.__contains__)
         if len(guards) < 2:

@@ -39,6 +39,7 @@ __all__ = [
     "Overflow",
     "Publication",
     "Schedule",
+    "SnapshotFunctions",
     "Subscribers",
     "Write",
     "bind_encoder",
@@ -148,6 +149,23 @@ class Schedule:
     initial_delay: float = 0.0
 
 
+@attrs.frozen(eq=False)
+class SnapshotFunctions:
+    """The functions of ``app.publisher(snapshot=, topics=)``.
+
+    Attributes:
+        make: Returns the state of a topic. It takes captures of the topic by name.
+        topics: Returns the captures of each topic; None for the topics that were published in this run.
+        converters: A converter for each capture that ``make`` takes, by its name.
+        where: The user's line.
+    """
+
+    make: Callable[..., Any]
+    topics: Callable[[], Iterable[Mapping[str, object]]] | None
+    converters: Mapping[str, Callable[[bytes], Any]]
+    where: str
+
+
 class _Done:
     """An awaitable that is already done, for any event loop.
 
@@ -227,6 +245,8 @@ class Publication(Generic[T]):
         self.coalesce = coalesce
         self.history: History | None = None
         """The bounds of the history, or None if this publication has no history."""
+        self.snapshot: SnapshotFunctions | None = None
+        """The functions that return the state of a topic, or None if this publication has no snapshots."""
         self.where = where
         self._register = register
         self._outlets: tuple[CompiledPublication, ...] = ()

@@ -32,9 +32,10 @@ from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer, Held
 from zroute.publishing.instances import Instance, publisher_name
 from zroute.publishing.paths import Paths, check_message
-from zroute.publishing.publication import DONE, CompiledPublication, Emit, Publication, Subscribers
+from zroute.publishing.publication import DONE, CompiledPublication, Emit, Publication, SnapshotFunctions, Subscribers
 from zroute.publishing.send_queue import SendQueue, Sent
 from zroute.publishing.session import PublisherSession
+from zroute.publishing.snapshots import SnapshotCalls, Snapshots
 from zroute.publishing.subscriber_count import SubscriberCount
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
@@ -67,6 +68,8 @@ class Publisher:
     """A function that is called when the first subscriber of a publication joins, or the last leaves. Set it before
     `open`.
     """
+    on_failure: Callable[[BaseException], object] = staticmethod(lambda error: None)
+    """A function that is called with each error of a snapshot function. Set it before `open`."""
 
     def __init__(
         self,
@@ -123,11 +126,15 @@ class Publisher:
             self._refuse_histories()
         paths = Paths(self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept, self._own)
         self._coalescer = self._make_coalescer(send)
+        paths.snapshots = snapshots = self._make_snapshots(paths.epoch)
         paths.open([(outlet.publication, outlet.pattern) for outlet in self._outlets], self._coalescer)
         budget = Budget(TOPIC_CACHE, self._stats, self._many_topics)
         for outlet in self._outlets:
             made_for = outlet.publication, outlet.pattern
-            given = paths.general(*made_for), self._subscriptions(), paths.fast(*made_for), budget
+            emit = paths.general(*made_for)
+            if snapshots is not None and outlet.publication.snapshot is not None:
+                emit = snapshots.noting(emit, outlet)
+            given = emit, self._subscriptions(), paths.fast(*made_for), budget
             outlet.open(*given, carries_headers=self._choices.wire == "tracked")
         return paths.general()
 
@@ -323,6 +330,58 @@ class Publisher:
                     held.sent.end(error)
 
         return send_held
+
+    # -- snapshots -----------------------------------------------------------------------------------------
+
+    def _make_snapshots(self, epoch: int) -> Snapshots | None:
+        """Return the snapshots of all publications; None if there are none.
+
+        ``epoch`` is the number of this run on a transport that asks for snapshots itself.
+
+        Raises:
+            EndpointError: The transport does not report new subscribers.
+        """
+        outlets = [outlet for outlet in self._outlets if outlet.publication.snapshot is not None]
+        if not outlets:
+            return None
+        session, states = self.session, self._transport.states
+        numbers: Callable[[bytes], object]
+        if isinstance(session, PublisherSession):
+            numbers, add, discard = session.counters.last_numbers, session.kept.add_state, session.kept.discard_state
+        elif states is not None:
+            numbers, add, discard = lambda topic: object(), states.add, states.discard
+        else:
+            raise self._unreported("snapshot=", "remove snapshot", outlets[0].publication.where)
+        calls = SnapshotCalls(self._flush, self._waits, numbers, self._snapshot_made, add, discard)
+        given = self._clock, self._clock_ns, self._choices.max_message, outlets, calls
+        snapshots = Snapshots(*given)
+        if isinstance(session, PublisherSession):
+            session.kept.snapshots = snapshots
+        else:
+            states.snapshots, states.epoch = snapshots, epoch
+        snapshots.open()
+        return snapshots
+
+    def _flush(self, topic: bytes) -> None:
+        """Send the held messages of a topic."""
+        if self._coalescer is not None and (held := self._coalescer.windows.get(topic)) is not None:
+            self._coalescer.send_now(topic, held)
+
+    def _waits(self, topic: bytes) -> bool:
+        """Return True while a published message of a topic is not sent yet."""
+        held = None if self._coalescer is None else self._coalescer.windows.get(topic)
+        return self._send_queue.delays(topic) or bool(held is not None and held.bodies)
+
+    def _snapshot_made(self, functions: SnapshotFunctions, error: BaseException | None) -> None:
+        if error is None:
+            self._stats.snapshots += 1
+            return
+        self._stats.snapshot_errors += 1
+        name = self._choices.name
+        text = "%s: a snapshot function (%s) failed: %s: %s"
+        facts = name, functions.where, type(error).__name__, printable(error)
+        self._reports(("snapshot", functions), f"{name}: failed snapshots", logging.ERROR, text, *facts, error=error)
+        self.on_failure(error)
 
     # -- full caches --------------------------------------------------------------------------------------
 

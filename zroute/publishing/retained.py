@@ -4,6 +4,11 @@ When a subscriber joins, the publisher sends it the kept messages of its topics.
 portions, which neither fill the subscriber's queue nor delay other subscribers. Each subscriber has a walk through the
 sorted topics, which stores only a position. A walk therefore needs the same memory for 10 topics and for 100,000.
 ``docs/reference/wire.md`` describes the protocol.
+
+A snapshot is a kept message that is made when a walk reaches its topic (`zroute.publishing.snapshots`). A walk sends it
+even if the subscriber has received later messages of the topic, because these do not contain the whole state. If a
+subscriber has lost messages, it asks for snapshots again. It then has a walk that sends snapshots only: a *renewal*. A
+renewal begins when the present walk of the subscriber has ended.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from zroute.clock import Clock
 from zroute.options import KEPT_MAX
 from zroute.publishing.ordered import Ordered, apart
 from zroute.publishing.pacing import Allowance
+from zroute.publishing.snapshots import Made, NoSnapshot, Snapshots
 
 __all__ = ["Asking", "LastValue", "LastValueCache"]
 
@@ -31,6 +37,10 @@ _WALKS_MAX = 4
 
 If a subscriber starts more walks, it receives some messages twice.
 """
+_SNAPSHOT_SECONDS = 0.005
+"""The time in each period that snapshots may take to make. A slower one uses the time of the following periods."""
+_RENEWALS_MAX = 16
+"""The maximum number of renewals that wait for each subscriber. Subscribers repeat their requests."""
 _SOON = 3.0
 """A marker that is withdrawn within this time in seconds after its arrival counts as an old marker.
 
@@ -68,11 +78,11 @@ class Asking(Protocol):
         """Return True if a topic is wanted."""
 
 
-Send = Callable[["Any", int, bytes, "LastValue | None"], bool]
+Send = Callable[["Any", int, bytes, "LastValue | Made | int | None"], bool]
 """A function that sends ``(marker, number, topic, message)`` to the sender of the marker.
 
-The end message has an empty topic and None as the message. The function returns False while the subscriber's queue is
-full.
+The end message has an empty topic, and None as the message, or the number of the request that it answers. The function
+returns False while the subscriber's queue is full.
 """
 
 
@@ -107,6 +117,10 @@ class _Joining:
         wrapped: True if the walk has continued with the first topic.
         next: The number of the next message to the subscriber.
         walks: The number of unfinished walks, including this one.
+        states_since: The number of the last topic with a snapshot when the walk began; None before it begins.
+        refresh: The number of the refresh of the topics with snapshots that the walk needs; None before it begins.
+        renewal: The prefix and the number of the answered request for snapshots; None for another walk.
+        waiting: The renewals that follow this walk: the number of each request by its prefix.
     """
 
     marker: Asking
@@ -119,6 +133,10 @@ class _Joining:
     wrapped: bool = attrs.field(init=False, default=False)
     next: int = attrs.field(init=False, default=1)
     walks: int = attrs.field(init=False, default=1)
+    states_since: int | None = attrs.field(init=False, default=None)
+    refresh: int | None = attrs.field(init=False, default=None)
+    renewal: tuple[bytes, int] | None = attrs.field(init=False, default=None)
+    waiting: dict[bytes, int] = attrs.field(init=False, factory=dict)
     answered: dict[bytes, float] = attrs.field(init=False, factory=dict)
     """The arrival times of the markers in the last `_SOON` seconds, by their topics."""
 
@@ -134,6 +152,16 @@ class _Joining:
         if at <= self.since and not self.marker.summary and self._has_passed(topic) and self.marker.wants(topic):
             return True
         return self.before is not None and self.before.was_given(topic, at)
+
+    def had_state(self, topic: bytes, at: int) -> bool:
+        """Return True if the snapshot of ``topic`` was certainly sent before.
+
+        ``at`` is the number of the topic. See also `was_given`.
+        """
+        known = self.states_since is not None and at <= self.states_since
+        if known and not self.marker.summary and self._has_passed(topic) and self.marker.wants(topic):
+            return True
+        return self.before is not None and self.before.had_state(topic, at)
 
     def is_asked_again(self, marker: Asking) -> bool:
         """Return True if ``marker`` certainly repeats the request of this walk.
@@ -168,7 +196,10 @@ class LastValueCache:
 
 One object is created for each message, and tuples are the fastest to create.
         """
-        self._topics = Ordered()
+        self.snapshots: Snapshots | None = None
+        """The snapshots, if a publication has some."""
+        self._states: dict[bytes, int] = {}  # topics with a snapshot: as the number of a kept message
+        self._topics = Ordered()  # those of `messages` and `_states`
         self._joining: dict[int, _Joining] = {}
         self._busy: dict[int, None] = {}  # subscribers with an unfinished walk, the next one first
         self._allowance = Allowance(clock, _AT_A_TIME * _SENT, _PERIOD, self._give)
@@ -179,17 +210,43 @@ One object is created for each message, and tuples are the fastest to create.
         ``sent_at`` is the time in its header. The oldest topic is dropped when the cache is full.
         """
         self._number += 1
-        if topic not in self.messages:
+        if topic not in self.messages and topic not in self._states:
             self._topics.add(topic)
         self.messages[topic] = self._number, codec, body, headers, sent_at
         if len(self.messages) > KEPT_MAX:
             # An update does not move a topic in a dict, so this is the topic that was kept first.
             oldest = next(iter(self.messages))
             del self.messages[oldest]
-            self._topics.discard(oldest)
-            if not self._full:
-                self._full = True
-                self._said()
+            if oldest not in self._states:
+                self._topics.discard(oldest)
+            self._say_full()
+
+    def _say_full(self) -> None:
+        if not self._full:
+            self._full = True
+            self._said()
+
+    def add_state(self, topic: bytes) -> None:
+        """Add a topic with a snapshot.
+
+        The oldest such topic is dropped when there are too many.
+        """
+        self._number += 1
+        if topic not in self.messages and topic not in self._states:
+            self._topics.add(topic)
+        self._states[topic] = self._number
+        if len(self._states) > KEPT_MAX:
+            oldest = next(iter(self._states))
+            assert self.snapshots is not None
+            self.snapshots.forget(oldest)
+            self.discard_state(oldest)
+            self._say_full()
+
+    def discard_state(self, topic: bytes) -> None:
+        """Remove a topic with a snapshot."""
+        del self._states[topic]
+        if topic not in self.messages:
+            self._topics.discard(topic)
 
     def join(self, marker: Asking) -> None:
         """Send the kept messages to the sender of ``marker``.
@@ -205,7 +262,35 @@ One object is created for each message, and tuples are the fastest to create.
         self._begin(marker, self._number, before)
         self._give()
 
-    def _begin(self, marker: Asking, since: int, before: _Joining | None) -> None:
+    def renew(self, subscriber: int, prefix: bytes, number: int) -> None:
+        """Send snapshots again to a subscriber that has lost messages.
+
+        A request that is being answered is ignored. So is one of a subscriber without a marker, because it will join.
+
+        Args:
+            subscriber: The number of the subscriber.
+            prefix: The beginning of the wanted topics.
+            number: The number of the request. A repeated request has the same number.
+        """
+        joining = self._joining.get(subscriber)
+        if joining is None or joining.renewal == (prefix, number):
+            return
+        if len(joining.waiting) < _RENEWALS_MAX or prefix in joining.waiting:
+            joining.waiting[prefix] = number
+        if subscriber not in self._busy:
+            self._begin_renewal(joining)
+            self._give()
+
+    def _begin_renewal(self, before: _Joining) -> None:
+        prefix = next(iter(before.waiting))
+        number = before.waiting.pop(prefix)
+        # As old as the walk before, because a renewal sends no kept messages.
+        joining = self._begin(before.marker, before.since, before)
+        joining.renewal, joining.prefixes = (prefix, number), (prefix,)
+        joining.asked, joining.answered = before.asked, before.answered
+        joining.start = joining.after = None
+
+    def _begin(self, marker: Asking, since: int, before: _Joining | None) -> _Joining:
         joining = _Joining(marker, since)
         if before is not None:
             if before.walks == _WALKS_MAX:
@@ -217,9 +302,11 @@ One object is created for each message, and tuples are the fastest to create.
             # If each request began at the first topic, a subscriber that asks often would never get the last ones.
             joining.start = joining.after = before.after
             joining.answered = before.answered
+            joining.waiting = before.waiting
         self._note(joining)
         self._joining[marker.subscriber] = joining
         self._busy[marker.subscriber] = None
+        return joining
 
     def _note(self, joining: _Joining) -> None:
         now = self._clock.seconds()
@@ -246,6 +333,8 @@ One object is created for each message, and tuples are the fastest to create.
 
     def close(self) -> None:
         """Stop all walks."""
+        if self.snapshots is not None:
+            self.snapshots.close()
         self._allowance.close()
         self._joining.clear()
         self._busy.clear()
@@ -268,6 +357,14 @@ One object is created for each message, and tuples are the fastest to create.
 
         Return True at the end of the walk.
         """
+        if self.snapshots is not None and joining.states_since is None:
+            if joining.refresh is None:
+                joining.refresh = self.snapshots.next_refresh()
+            seconds, ended = self.snapshots.refresh(joining.refresh)
+            self._allowance.spend(1 + self._cost(seconds))
+            if not ended:
+                return False
+            joining.states_since = self._number
         # At least one message, so that each walk advances even if many subscribers share the allowance.
         least = self._allowance.left - max(share, _SENT)
         while True:
@@ -287,6 +384,12 @@ One object is created for each message, and tuples are the fastest to create.
 
         Return False while the subscriber's queue is full.
         """
+        if topic in self._states:
+            return self._give_state(joining, topic)
+        # A snapshot function may have published so much that the kept message was dropped.
+        if joining.renewal is not None or topic not in self.messages:
+            self._allowance.spend(1)
+            return True
         at, codec, body, headers, sent_at = self.messages[topic]
         newer = at > joining.since  # the subscriber has received this message directly
         given = newer or (joining.before is not None and joining.before.was_given(topic, at))
@@ -299,16 +402,44 @@ One object is created for each message, and tuples are the fastest to create.
         joining.next += 1
         return True
 
+    def _give_state(self, joining: _Joining, topic: bytes) -> bool:
+        """Send the snapshot of ``topic``, unless the subscriber already has one.
+
+        A failed snapshot uses a number, so the subscriber counts it as lost. Return False while the snapshot can't be
+        made or sent.
+        """
+        assert self.snapshots is not None
+        before = joining.before if joining.renewal is None else None
+        given = before is not None and before.had_state(topic, self._states[topic])
+        if given or not joining.marker.wants(topic):
+            self._allowance.spend(1)
+            return True
+        made, seconds = self.snapshots.make(topic)
+        self._allowance.spend(max(_SENT, self._cost(seconds)))
+        if made is NoSnapshot.WAITS:
+            return False
+        if isinstance(made, Made) and not self._send(joining.marker, joining.next, topic, made):
+            return False
+        joining.next += made is not NoSnapshot.NOTHING
+        return True
+
+    def _cost(self, seconds: float) -> int:
+        """Return the units of user functions that have run for ``seconds``."""
+        return int(seconds / _SNAPSHOT_SECONDS * self._allowance.amount)
+
     def _end(self, joining: _Joining) -> bool:
         """Send the end message of the walk, which uses no number.
 
         An end message is sent after each join, because an earlier one may have been lost.
         """
         self._allowance.spend(_SENT)
-        if not self._send(joining.marker, joining.next, b"", None):
+        if not self._send(joining.marker, joining.next, b"", joining.renewal and joining.renewal[1]):
             return False
         joining.wrapped, joining.before, joining.walks = True, None, 1
-        joining.start = joining.after = None
+        joining.start = joining.after = joining.renewal = None
+        joining.prefixes = apart(joining.marker.prefixes)
         if joining.asked > joining.since:  # messages until the repeated request may have been lost in a proxy
             self._begin(joining.marker, joining.asked, joining)
+        elif joining.waiting:
+            self._begin_renewal(joining)
         return True

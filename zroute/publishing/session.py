@@ -40,6 +40,7 @@ from zroute.messages.control import (
     parse_farewell,
 )
 from zroute.messages.recovery import BOX, REQUEST
+from zroute.messages.snapshots import pack_snapshot_end, parse_snapshot_request
 from zroute.messages.wire import Framer, Kind, counted_framer, pack_kept
 from zroute.options import KEPT_MAX, MAX_SUBSCRIPTIONS
 from zroute.publishing.counters import Counters
@@ -48,6 +49,7 @@ from zroute.publishing.pacing import Allowance
 from zroute.publishing.recovery import HistoryAnswers
 from zroute.publishing.retained import LastValue, LastValueCache
 from zroute.publishing.send_queue import SendQueue
+from zroute.publishing.snapshots import Made
 
 __all__ = ["PublisherSession"]
 
@@ -147,6 +149,7 @@ class PublisherSession(Ticking):
         elif prefix.startswith(REQUEST):
             if there:
                 self._histories.request(prefix)
+                self._renew(prefix)
         elif prefix.startswith(BOX):
             pass  # the topic of answers, which are sent on request
         elif there:
@@ -209,13 +212,26 @@ class PublisherSession(Ticking):
             if self._told.get(marker.subscriber) == marker:
                 self._answered(marker.subscriber)
 
-    def _send_kept(self, marker: Marker, number: int, topic: bytes, message: LastValue | None) -> bool:
-        codec, body, headers, sent_at = (
-            (message.codec, message.body, message.headers, message.sent_at)
-            if message is not None
-            else (0, b"", None, self._clock_ns())
-        )
-        frame = pack_kept(marker.topic, number, topic, codec, body, headers, epoch=self.epoch, sent_at=sent_at)
+    def _renew(self, topic: bytes) -> None:
+        """Answer a request for snapshots."""
+        if self.kept.snapshots is None or self._all_told is not None:
+            return
+        with suppress(EnvelopeError):  # a request for something else, or a malformed one
+            request = parse_snapshot_request(topic)
+            if request.epoch == self.epoch:
+                self.kept.renew(request.subscriber, request.prefix, request.number)
+
+    def _send_kept(self, marker: Marker, number: int, topic: bytes, message: LastValue | Made | int | None) -> bool:
+        codec, body, headers, sent_at, numbers = 0, b"", None, self._clock_ns(), None
+        if isinstance(message, LastValue):
+            codec, body, headers, sent_at = message.codec, message.body, message.headers, message.sent_at
+        elif isinstance(message, Made):
+            codec, body, sent_at = message.codec, message.body, message.sent_at
+            numbers = self.counters.numbers_of(marker, topic)
+        elif message is not None:
+            body = pack_snapshot_end(message)
+        given = marker.topic, number, topic, codec, body, headers
+        frame = pack_kept(*given, epoch=self.epoch, sent_at=sent_at, numbers=numbers)
         return self._send_queue.try_now(marker.topic, lambda: self._send(frame))
 
     def _send_answer(self, box: bytes, frames: list[bytes]) -> None:
@@ -251,6 +267,7 @@ class PublisherSession(Ticking):
             partial=self.counters.partial,
             sent_at=self._clock_ns(),
             history=self._histories.active,
+            snapshots=self.kept.snapshots is not None,
         )
         # Ends at the first part that can't be sent; a retry begins with part 0, at which the subscriber starts again.
         return all(map(self._send, frames))

@@ -26,13 +26,16 @@ from zroute.options import READ_SECONDS, READ_SLICE
 from zroute.receiving.dispatch import BatchCall, DispatchCallbacks, Step
 from zroute.receiving.frames import RawFrames
 
-__all__ = ["DeliverCoalesced", "Remainder", "Single", "make_deliver_coalesced"]
+__all__ = ["DeliverCoalesced", "Loss", "Remainder", "Single", "make_deliver_coalesced"]
 
 Single = tuple[bytes, int, bytes, RawFrames]
 """A message of a coalesced frame: topic, codec number, body, and the frame as if the message had been sent alone.
 
 Messages that a recovery has held have the same form.
 """
+
+Loss = tuple[None, Callable[[], None]]
+"""A loss between such messages: a function that reports it."""
 
 DeliverCoalesced = Callable[[Coalesced, Callable[[], Sequence[bytes]]], int]
 """A function that takes ``(coalesced, its frames)``, calls the handlers, and returns the number of delivered messages.
@@ -50,7 +53,7 @@ class Remainder:
     check for each message.
     """
 
-    rest: deque[Single] = attrs.field(factory=deque)
+    rest: deque[Single | Loss] = attrs.field(factory=deque)
     _messages: list[Any] = attrs.field(factory=list)
     _loop: Iterator[Any] = attrs.field(factory=lambda: iter(()))
     _left: int | None = None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -92,6 +93,11 @@ class Recoveries:
         self._session.subscriptions = subscriptions
         self._session.change(subscriptions)
 
+    def wants(self, subscription: bytes) -> bool:
+        """Return True if the lost messages of a subscription are recovered."""
+        subscriptions = self._session.subscriptions
+        return subscriptions is None or subscription in subscriptions
+
     def close(self) -> None:
         """Give up all recoveries, because reading ends. What was held stays to be taken."""
         self._closed = True
@@ -140,14 +146,14 @@ class Recoveries:
                 epoch, parse_recovery_answer(body), self._clock.seconds(), lambda frame: RecoveredFrame.of(frame, raw)
             )
 
-    def take(self, many: int | None = None) -> Iterator[Ready]:
-        """Yield up to ``many`` messages that must be delivered next, in order.
+    def take(self, many: int | None = None) -> Iterator[Ready | Callable[[], None]]:
+        """Yield up to ``many`` entries that must be delivered next, in order.
 
-        Losses are reported in their place between the messages.
+        A loss is a function that reports it. Call it in its place, after the messages before it were delivered.
         """
         for key, stream, ready in islice(self._session.ready(), many):
             if ready.arrival is None:
-                self._lost(key, stream, ready)
+                yield partial(self._lost, key, stream, ready)
                 continue
             if isinstance(ready.arrival.frame, RecoveredFrame):
                 self._stats.recovered += ready.last - ready.first + 1

@@ -243,6 +243,7 @@ class StreamRecovery:
         self._hold = hold
         self._held: list[tuple[int, int, Ready]] = []
         self._order = 0
+        self._waiting: deque[int] = deque()  # the numbers behind which messages without a number wait, ascending
         self._requests: deque[int] = deque(maxlen=_REQUESTS)
         self._asked_at: float | None = None
         self._tries = 0
@@ -311,6 +312,7 @@ class StreamRecovery:
         It is held even if there is no room, because it is not in the history; its publisher limits such messages.
         """
         self._put(number, number, Arrival(number, number, frame, size), waits=True)
+        self._waiting.append(number)
         self._release()
 
     def fill(self, arrival: Arrival) -> bool:
@@ -332,6 +334,15 @@ class StreamRecovery:
         return bool(found)
 
     def _put(self, first: int, last: int, arrival: Arrival | None, *, waits: bool = False) -> None:
+        # A snapshot replaces the messages before it, but not those after it: a loss on both sides becomes two.
+        if arrival is None and self._waiting:
+            for number in self._waiting:
+                if first <= number < last:
+                    self._put_one(first, number, None)
+                    first = number + 1
+        self._put_one(first, last, arrival, waits=waits)
+
+    def _put_one(self, first: int, last: int, arrival: Arrival | None, *, waits: bool = False) -> None:
         size = arrival.size if arrival is not None else 0
         self._hold.take(size)
         self._order += 1
@@ -344,7 +355,9 @@ class StreamRecovery:
         """
         held, first, ready = self._held, self.missing.first, self.ready
         while held and (first is None or held[0][0] < 2 * first):
-            entry = heappop(held)[2]
+            key, _, entry = heappop(held)
+            if key % 2:
+                self._waiting.popleft()
             if entry.arrival is None and ready and ready[-1].arrival is None and ready[-1].last == entry.first - 1:
                 entry = Ready(ready.pop().first, entry.last, None)
                 self._hold.give_back(0)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Protocol
 from zroute.clock import TICK, Clock
 from zroute.messages.control import (
     GRACE,
+    MARKER,
     pack_farewell,
     pack_marker,
     pack_ping,
@@ -32,8 +33,9 @@ from zroute.messages.control import (
     parse_statement,
 )
 from zroute.messages.recovery import BOX
+from zroute.messages.snapshots import parse_snapshot_end
 from zroute.messages.topics import Topic
-from zroute.messages.wire import Header, Kind
+from zroute.messages.wire import Header, Kind, snapshot_number
 from zroute.options import MAX_TOPIC, SUBSCRIPTIONS_SLICE
 from zroute.receiving.accounts_session import AccountsSession, named
 from zroute.receiving.events import (
@@ -43,16 +45,19 @@ from zroute.receiving.events import (
     Event,
     Gap,
     Joined,
+    LostKept,
     Missing,
     Namesake,
     Overdue,
     Quiet,
+    Restarted,
     Silent,
     UnknownLoss,
 )
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.mending import Mender
 from zroute.receiving.recovering import Recoveries, RecoveryCalls
+from zroute.receiving.snapshots import SnapshotRequests
 from zroute.receiving.tracker import PUBLISHERS_MAX, Tracker
 from zroute.stats import Stats
 
@@ -176,6 +181,8 @@ class SubscriberSession(AccountsSession):
         self._mendings: deque[float] = deque(maxlen=_MENDINGS_MAX)
         self._id = secrets.randbits(48)  # identifies this subscriber in its markers
         self._asked = 0  # the number of markers and pings so far
+        self._own = MARKER + b"%012x" % self._id  # the first bytes of its markers
+        self.snapshots = SnapshotRequests(self._id, self._request, self._repeated)
         self._past: list[tuple[float, bytes]] = []  # former markers, pings and farewells, each with the time to drop it
         self._pauses: dict[str, tuple[float, float]] = {}  # by endpoint: the earliest next cut, and the pause
         self._dead: dict[int, float] = {}  # connections to cut unless they are heard again, and when they were judged
@@ -367,7 +374,7 @@ class SubscriberSession(AccountsSession):
                 admit=self._tracker.admit,
                 request=self._request,
                 tell=self._tell,
-                lost=super()._gap,
+                lost=self._stays_lost,
                 moved=lambda: self.moved(),
                 whole=self._confirm,
                 named=self.named,
@@ -378,9 +385,16 @@ class SubscriberSession(AccountsSession):
             self._recoveries.change(subscriptions)
         return self._recoveries
 
+    def recovers_losses(self, subscription: bytes) -> bool:
+        """Return True if the app recovers the lost messages of a subscription."""
+        return self._recoveries is not None and self._recoveries.wants(subscription)
+
     @property
     def _recovers(self) -> bool:
         return self._recoveries is not None and self._recoveries.busy
+
+    def _repeated(self) -> None:
+        self._stats.join_retries += 1
 
     def _request(self, topic: bytes) -> None:
         assert self._transport is not None
@@ -395,10 +409,11 @@ class SubscriberSession(AccountsSession):
             self._tell([found])
         return True
 
-    def kept(self, header: Header, marker: bytes, topic: bytes) -> bool:
+    def kept(self, header: Header, marker: bytes, topic: bytes, body: bytes = b"") -> bool:
         """Return True if a kept message is for this app, and report a loss before it.
 
-        A frame without a topic marks the end of the kept messages.
+        A frame without a topic marks the end of the kept messages. Its ``body`` contains the number of a request for
+        snapshots, or nothing.
         """
         # A subscription to everything also receives the kept messages for other subscribers.
         if parse_marker(marker).subscriber != self._id:
@@ -407,8 +422,33 @@ class SubscriberSession(AccountsSession):
         if lost is not None:
             self._tell([lost])
         if not topic:
+            if (number := parse_snapshot_end(body)) is not None:
+                self.snapshots.ended(header.epoch, number)
             self._serve()
         return bool(topic)
+
+    def snapshot(self, account: Any, header: Header) -> bool:
+        """Return True if a snapshot must be delivered, and report a loss before it.
+
+        A snapshot that arrives behind later messages of its subscription is wrong. So is one before the join, when
+        losses are not found yet. Both are requested again.
+        """
+        number = snapshot_number(header, len(account.prefix))
+        early = not (account.expected or self._tracker.has_joined(header.epoch))
+        # The snapshot belongs directly before the message after ``number``.
+        if not early and (number is None or self.admit(account, number + 1, 0)):
+            return True
+        self.snapshots.stated(header.epoch, snapshots=True)  # the answer that says so may have been lost
+        self.snapshots.lost(header.epoch, (account.prefix,), self._clock.seconds())
+        return False
+
+    @property
+    def given(self) -> int:
+        """The number of `complete` publishers that have sent their whole state.
+
+        The state consists of kept messages and snapshots.
+        """
+        return sum(not self.snapshots.awaits(epoch) for epoch in self._tracker.gave)
 
     def untracked(self, topic: bytes) -> None:
         """Log the first message that arrives without a tracked header."""
@@ -433,8 +473,10 @@ class SubscriberSession(AccountsSession):
             if self._transport is not None:  # the connection of an earlier run may have just ended
                 self._tracker.links.update(self._transport.links, (), self._clock.seconds())
             # Before the numbers are compared, so that the losses that they show can be recovered.
-            if self._recoveries is not None and parse_marker(topic).subscriber == self._id:
-                self._recoveries.stated(header.epoch, history=statement.history)
+            if topic.startswith(self._own):
+                self.snapshots.stated(header.epoch, snapshots=statement.snapshots)
+                if self._recoveries is not None:
+                    self._recoveries.stated(header.epoch, history=statement.history)
             self._tell(self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye, link=link))
             self._mender.answered(header.epoch, topic)
 
@@ -453,7 +495,9 @@ class SubscriberSession(AccountsSession):
             if self._recoveries.busy:
                 transport.read_soon()  # to deliver what was held, and to repeat a request
         self._tell(self._tracker.check(now, emptied=emptied))
-        if any(state for _, state, _ in self._waiting):
+        self.snapshots.tick(now, emptied=emptied)
+        # The end of snapshots shows if some were lost, so the session needs it even if nothing waits for the state.
+        if any(state for _, state, _ in self._waiting) or self.snapshots.any_of(self._tracker.giving):
             self._ask_for_kept(now, emptied=emptied)
         if self._leaving != self._tracker.leaving:  # a publisher was evicted
             self._leave()
@@ -487,18 +531,33 @@ class SubscriberSession(AccountsSession):
 
     def _gap(self, gap: Gap) -> None:
         if self._recoveries is None or not self._recoveries.missed(gap):
-            super()._gap(gap)
+            self._stays_lost(gap)
+
+    def _stays_lost(self, gap: Gap) -> None:
+        super()._gap(gap)
+        self.snapshots.lost(gap.epoch, (gap.subscription,), self._clock.seconds())
+
+    def _lost_kept(self, lost: LostKept) -> None:
+        super()._lost_kept(lost)
+        if lost.count > 0:
+            self.snapshots.lost(lost.epoch, (b"",), self._clock.seconds(), blocks=False)
 
     def _unknown_loss(self, loss: UnknownLoss) -> None:
         if self._recoveries is not None:
             for subscription in loss.subscriptions:
                 self._recoveries.end_stream(loss.epoch, subscription)
         super()._unknown_loss(loss)
+        self.snapshots.lost(loss.epoch, loss.subscriptions, self._clock.seconds())
+
+    def _restarted(self, event: Restarted) -> None:
+        super()._restarted(event)
+        self.snapshots.end(event.before)
 
     def _corrected(self, event: Corrected) -> None:
         if self._recoveries is not None:
             # Messages that were never sent may be missing. They then count as lost, which this event corrects.
             self._recoveries.end_stream(event.epoch, event.subscription)
+        self.snapshots.lost(event.epoch, (event.subscription,), self._clock.seconds())
         self._stats.lost -= event.wrong
         self._stats.unknown_losses -= event.unknown
         text = (
@@ -512,6 +571,7 @@ class SubscriberSession(AccountsSession):
     def _joined(self, event: Joined) -> None:
         self._leave()
         super()._joined(event)
+        self.snapshots.joined(event.publisher)
 
     def _missing(self, event: Missing) -> None:
         """Send the missing subscriptions again, unless they were repeated too often.
@@ -554,6 +614,7 @@ class SubscriberSession(AccountsSession):
                 self._unconfirmed[event.publisher] = event
                 return
             self._recoveries.end(event.publisher)
+        self.snapshots.end(event.publisher)
         super()._ended(event)
         self.ended(event.name, self._tracker.links_of(event.publisher))
         self._leave()
@@ -611,7 +672,9 @@ class SubscriberSession(AccountsSession):
         **AccountsSession._do,
         Corrected: _corrected,
         Gap: _gap,
+        LostKept: _lost_kept,
         UnknownLoss: _unknown_loss,
+        Restarted: _restarted,
         Joined: _joined,
         Missing: _missing,
         Namesake: _namesake,
@@ -630,7 +693,7 @@ class SubscriberSession(AccountsSession):
             return False
         if number is not None:
             return (self.given if state else len(self.complete)) >= number
-        if state and self._tracker.giving:
+        if state and (self._tracker.giving or self._recovers or any(map(self.snapshots.awaits, self._tracker.gave))):
             return False
         if not self._subscriptions:
             return True

@@ -350,8 +350,14 @@ class RouteTable:
             for ready in self._recovery.take():
                 self._put(ready)
 
-    def _put(self, ready: Ready) -> None:
-        """Add messages that a recovery has held to the `unpacked` messages."""
+    def _put(self, ready: Ready | Callable[[], None]) -> None:
+        """Add messages that a recovery has held to the `unpacked` messages.
+
+        ``ready`` may also be the report of a loss.
+        """
+        if not isinstance(ready, Ready):
+            self._unpacked.rest.append((None, ready))
+            return
         arrival = ready.arrival
         assert arrival is not None
         raw: RawFrames = arrival.frame
@@ -378,7 +384,7 @@ class RouteTable:
 
     def _put_kept(self, header: Header, fixed: bytes, body: bytes, raw: RawFrames) -> None:
         topic, body = parse_kept(body)
-        if self._latest.has(header.epoch, topic, fixed):  # the same or a newer message was recovered
+        if not header.keeps and self._latest.has(header.epoch, topic, fixed):  # the same or a newer one was recovered
             self._stats.received += 1
             self._stats.control += 1
             return
@@ -405,7 +411,11 @@ class RouteTable:
         for _ in rounds:
             if not rest:
                 break
-            topic, codec, body, frame = rest.popleft()
+            single = rest.popleft()
+            if single[0] is None:  # the report of a loss
+                single[1]()
+                continue
+            topic, codec, body, frame = single
             self._stats.received += 1
             try:
                 self._check_size(body)
@@ -655,17 +665,22 @@ class RouteTable:
         """
         topic, body = parse_kept(body)
         # The marker may summarise our subscriptions, so the answer may contain topics that we did not subscribe to.
-        ours = self._accounts.kept(header, marker, topic) and self._matcher.subscription(topic) is not None
-        if not ours or self._latest.has(header.epoch, topic, fixed):
+        ours = self._accounts.kept(header, marker, topic, body) and self._matcher.subscription(topic) is not None
+        snapshot = header.keeps
+        if not ours or (not snapshot and self._latest.has(header.epoch, topic, fixed)):
             self._stats.control += 1
             return
         self._check_size(body)
         entry = self._entries.of(topic)
-        if self._recovery is not None:
+        account: Any = None
+        if snapshot or self._recovery is not None:
             account = self._accounts.account(header.epoch, topic, entry.subscription)
-            if self._recovery.wait(account, raw):
-                self._stats.received -= 1  # it counts as received when it is delivered
-                return
+        if snapshot and account is not None and not self._accounts.snapshot(account, header):
+            self._stats.control += 1
+            return
+        if self._recovery is not None and self._recovery.wait(account, raw):
+            self._stats.received -= 1  # it counts as received when it is delivered
+            return
         self._latest.note(header.epoch, topic, fixed)
         self._deliver(self._entries.deliver(entry, header.codec, body), body, raw)
 

@@ -157,7 +157,12 @@ class Tracker:
     @property
     def given(self) -> int:
         """The number of `complete` publishers that have sent all their kept messages."""
-        return sum(each.gave_all for each in self._answered())
+        return len(self.gave)
+
+    @property
+    def gave(self) -> list[int]:
+        """The epochs of the `complete` publishers that have sent all their kept messages."""
+        return [each.epoch for each in self._answered() if each.gave_all]
 
     def _answered(self) -> Iterator[RemotePublisher]:
         for publisher in self._publishers.values():
@@ -647,6 +652,11 @@ class Tracker:
         """Return the known connections over which a publisher has answered."""
         publisher = self._publishers.get(epoch)
         return frozenset() if publisher is None else frozenset(publisher.signs.links)
+
+    def has_joined(self, epoch: int) -> bool:
+        """Return True if a publisher has sent a complete answer."""
+        publisher = self._publishers.get(epoch)
+        return publisher is not None and publisher.joined_once
 
     def name_of(self, epoch: int) -> str:
         """Return the name of a publisher, or an empty text if it is not known."""

@@ -267,6 +267,7 @@ class Run:
         given = self.transport, self.ends.pub, self._stats, self._reports, self._environment.wall
         self._publisher = Publisher(self.plan.choices, self.reactor, *given)
         self._publisher.on_subscribers = self._subscribers_changed
+        self._publisher.on_failure = lambda error: self._environment.observe(error, False)
         self._outcomes.carried = self._publisher.carried
         # Before the on_startup functions, which may send requests; `answer` follows after them.
         self._requests.open(self.transport, self.ends, [route for route in handlers if route.route.kind == "reply"])

@@ -387,6 +387,29 @@ class Bed:
         codes = [service.exit_code for service in self._services if service.exit_code is not None]
         return next(filter(None, codes), 0) if codes else None
 
+    def lose(self, many: int, pattern: str | Pattern = _EVERYTHING) -> None:
+        """Lose the next messages on their way to all apps.
+
+        An app notices the loss when the next message of its subscription arrives, or after half a second. If the
+        publisher has a ``history`` and the app has ``recover=True``, it handles the lost messages then. Otherwise they
+        count as lost: functions of ``on_gap`` are called, and publishers with ``snapshot=`` send their state again.
+
+        Example:
+            ```python
+            t.lose(3, "orders.>")
+            ```
+
+        Args:
+            many: the number of messages, 1 or more.
+            pattern: lose only messages whose topic matches this pattern; the default matches all topics.
+
+        Raises:
+            UsageError: ``many`` is less than 1.
+        """
+        if type(many) is not int or many < 1:
+            raise UsageError(f"lose({many!r}): expected the number of messages to lose, 1 or more")
+        self._bus.lose(many, parse(pattern, self.apps[0].separator))
+
     def clear(self) -> None:
         """Delete all recorded messages, results and errors."""
         self._bus.sent.clear()

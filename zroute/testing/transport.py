@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -16,11 +16,14 @@ from twisted.internet.defer import Deferred, succeed
 from zroute.clock import Clock
 from zroute.endpoints import SIDES, Ends, Form, ResolvedAddresses, parse_endpoint
 from zroute.errors import EnvelopeError, UsageError
+from zroute.messages.control import BEATS
 from zroute.messages.frames import Parse
-from zroute.messages.topics import Pattern, minimal_cover
-from zroute.messages.wire import MAGIC, NUL, pack_kept, parse_header
+from zroute.messages.topics import Pattern, matches, minimal_cover
+from zroute.messages.wire import MAGIC, NUL, RecoveredFrame, pack_kept, parse_header
 from zroute.options import READ_BUDGET
 from zroute.planning.plan import Plan
+from zroute.publishing.snapshots import Made, Snapshots
+from zroute.receiving.events import Gap
 from zroute.receiving.session import SubscriberSession
 from zroute.requests.asked import Asked
 from zroute.requests.client import Client
@@ -53,6 +56,14 @@ class _Outside:
     takers: int = 0
 
 
+@attrs.define(eq=False)
+class _Losses:
+    """The next ``left`` messages whose topics match a pattern are lost."""
+
+    pattern: Pattern
+    left: int
+
+
 class Bus:
     """Connects the apps of a test, and keeps the order of messages.
 
@@ -71,8 +82,24 @@ class Bus:
         self.sent: list[tuple[Plan | None, tuple[bytes, ...]]] = []
         self.unheard: list[tuple[bytes, ...]] = []
         self._members: list[MemoryTransport] = []
+        self._losses: list[_Losses] = []
         self.requests = RequestBus()
         self.jobs = JobBus()
+
+    def lose(self, many: int, pattern: Pattern) -> None:
+        """Lose the next messages whose topics match a pattern."""
+        self._losses.append(_Losses(pattern, many))
+
+    def _loses(self, frames: tuple[bytes, ...]) -> bool:
+        """Return True if a message is lost on its way to all members."""
+        topic = frames[0].partition(NUL)[0]
+        found = next((each for each in self._losses if matches(each.pattern, topic) is not None), None)
+        if found is None:
+            return False
+        found.left -= 1
+        if not found.left:
+            self._losses.remove(found)
+        return True
 
     def join(self, member: MemoryTransport) -> None:
         """Deliver messages to ``member`` from now on."""
@@ -87,9 +114,10 @@ class Bus:
         """Deliver a message from an app to all members that are connected to it."""
         self.sent.append((sender.plan, frames))
         sender.keep(frames)  # before the delivery, so that a member that joins now receives it
+        lost = bool(self._losses) and self._loses(frames)
         for member in self._members:
             if member.hears(sender):
-                member.arrive(frames, member.form_of(sender))
+                (member.lose(sender, frames) if lost else member.arrive(frames, member.form_of(sender), None, sender))
 
     def joined(self, member: MemoryTransport, before: tuple[bytes, ...]) -> None:
         """Deliver the kept messages of new subscriptions to ``member``.
@@ -100,6 +128,9 @@ class Bus:
         new = [(topic, rest) for topic, rest in kept if not topic.startswith(before)]
         if new:
             member.give(new)
+        for sender in self._members:
+            if member.hears(sender):
+                member.give_states(sender.states.epoch, sender.states.make(before, member.subscriptions))
 
     def number(self, sender: MemoryTransport, pattern: Pattern) -> int:
         """Return the number of members that subscribe to a pattern of ``sender``."""
@@ -132,6 +163,10 @@ class Bus:
         self._arrive(met, frames)
 
     def _arrive(self, met: Sequence[tuple[MemoryTransport, Form | None]], frames: tuple[bytes, ...]) -> None:
+        if self._losses and self._loses(frames):
+            for member, _ in met:
+                member.lose(None, frames)
+            return
         outside = _Outside(partial(met[0][0].parsed, frames, met[0][1]) if met else lambda: frames)
         outside.takers = sum([member.arrive(frames, form, outside) for member, form in met])
         if not outside.takers:
@@ -142,6 +177,41 @@ class Bus:
         outside.takers -= 1
         if not outside.takers:
             self.unheard.append(outside.parsed())
+
+
+class States:
+    """The topics of an app for which it makes snapshots.
+
+    Attributes:
+        snapshots: The snapshots; None if no publication has any.
+        epoch: The 64-bit number of this run of the app.
+    """
+
+    def __init__(self) -> None:
+        self.snapshots: Snapshots | None = None
+        self.epoch = 0
+        self._topics: dict[bytes, None] = {}
+
+    def add(self, topic: bytes) -> None:
+        """Add a topic."""
+        self._topics[topic] = None
+
+    def discard(self, topic: bytes) -> None:
+        """Remove a topic."""
+        del self._topics[topic]
+
+    def make(self, before: tuple[bytes, ...], wanted: tuple[bytes, ...]) -> Iterator[tuple[bytes, Made]]:
+        """Yield the snapshots of the ``wanted`` subscriptions that are not in ``before``."""
+        if self.snapshots is None:
+            return
+        number = self.snapshots.next_refresh()
+        while not self.snapshots.refresh(number)[1]:
+            pass
+        for topic in sorted(self._topics):
+            if topic.startswith(wanted) and not topic.startswith(before):
+                made, _ = self.snapshots.make(topic)
+                if isinstance(made, Made):
+                    yield topic, made
 
 
 class MemoryTransport:
@@ -170,7 +240,8 @@ class MemoryTransport:
         self._context = copy_context()
         self._receive: Receive | None = None
         self._subscriptions: tuple[bytes, ...] = ()
-        self._inbox: deque[tuple[Form | None, tuple[bytes, ...], _Outside | None]] = deque()
+        self._inbox: deque[tuple[Form | None, tuple[bytes, ...], _Outside | None] | Callable[[], None]] = deque()
+        self._lost: dict[MemoryTransport | None, dict[bytes, list[tuple[bytes, ...]]]] = {}
         self._current: _Outside | None = None  # the message that was read last
         self._unrouted = request.stats.unrouted
         self._parsers: dict[Form, Parse] = {}
@@ -180,6 +251,7 @@ class MemoryTransport:
         self._woken = False
         self._listening = False
         self.kept: dict[bytes, bytes] = {}
+        self.states = States()
         self.subscribers_changed: Callable[[], None] = lambda: None
         self._answer: Callable[[], None] = lambda: None
 
@@ -327,6 +399,21 @@ class MemoryTransport:
                 self._inbox.append((None, (frame,), None))
         self._wake()
 
+    def give_states(self, epoch: int, made: Iterable[tuple[bytes, Made]]) -> None:
+        """Put snapshots of the publisher ``epoch`` into the inbox."""
+        found = list(made)
+        marker = self.accounts.make_marker() if found else b""
+        for topic, each in found:
+            message = topic, each.codec, each.body, None
+            frame = pack_kept(marker, 1, *message, epoch=epoch, sent_at=each.sent_at, numbers=())
+            self._inbox.append((None, (frame,), None))
+            self._wake()
+
+    @property
+    def subscriptions(self) -> tuple[bytes, ...]:
+        """The prefixes that the app receives."""
+        return self._subscriptions
+
     def use(self, receive: Receive) -> None:
         """Pass all messages to another ``receive`` from now on."""
         self._receive = receive
@@ -383,8 +470,72 @@ class MemoryTransport:
         except EnvelopeError as error:
             return error.frames
 
-    def arrive(self, frames: tuple[bytes, ...], form: Form | None, outside: _Outside | None = None) -> bool:
+    def lose(self, sender: MemoryTransport | None, frames: tuple[bytes, ...]) -> None:
+        """Lose a message of the app ``sender``, or of the test.
+
+        The loss is found with the next message of its subscription, or after half a second.
+        """
+        subscription = next((each for each in self._subscriptions if frames[0].startswith(each)), None)
+        if subscription is None:
+            return
+        self._lost.setdefault(sender, {}).setdefault(subscription, []).append(frames)
+        self._reactor.callLater(BEATS[0], self._find, sender, subscription)
+
+    def _find(self, sender: MemoryTransport | None, subscription: bytes) -> None:
+        """Recover the lost messages of a subscription, or report them.
+
+        Their places are before the messages that arrive from now on.
+        """
+        gone: list[tuple[bytes, ...]] = []
+        for frames in self._lost.get(sender, {}).pop(subscription, ()):
+            if sender is None or not sender.has_history(frames) or not self.accounts.recovers_losses(subscription):
+                gone.append(frames)
+                continue
+            if gone:
+                self._inbox.append(partial(self._report, subscription, gone))
+                gone = []
+            self._inbox.append((None, (RecoveredFrame.of(frames[0], frames[0]),), None))
+            self._request.stats.recovered += 1
+        if gone:
+            self._inbox.append(partial(self._report, subscription, gone))
+            if sender is not None:
+                # Not now: the message that shows the loss is already part of the state.
+                self._reactor.callLater(0, self._give_states_of, sender, subscription)
+        self._wake()
+
+    def _report(self, subscription: bytes, lost: Sequence[tuple[bytes, ...]]) -> None:
+        """Count lost messages, and call the app's functions."""
+        rest = lost[-1][0].partition(NUL)[2]
+        if not rest.startswith(MAGIC):
+            return  # no number shows this loss
+        header = parse_header(rest)
+        self._request.stats.gaps += 1
+        self._request.stats.lost += len(lost)
+        last = header.sequence
+        self._request.found(Gap(subscription, header.epoch, last - len(lost) + 1, last))
+
+    def _give_states_of(self, sender: MemoryTransport, subscription: bytes) -> None:
+        self.give_states(sender.states.epoch, sender.states.make((), (subscription,)))
+
+    def has_history(self, frames: tuple[bytes, ...]) -> bool:
+        """Return True if a publisher of the app has a history for a message."""
+        outlets = () if self.plan is None else self.plan.parts.outlets
+        topic = frames[0].partition(NUL)[0]
+        return any(
+            each.publication.history is not None and matches(each.pattern, topic) is not None for each in outlets
+        )
+
+    def arrive(
+        self,
+        frames: tuple[bytes, ...],
+        form: Form | None,
+        outside: _Outside | None = None,
+        sender: MemoryTransport | None = None,
+    ) -> bool:
         """Accept a message if the app subscribes to it; return True if it does."""
+        if self._lost.get(sender):
+            for subscription in [each for each in self._lost[sender] if frames[0].startswith(each)]:
+                self._find(sender, subscription)
         filters = form is None or form.filters
         heard = frames[0].startswith(self._subscriptions) if filters else bool(self._subscriptions)
         if heard:
@@ -412,8 +563,11 @@ class MemoryTransport:
         """Read all messages in the inbox, unless a handler pauses reading."""
         self._paused = False
         while self._receive is not None and not self._paused:
+            while not self._parts and self._inbox and callable(found := self._inbox[0]):
+                self._inbox.popleft()
+                found()
             if self._inbox and not self._parts:
-                self._form = self._inbox[0][0]
+                self._form = self._inbox[0][0]  # type: ignore[index]  # no report
             receive = self._receive
             if self._form is not None:
                 receive = partial(self._request.receive_stated, self._parser(self._form))
@@ -455,11 +609,12 @@ class MemoryTransport:
     def _recv(self, _flags: int, _copy: bool = True) -> bytes:
         if not self._parts:
             # Messages of another form need another parser, so this read ends before them.
-            if not self._inbox or self._inbox[0][0] != self._form:
+            if not self._inbox or callable(first := self._inbox[0]) or first[0] != self._form:
                 raise _NothingLeftError
             # The message before this one has been routed or not by now.
             self._judge()
-            _, frames, self._current = self._inbox.popleft()
+            self._inbox.popleft()
+            _, frames, self._current = first
             self._parts.extend(frames)
         return self._parts.popleft()
 

@@ -118,6 +118,7 @@ class NatsTransport:
 
     bound: tuple[str, ...] = ()  # a client of NATS binds no address
     kept = None
+    states = None
     publisher = None  # keys are those of the server
 
     # The defaults: a cluster is one fixed endpoint without keys, and its servers report no subscriptions.

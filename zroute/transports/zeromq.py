@@ -61,6 +61,7 @@ class ZmqTransport(SocketPair):
     """
 
     kept = None
+    states = None
     opened = Transport.opened
     confirmed = Transport.confirmed
     make_session = Transport.make_session
