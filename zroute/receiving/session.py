@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from math import nextafter
 from typing import Any, ClassVar, Protocol
 
@@ -31,7 +31,7 @@ from zroute.messages.control import (
     parse_marker,
     parse_statement,
 )
-from zroute.messages.recovery import BOX
+from zroute.messages.recovery import BOX, Since
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Header, Kind
 from zroute.options import MAX_TOPIC, SUBSCRIPTIONS_SLICE
@@ -43,6 +43,7 @@ from zroute.receiving.events import (
     Event,
     Gap,
     Joined,
+    LostPast,
     Missing,
     Namesake,
     Overdue,
@@ -53,6 +54,7 @@ from zroute.receiving.events import (
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.mending import Mender
 from zroute.receiving.recovering import Recoveries, RecoveryCalls
+from zroute.receiving.replay import PastLoss
 from zroute.receiving.tracker import PUBLISHERS_MAX, Tracker
 from zroute.stats import Stats
 
@@ -360,22 +362,26 @@ class SubscriberSession(AccountsSession):
         self._stats.epochs = self._tracker.epochs
         return account
 
-    def recover(self, subscriptions: frozenset[bytes]) -> Recoveries | None:
-        """Recover the lost messages of subscriptions; see `zroute.transport.Accounts`."""
-        if subscriptions and self._recoveries is None:
+    def recover(
+        self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
+    ) -> Recoveries | None:
+        """Recover the lost messages of subscriptions, and replay their past; see `zroute.transport.Accounts`."""
+        if (subscriptions or since) and self._recoveries is None:
             calls = RecoveryCalls(
                 admit=self._tracker.admit,
+                account=self._tracker.stream,
                 request=self._request,
                 tell=self._tell,
                 lost=super()._gap,
+                lost_past=self._lost_past,
                 moved=lambda: self.moved(),
-                whole=self._confirm,
+                whole=self._whole,
                 named=self.named,
             )
             given = self._id, self._clock, self._stats, calls, self._name, self._reports
             self._recoveries = Recoveries(*given)
         if self._recoveries is not None:
-            self._recoveries.change(subscriptions)
+            self._recoveries.change(subscriptions, since, replay)
         return self._recoveries
 
     @property
@@ -435,7 +441,11 @@ class SubscriberSession(AccountsSession):
             # Before the numbers are compared, so that the losses that they show can be recovered.
             if self._recoveries is not None and parse_marker(topic).subscriber == self._id:
                 self._recoveries.stated(header.epoch, history=statement.history)
-            self._tell(self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye, link=link))
+            events = self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye, link=link)
+            # Before `ready` hears of the join, because `ready(state=True)` waits for the past.
+            if self._recoveries is not None and statement.history:
+                self._recoveries.joined(header.epoch)
+            self._tell(events)
             self._mender.answered(header.epoch, topic)
 
     # -- events of the tracker ----------------------------------------------------------------------------
@@ -561,6 +571,29 @@ class SubscriberSession(AccountsSession):
             self._past.append((self._clock.seconds() + _STANDING, pack_farewell(self._id, event.publisher)))
             self._subscribe()
 
+    def _lost_past(self, epoch: int, subscription: bytes, loss: PastLoss) -> None:
+        """Count lost messages of the past; their number may be unknown."""
+        if loss.count is None:
+            self._tell([UnknownLoss(epoch, (subscription,), "sent no messages of the past")])
+            return
+        self._stats.lost += loss.count
+        self._found(LostPast(epoch, subscription, loss.count, loss.total))
+
+    @property
+    def given(self) -> int:
+        """The number of `complete` publishers that have sent all their kept messages, and the past."""
+        recoveries = self._recoveries
+        if recoveries is None:
+            return super().given
+        return sum(
+            not recoveries.replays(epoch) for epoch in self._tracker.complete if epoch not in self._tracker.giving
+        )
+
+    def _whole(self) -> None:
+        """Handle the end of recoveries: confirm goodbyes, and fire the Deferreds of `ready`."""
+        self._confirm()
+        self._serve()
+
     def _confirm(self) -> None:
         """Confirm the goodbyes of publishers whose messages are no longer missing."""
         for epoch, event in tuple(self._unconfirmed.items()):
@@ -630,7 +663,7 @@ class SubscriberSession(AccountsSession):
             return False
         if number is not None:
             return (self.given if state else len(self.complete)) >= number
-        if state and self._tracker.giving:
+        if state and (self._tracker.giving or self.given < len(self.complete)):
             return False
         if not self._subscriptions:
             return True
