@@ -238,7 +238,7 @@ class Accounts(Protocol):
     def recover(
         self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
     ) -> Any:
-        """Recover the lost messages of these subscriptions from now on, and replay the past.
+        """Recover the lost messages of subscriptions from now on, and replay the past.
 
         Return a `zroute.receiving.recovering.Recoveries`; None if the app recovers and replays nothing, or the
         transport can't recover messages.

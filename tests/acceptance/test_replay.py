@@ -1,4 +1,4 @@
-"""The past of a subscription: apps with since=, publishers with a history, and networks that lose frames."""
+"""The past of a subscription: apps with since=, and publishers with a history."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_a_late_subscriber_handles_the_past_and_then_live_messages(since: 
 
 @pytest_twisted.ensureDeferred
 async def test_the_past_begins_where_since_says() -> None:
-    """"last" is the latest message, and a time leaves out what was sent before it."""
+    """ "last" is the latest message, and a time leaves out what was sent before it."""
     async with feed() as (address, orders, _, _):
         publish(orders, *range(10))
         middle = datetime.now(UTC)

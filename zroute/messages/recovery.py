@@ -96,7 +96,7 @@ _NUMBER_MAX = 2**64 - 1
 
 
 class SinceMode(IntEnum):
-    """How a subscriber states where the past begins; the member gives the meaning of `Since.value`."""
+    """The ways to state where the past begins: the meanings of `Since.value`."""
 
     ALL = 0  # with the oldest message; the value is 0
     LAST = 1  # with the latest messages; the value is their number
@@ -433,7 +433,7 @@ def many_of(frame: bytes) -> int:
 
 
 def checked_past(frame: bytes, epoch: int, prefix: bytes, upto: int) -> int:
-    """Return the number of messages in a frame of an answer about the past, after a check.
+    """Return the number of messages in a frame of the past, after a check.
 
     Raises EnvelopeError unless the frame contains messages of the publisher ``epoch`` and the subscription ``prefix``
     that were sent before the message ``upto``, or are that message.

@@ -273,7 +273,7 @@ class TopicAccounts(AccountsSession):
     def recover(
         self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
     ) -> None:
-        """Return None: publishers on NATS have no history, so plans refuse ``recover`` and ``since``."""
+        """Return None: publishers on NATS have no history, so plans refuse the options."""
 
     def untracked(self, topic: bytes) -> None:
         """Log the first message without numbers."""

@@ -599,7 +599,10 @@ class Plan:
 
 
 def check_not_on_nats(route: CompiledRoute, what: str, where: str) -> None:
-    """Raise EndpointError if a route has an option that is not possible on NATS; ``what`` is its name in the error."""
+    """Raise EndpointError if a route has an option that is not possible on NATS.
+
+    ``what`` is the name of the route in the error.
+    """
     if route.options.recover:
         raise EndpointError(
             f"{what} has recover=True, but on NATS subscribers can't ask a publisher for lost messages: remove "

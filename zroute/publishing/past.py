@@ -1,4 +1,4 @@
-"""Find the messages of the past that a subscriber asks for when it has joined.
+"""Find the messages of the past for a subscriber that has joined.
 
 `zroute.publishing.recovery` answers the requests, ``docs/reference/wire.md`` describes them, and
 `zroute.publishing.history` keeps the frames.
@@ -39,14 +39,18 @@ _order = attrgetter("order")
 
 @attrs.define(eq=False)
 class _Part:
-    """The frames of a subscription in one block, with their indexes and the number of their messages."""
+    """The frames of a subscription in one block.
+
+    ``indexes`` are those of the frames in the block, ``total`` is the number of messages, and ``last`` is the number of
+    the last frame.
+    """
 
     block: Block
     span: int
     indexes: Sequence[int]
     frames: list[bytes]
     total: int = 0
-    last: int = 0  # the number of the last frame
+    last: int = 0
 
     @classmethod
     def of(cls, block: Block, prefix: bytes) -> _Part:
@@ -71,7 +75,7 @@ class _Part:
         return len(self.frames) if self.last <= upto else bisect_right(self.frames, upto, key=self.number)
 
     def messages(self, upto: int, first: int = 0) -> int:
-        """Return the number of messages from the frame ``first`` on, up to the message ``upto``."""
+        """Return the number of messages from a frame on, up to the message ``upto``."""
         end = self.end(upto)
         return self.total if not first and end == len(self.frames) else _messages(self.frames[first:end])
 
@@ -81,7 +85,7 @@ def _messages(frames: Iterable[bytes]) -> int:
 
 
 class PastSearch:
-    """The frames of one subscription in the rings of a publisher, as far as they were needed.
+    """The frames of one subscription in all rings, as far as they were needed.
 
     A search holds only frames that the rings still contain.
     """
@@ -138,7 +142,7 @@ class PastSearch:
         return 0
 
     def window(self, past: Past, now: int, size: int) -> tuple[PastAnswer, list[tuple[int, bytes]], bool]:
-        """Return the position and number of the messages that are left, the first of them, and True if there are more.
+        """Return what an answer says, its messages, and True if there are more.
 
         Call `prepare` before, until it ends. The messages have up to ``size`` bytes, and one message more.
         """

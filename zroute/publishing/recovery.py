@@ -1,4 +1,4 @@
-"""Answer the requests of subscribers for lost messages, and for messages of the past.
+"""Answer the requests of subscribers for lost messages, and for the past.
 
 The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md`` describes the protocol, and
 `zroute.publishing.history` the kept messages. `zroute.publishing.past` finds the messages of the past.

@@ -82,9 +82,9 @@ class LostKept:
 
 @attrs.frozen
 class LostPast:
-    """``count`` of ``total`` messages of the past, for a handler with ``since``, were lost.
+    """``count`` of ``total`` messages of the past were lost.
 
-    The publisher with ``epoch`` no longer has these messages of ``subscription``.
+    The publisher with ``epoch`` no longer has these messages of ``subscription``, for which a handler has ``since``.
     """
 
     epoch: int

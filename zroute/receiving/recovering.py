@@ -1,4 +1,4 @@
-"""The recovery and the replay of an app: between its accounts, routing table and socket.
+"""The recovery and the replay of an app: between accounts, table and socket.
 
 The rules of recovery are in `zroute.receiving.recovery` and `zroute.receiving.recovery_session`. This module connects
 them with one run of an app:
@@ -29,7 +29,7 @@ from zroute.messages.recovery import BOX, Since, parse_recovery_answer
 from zroute.messages.topics import Topic
 from zroute.messages.wire import RecoveredFrame, ReplayedFrame
 from zroute.receiving.accounts import SubscriptionState
-from zroute.receiving.events import Event, Gap
+from zroute.receiving.events import Event, Gap, LostPast, UnknownLoss
 from zroute.receiving.recovery import Ready, StreamRecovery
 from zroute.receiving.recovery_session import Admit, RecoverySession, Verdict
 from zroute.receiving.replay import PastLoss
@@ -49,7 +49,6 @@ class RecoveryCalls:
         request: Sends a request: a subscription that is withdrawn at once.
         tell: Handles events that precede a message.
         lost: Reports a gap whose messages stay lost.
-        lost_past: Reports lost messages of the past: the publisher, the subscription and the loss.
         moved: Makes the table look up the accounts of its next messages again.
         whole: Called when the last recovery has ended, or a replay.
         named: Returns the name of a publisher for log lines.
@@ -60,7 +59,6 @@ class RecoveryCalls:
     request: Callable[[bytes], object]
     tell: Callable[[list[Event]], object]
     lost: Callable[[Gap], object]
-    lost_past: Callable[[int, bytes, PastLoss], object]
     moved: Callable[[], object]
     whole: Callable[[], object]
     named: Callable[[int], str]
@@ -137,7 +135,7 @@ class Recoveries:
         return verdict
 
     def early(self, account: Any, number: int, many: int, raw: Any) -> Verdict:
-        """Record a message that its publisher did not count, or that arrived before the join.
+        """Record a message that was not counted, or arrived before the join.
 
         The arguments are those of `admit`.
         """
@@ -187,7 +185,7 @@ class Recoveries:
         """
         for key, stream, ready in islice(self._session.ready(), many):
             if isinstance(ready, PastLoss):
-                self._calls.lost_past(*key, ready)
+                self._lost_past(key, ready)
                 continue
             if ready.arrival is None:
                 self._lost(key, stream, ready)
@@ -223,6 +221,13 @@ class Recoveries:
         recovered, stream.told = stream.recovered - stream.told, stream.recovered
         self._calls.lost(Gap(subscription, epoch, ready.first, ready.last, recovered))
 
+    def _lost_past(self, key: tuple[int, bytes], loss: PastLoss) -> None:
+        epoch, subscription = key
+        if loss.count is None:
+            self._calls.tell([UnknownLoss(epoch, (subscription,), "did not send its earlier messages")])
+        else:
+            self._calls.tell([LostPast(epoch, subscription, loss.count, loss.total)])
+
     # -- events, for the session
 
     def missed(self, gap: Gap) -> bool:
@@ -237,14 +242,14 @@ class Recoveries:
         self._session.stated(epoch, history=history)
 
     def joined(self, epoch: int) -> None:
-        """Begin the replays of a publisher that has answered, as far as its accounts have begun."""
+        """Begin the replays of a publisher whose accounts have begun."""
         for prefix in self._session.awaited(epoch):
             account = self._calls.account(epoch, prefix)
             if account is not None:
                 self._begin(account)
 
     def replays(self, epoch: int) -> bool:
-        """Return True until the past of a publisher, and what waited for it, has been delivered."""
+        """Return True until the past, and what waited for it, has been delivered."""
         return self._session.replays(epoch)
 
     def recovers(self, epoch: int) -> bool:

@@ -373,7 +373,7 @@ class StreamRecovery:
         return ready
 
     def deliver(self, many: int, frame: Any, size: int) -> None:
-        """Make a frame ready behind everything that is ready: a message of the past, or one from before the join."""
+        """Make a frame ready behind all others: the past, or from before the join."""
         self._hold.take(size)
         self.ready.append(Ready(1, many, Arrival(1, many, frame, size), size))
 

@@ -1,4 +1,4 @@
-"""The recoveries and replays of one subscriber: its streams, requests and answers.
+"""The recoveries and replays of one subscriber: streams, requests and answers.
 
 `zroute.receiving.recovery` contains the rules for a single stream, and `zroute.receiving.replay` those for its past.
 Like the tracker, this module does no I/O; requests are passed to a function.
@@ -154,15 +154,15 @@ class RecoverySession:
         self._settled[key] = None
 
     def _awaits(self, key: _Key) -> bool:
-        """Return True if the past of a stream must be asked for when its publisher has joined."""
+        """Return True if the past must be asked for when the publisher has joined."""
         return key[1] in self.since and key not in self._settled
 
     def replays(self, epoch: int) -> bool:
-        """Return True until the past of all subscriptions was delivered, as far as a publisher has it."""
+        """Return True until the past of all subscriptions was delivered."""
         return any(publisher == epoch and each.catches_up for (publisher, _), each in self._streams.items())
 
     def settle(self) -> bool:
-        """Return True if messages that waited for a replay have been delivered since the last call.
+        """Return True if a replay, and what waited for it, has been delivered.
 
         Call this method when nothing is ready any more.
         """
@@ -174,11 +174,11 @@ class RecoverySession:
         return bool(caught_up)
 
     def awaits(self, account: SubscriptionState) -> bool:
-        """Return True if the replay of an account must begin as soon as the account has begun."""
+        """Return True if the replay must begin as soon as the account has begun."""
         return self._awaits((account.publisher, account.prefix))
 
     def awaited(self, epoch: int) -> list[bytes]:
-        """Return the subscriptions whose past a publisher must be asked for when it has joined."""
+        """Return the subscriptions whose past a publisher must be asked for."""
         return [prefix for prefix in self.since if (epoch, prefix) not in self._settled]
 
     def _replay(self, key: _Key, now: float) -> tuple[StreamRecovery, Replay]:
@@ -256,7 +256,7 @@ class RecoverySession:
     def admit(
         self, admit: Admit, account: SubscriptionState, number: int, many: int, frame: Any, size: int, now: float
     ) -> tuple[Verdict, Event | None]:
-        """Record a message of an account that has begun; return what to do with it, and a loss to report before it.
+        """Record a message; return what to do with it, and a loss to report before it.
 
         Args:
             admit: The method of the tracker.
@@ -414,7 +414,10 @@ class RecoverySession:
 
 
 def _end(stream: StreamRecovery, *, lose: bool = True) -> None:
-    """Give up the recovery of a stream, and its replay. The past counts as lost if ``lose`` is True."""
+    """Give up the recovery and the replay of a stream.
+
+    The past counts as lost if ``lose`` is True.
+    """
     _end_replay(stream, lose=lose)
     stream.end()
 

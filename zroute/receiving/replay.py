@@ -1,4 +1,4 @@
-"""Replay the past of a subscription: the messages that a publisher sent before this app joined.
+"""Replay the messages that a publisher sent before this app joined.
 
 A handler with ``since`` receives the past from the history of each publisher, and then the live messages: none is
 missing, and none is delivered twice. `Replay` is the part of one stream: of a subscription at a publisher. The
@@ -49,7 +49,10 @@ _REQUESTS = 8
 
 @attrs.define(eq=False)
 class Early:
-    """A frame that arrived before the statement: its first number or 0, its messages, and its size in bytes."""
+    """A frame that arrived before the statement.
+
+    ``number`` is that of its first message, or 0; ``many`` is the number of its messages, and ``size`` is in bytes.
+    """
 
     number: int
     many: int
@@ -85,15 +88,15 @@ class Replay:
 
     since: Since
     begun_at: float
-    upto: int | None = None
-    early: deque[Early] = attrs.field(factory=deque)
-    total: int | None = None
-    left: int = 0
-    _position: int = 0
-    _requests: deque[int] = attrs.field(factory=lambda: deque(maxlen=_REQUESTS))
-    _asked_at: float | None = None
-    _tries: int = 0
-    _previous: float | None = None  # the time of the last tick
+    upto: int | None = attrs.field(init=False, default=None)
+    early: deque[Early] = attrs.field(init=False, factory=deque)
+    total: int | None = attrs.field(init=False, default=None)
+    left: int = attrs.field(init=False, default=0)
+    _position: int = attrs.field(init=False, default=0)
+    _requests: deque[int] = attrs.field(init=False, factory=lambda: deque(maxlen=_REQUESTS))
+    _asked_at: float | None = attrs.field(init=False, default=None)
+    _tries: int = attrs.field(init=False, default=0)
+    _previous: float | None = attrs.field(init=False, default=None)  # the time of the last tick
 
     @property
     def asked(self) -> bool:
@@ -101,7 +104,7 @@ class Replay:
         return self._asked_at is not None
 
     def ask(self, number: int, now: float) -> Past | None:
-        """Return what to ask for in request ``number``, or None if no request is needed now."""
+        """Return what to ask for in request ``number``, or None for no request."""
         if self._asked_at is not None or self.upto is None:
             return None
         self._asked_at = now
@@ -109,7 +112,7 @@ class Replay:
         return Past(self.upto, self._position, self.since)
 
     def is_answer(self, number: int, past: PastAnswer) -> bool:
-        """Return True if a frame answers one of the latest requests, and continues at the right position."""
+        """Return True if a frame answers a recent request at the right position."""
         return number in self._requests and past.position == self._position
 
     def answer(

@@ -54,7 +54,6 @@ from zroute.receiving.events import (
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.mending import Mender
 from zroute.receiving.recovering import Recoveries, RecoveryCalls
-from zroute.receiving.replay import PastLoss
 from zroute.receiving.tracker import PUBLISHERS_MAX, Tracker
 from zroute.stats import Stats
 
@@ -365,7 +364,7 @@ class SubscriberSession(AccountsSession):
     def recover(
         self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
     ) -> Recoveries | None:
-        """Recover the lost messages of subscriptions, and replay their past; see `zroute.transport.Accounts`."""
+        """Recover lost messages, and replay the past; see `zroute.transport.Accounts`."""
         if (subscriptions or since) and self._recoveries is None:
             calls = RecoveryCalls(
                 admit=self._tracker.admit,
@@ -373,7 +372,6 @@ class SubscriberSession(AccountsSession):
                 request=self._request,
                 tell=self._tell,
                 lost=super()._gap,
-                lost_past=self._lost_past,
                 moved=lambda: self.moved(),
                 whole=self._whole,
                 named=self.named,
@@ -571,17 +569,13 @@ class SubscriberSession(AccountsSession):
             self._past.append((self._clock.seconds() + _STANDING, pack_farewell(self._id, event.publisher)))
             self._subscribe()
 
-    def _lost_past(self, epoch: int, subscription: bytes, loss: PastLoss) -> None:
-        """Count lost messages of the past; their number may be unknown."""
-        if loss.count is None:
-            self._tell([UnknownLoss(epoch, (subscription,), "sent no messages of the past")])
-            return
-        self._stats.lost += loss.count
-        self._found(LostPast(epoch, subscription, loss.count, loss.total))
+    def _lost_past(self, event: LostPast) -> None:
+        self._stats.lost += event.count
+        self._found(event)
 
     @property
     def given(self) -> int:
-        """The number of `complete` publishers that have sent all their kept messages, and the past."""
+        """The number of `complete` publishers that have sent kept messages and the past."""
         recoveries = self._recoveries
         if recoveries is None:
             return super().given
@@ -590,7 +584,7 @@ class SubscriberSession(AccountsSession):
         )
 
     def _whole(self) -> None:
-        """Handle the end of recoveries: confirm goodbyes, and fire the Deferreds of `ready`."""
+        """Handle the end of recoveries, for which goodbyes and `ready` wait."""
         self._confirm()
         self._serve()
 
@@ -645,6 +639,7 @@ class SubscriberSession(AccountsSession):
         Corrected: _corrected,
         Gap: _gap,
         UnknownLoss: _unknown_loss,
+        LostPast: _lost_past,
         Joined: _joined,
         Missing: _missing,
         Namesake: _namesake,

@@ -123,6 +123,19 @@ class _Parts:
     multipart: dict[bytes, None] = attrs.field(factory=dict)
 
 
+@attrs.frozen(eq=False)
+class Change:
+    """The replacement of a table.
+
+    Attributes:
+        before: The table that is replaced.
+        attached: The new route, if there is one. Publishers that have already joined are asked for its past.
+    """
+
+    before: RouteTable
+    attached: CompiledRoute | None
+
+
 class RouteTable:
     """The routes of an app in compiled form.
 
@@ -137,8 +150,7 @@ class RouteTable:
         stats: The counters of the app.
         outcomes: Called with results, errors and refused messages.
         accounts: The accounts of received numbers.
-        before: The table that this table replaces, whose unfinished messages it continues.
-        attached: The route that ``before`` does not have: the publishers that have joined replay its past.
+        change: The table that this table replaces, whose unfinished messages it continues.
     """
 
     def __init__(
@@ -151,9 +163,9 @@ class RouteTable:
         stats: Stats,
         outcomes: DispatchCallbacks,
         accounts: Accounts,
-        before: RouteTable | None = None,
-        attached: CompiledRoute | None = None,
+        change: Change | None = None,
     ) -> None:
+        before, attached = (None, None) if change is None else (change.before, change.attached)
         self.routes = tuple(routes)
         self._matcher = Matcher(self.routes, only_first=dispatch == "most_specific")
         self.patterns, self.subscriptions = self._matcher.patterns, self._matcher.subscriptions
@@ -209,8 +221,7 @@ class RouteTable:
             stats=self._stats,
             outcomes=self._outcomes,
             accounts=self._accounts,
-            before=self,
-            attached=attached,
+            change=Change(self, attached),
         )
         self.hold()
         return table
@@ -706,7 +717,7 @@ class RouteTable:
         return self._is_admitted(Verdict.DELIVER if admitted else Verdict.DUPLICATE, many)
 
     def _admit_early(self, account: Any, raw: RawFrames, many: int = 1, *, held: bool) -> bool:
-        """Return True if a message that its publisher has not counted must be delivered now.
+        """Return True if a message that was not counted must be delivered now.
 
         Otherwise it waits for the join of its publisher, which may replay it. ``held`` is the result of `_is_held`.
         """
