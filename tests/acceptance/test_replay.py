@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,12 +10,10 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.acceptance.test_recovery import Loss, is_message
+from tests.acceptance.test_recovery import Loss
 from tests.running import Mailbox, running, turns
 from tests.support import free_endpoint, sized
 from zroute import App, Envelope, History
-from zroute.messages.control import Kind
-from zroute.messages.recovery import BOX
 
 LONG = History(messages=100_000)
 

@@ -224,6 +224,7 @@ ALONE: dict[str, Any] = {
     "coalesce": True,
     "history": History(messages=10),
     "recover": True,
+    "since": "all",
 }
 """Options that can be used alone, with a value other than the default."""
 

@@ -20,6 +20,7 @@ test vectors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from itertools import islice
 from struct import Struct, error
@@ -118,6 +119,15 @@ class Since:
 
     mode: SinceMode
     value: int = 0
+
+    @property
+    def text(self) -> str:
+        """The beginning as the option ``since`` states it: ``all``, ``last``, ``60s`` or a time."""
+        if self.mode is SinceMode.AGE:
+            return f"{self.value / 1e9:g}s"
+        if self.mode is SinceMode.TIME:
+            return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.value // 1000)).isoformat()
+        return self.mode.name.lower() if self.value <= 1 else f"last {self.value}"
 
 
 @attrs.frozen(slots=True)
