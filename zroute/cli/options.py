@@ -104,7 +104,7 @@ class _SinceTime(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Since | None:
-        """Return the past for a duration such as ``60s``, or for a time such as ``2026-11-28T09:30``.
+        """Return the past for ``60s``, or for a time such as ``2026-11-28T09:30``.
 
         A time without a zone is local. Any other text is a usage error.
         """
@@ -123,7 +123,7 @@ SINCE = _SinceTime()
 
 
 def check_past(option: str, endpoint: Endpoint | Cluster, frames: str | None) -> None:
-    """Raise a usage error if a command with ``option`` can't ask its source for the past."""
+    """Raise a usage error if a source has no past, which ``option`` asks for."""
     if isinstance(endpoint, Cluster):
         raise click.UsageError(f"{option} is not possible on NATS, where publishers have no history: remove {option}")
     if frames is not None:

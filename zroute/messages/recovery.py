@@ -122,7 +122,7 @@ class Since:
 
     @property
     def text(self) -> str:
-        """The beginning as the option ``since`` states it: ``all``, ``last``, ``60s`` or a time."""
+        """The beginning as text: ``all``, ``last``, ``60s`` or a time."""
         if self.mode is SinceMode.AGE:
             return f"{self.value / 1e9:g}s"
         if self.mode is SinceMode.TIME:
