@@ -33,7 +33,7 @@ TOPICS = (b"a.1", b"a.2", b"b.1", b"b.2")
 OTHER = pack_marker(5 << 16, PREFIXES)
 START = 1_700_000_000
 NEVER = 10**9
-SEEDS = range(sized(500, 30))
+SEEDS = range(sized(500, 12))
 
 
 class Publisher:
@@ -249,6 +249,8 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch, *, suffices: bool, recover:
         net.step(chance.choice((0, 2, 8)) if at else None)
     # The network heals, and the publishers say goodbye; they answer requests until nothing is missing.
     net.lost = net.answers_lost = net.requests_lost = net.doubled = net.down_until = 0
+    while len(net.session._tracker.complete) < len(publishers):  # a slow reader may not have read any statement
+        net.step()
     for publisher in publishers:
         publisher.session.subscription(OTHER, False)
         publisher.session.goodbye()
@@ -265,7 +267,7 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch, *, suffices: bool, recover:
 
 def _checked(net: Network, publishers: Any, replays: Any, seed: int, *, suffices: bool) -> Result:
     stats, result = net.wired.stats, Result(duplicates=net.wired.stats.duplicate)
-    assert stats.malformed == stats.unknown_losses == 0, seed
+    assert (stats.malformed, stats.unknown_losses) == (0, 0), (seed, net.losses)
     for publisher in publishers:
         for prefix in PREFIXES:
             topics = [topic for topic in TOPICS if topic.startswith(prefix)]

@@ -163,6 +163,7 @@ class Ring:
         count: The number of frames in blocks.
         size: The size of the frames in blocks, in bytes.
         added: The size of all frames that were ever kept, in bytes.
+        version: Changes with the blocks.
     """
 
     def __init__(self, history: History, orders: Iterator[int] | None = None) -> None:
@@ -174,7 +175,7 @@ class Ring:
         self._blocks: deque[Block] = deque()
         self._next = 0
         self.append: Callable[[bytes], None] = self._fresh.append
-        self.count = self.size = self.added = 0
+        self.count = self.size = self.added = self.version = 0
 
     def keep(self, frame: bytes) -> None:
         """Keep a frame that was just sent."""
@@ -189,6 +190,7 @@ class Ring:
             return
         fresh = list(self._fresh)
         self._fresh.clear()
+        self.version += 1
         for start in range(0, len(fresh), BLOCK):
             frames = fresh[start : start + BLOCK]
             size = _size(frames)
@@ -221,6 +223,7 @@ class Ring:
 
     def _drop(self, many: int) -> None:
         """Drop the oldest frames; all of them are in the first block."""
+        self.version += 1
         block = self._blocks[0]
         size = block.size if many == len(block.frames) else _size(block.frames[:many])
         self.count -= many

@@ -87,13 +87,19 @@ def _messages(frames: Iterable[bytes]) -> int:
 class PastSearch:
     """The frames of one subscription in all rings, as far as they were needed.
 
-    A search holds only frames that the rings still contain.
+    A search holds only frames that the rings still contain. Large messages have a block of their own, so there may be
+    many blocks. Lists of them are therefore made again only if the rings have changed.
     """
 
     def __init__(self, rings: Sequence[Ring], prefix: bytes) -> None:
         self._rings = rings
         self._prefix = prefix
+        self._version = -1
+        self._blocks: list[Block] = []  # of all rings, in their order
         self._parts: dict[int, _Part] = {}  # of scanned blocks, by their order
+        self._low = 0  # all blocks from this index on are scanned
+        self._left: list[int] = []  # the messages in the last n blocks, for each n
+        self._live: dict[int, list[tuple[int, int]]] = {}  # see `_behind`
 
     @property
     def found(self) -> int:
@@ -103,41 +109,53 @@ class PastSearch:
     def prepare(self, past: Past, now: int) -> Iterator[int]:
         """Scan the blocks that the answer to a request needs, the newest first.
 
-        Yield the number of scanned frames after each block. The caller may stop at any time, and call this method again
+        Yield the number of scanned frames after each step. The caller may stop at any time, and call this method again
         later.
 
         Args:
             past: The request.
             now: The time of the headers, in nanoseconds.
         """
-        blocks = self._blocks()
+        if self._follow():
+            yield len(self._blocks)
+        begin = self._begin(past, now)
         least = past.since.value if not past.position and past.since.mode is SinceMode.LAST else None
-        for block in reversed(blocks[self._begin(past, now, blocks) :]):
+        for at in range(len(self._blocks) - 1 if least is not None else self._low - 1, begin - 1, -1):
+            block = self._blocks[at]
             part = self._parts.get(block.order)
             if part is None:
                 part = self._parts[block.order] = _Part.of(block, self._prefix)
                 yield len(block.frames) + 2 * len(part.frames)
+            if at < self._low:
+                self._low = at
+                self._left.append(self._left[-1] + part.total)
+                self._live.clear()
             if least is not None:
                 least -= part.messages(past.upto)
                 if least <= 0:
                     break
 
-    def _blocks(self) -> list[Block]:
-        """Return all blocks in their order, and forget what the rings have dropped."""
-        blocks = sorted(chain.from_iterable(ring.blocks for ring in self._rings), key=_order)
+    def _follow(self) -> bool:
+        """Follow the changes of the rings; return False if there were none."""
+        version = sum(ring.version for ring in self._rings)
+        if version == self._version:
+            return False
+        self._version = version
+        self._blocks = sorted(chain.from_iterable(ring.blocks for ring in self._rings), key=_order)
         parts = self._parts
-        self._parts = {block.order: parts[block.order] for block in blocks if block.order in parts}
+        self._parts = {block.order: parts[block.order] for block in self._blocks if block.order in parts}
         for part in self._parts.values():
             part.follow()
-        return blocks
+        self._low, self._left = len(self._blocks), [0]
+        self._live.clear()
+        return True
 
-    @staticmethod
-    def _begin(past: Past, now: int, blocks: list[Block]) -> int:
+    def _begin(self, past: Past, now: int) -> int:
         """Return the index of the first block that may be needed."""
         if past.position:
-            return bisect_left(blocks, past.position >> INDEX_BITS, key=_order)
+            return bisect_left(self._blocks, past.position >> INDEX_BITS, key=_order)
         if past.since.mode in (SinceMode.AGE, SinceMode.TIME):
-            time = _time(past, now)
+            time, blocks = _time(past, now), self._blocks
             return next((at for at, block in enumerate(blocks) if block.last_at >= time), len(blocks))
         return 0
 
@@ -148,26 +166,39 @@ class PastSearch:
         """
         position = self._first(past, now)
         order, index = position >> INDEX_BITS, position & ((1 << INDEX_BITS) - 1)
-        left, entries, more = 0, [], False
-        for each in sorted(self._parts):
-            if each < order:
-                continue
-            part = self._parts[each]
-            first = bisect_left(part.indexes, index) if each == order else 0
-            left += part.messages(past.upto, first)
+        begin = max(bisect_left(self._blocks, order, key=_order), self._low)
+        left = self._left[len(self._blocks) - begin]
+        left -= sum(many for block, many in self._behind(past.upto) if block >= order)
+        entries: list[tuple[int, bytes]] = []
+        for at in range(begin, len(self._blocks)):
+            part = self._parts[self._blocks[at].order]
+            first = bisect_left(part.indexes, index) if part.block.order == order else 0
+            left = max(left - _messages(part.frames[:first]), 0)  # a peer chooses the position
             for place in range(first, part.end(past.upto)):
                 if size <= 0:
-                    more = True
-                    break
-                entries.append((each << INDEX_BITS | part.indexes[place], part.frames[place]))
+                    return PastAnswer(past.position, left), entries, True
+                entries.append((part.block.order << INDEX_BITS | part.indexes[place], part.frames[place]))
                 size -= len(part.frames[place])
-        return PastAnswer(past.position, left), entries, more
+        return PastAnswer(past.position, left), entries, False
+
+    def _behind(self, upto: int) -> list[tuple[int, int]]:
+        """Return the blocks with messages behind the message ``upto``.
+
+        Each entry contains the order of a block, and the number of these messages. Each subscriber has its own number,
+        so the results are stored until a block changes.
+        """
+        if upto not in self._live:
+            parts = [self._parts[block.order] for block in self._blocks[self._low :]]
+            self._live[upto] = [
+                (part.block.order, part.total - part.messages(upto)) for part in parts if part.last > upto
+            ]
+        return self._live[upto]
 
     def _first(self, past: Past, now: int) -> int:
         """Return the position at which the answer to a request begins, or one before it."""
         if past.position or past.since.mode is SinceMode.ALL:
             return past.position
-        parts = [self._parts[order] for order in sorted(self._parts)]
+        parts = [self._parts[block.order] for block in self._blocks[self._low :]]
         if past.since.mode is SinceMode.LAST:
             return self._latest(past, parts)
         time = _time(past, now)

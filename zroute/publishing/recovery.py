@@ -253,8 +253,6 @@ class HistoryAnswers:
             self._frames.spend(scanned)
             if self._frames.left <= 0:
                 return None
-        # The blocks of the rings were visited too.
-        self._frames.spend(sum(len(ring.blocks) for ring in self._rings))
         while sum(each.found for each in self._pasts.values()) > FOUND and len(self._pasts) > 1:
             del self._pasts[next(each for each in self._pasts if each != prefix)]
         return search
