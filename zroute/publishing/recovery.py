@@ -5,8 +5,8 @@ The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md``
 
 **Limits.** Peers choose their requests, so each kind of work is limited:
 
-- Each subscriber has at most one waiting request for lost messages, and one for the past. A newer one takes its place.
-  At most `WAITING` requests wait in total, because a peer can invent subscribers.
+- Each subscriber has at most one waiting request for lost messages, and one for the past of each subscription. A newer
+  one takes its place. At most `WAITING` requests wait in total, because a peer can invent subscribers.
 - An answer has at most `WINDOW` bytes of messages, and one message more. The subscriber then asks again, so that
   subscribers take turns.
 - All answers together have at most `BYTES` per second, or twice the size of the messages that are published, if this is
@@ -66,8 +66,8 @@ _SEAL_SECONDS = 0.05
 _ANSWER_COST = 5_000
 """The cost of an answer in addition to its bytes, in bytes. It limits empty answers to 4,000 per second."""
 
-_Key = tuple[int, bool]
-"""A subscriber, and True if it asks for the past: the key of a waiting request."""
+_Key = tuple[int, "bytes | None"]
+"""The key of a waiting request: a subscriber, and the subscription whose past it asks for."""
 
 Send = Callable[[bytes, "list[bytes]"], object]
 """A function that sends the frames of an answer to a box. Frames that cannot be sent now are dropped."""
@@ -136,7 +136,7 @@ class HistoryAnswers:
             return
         if request.epoch != self._epoch:
             return
-        key = request.subscriber, request.past is not None
+        key = request.subscriber, None if request.past is None else request.prefix
         if len(self._waiting) < WAITING or key in self._waiting:
             begins = request.past is not None and not request.past.position
             self._waiting[key] = request, self._seals + begins
