@@ -331,3 +331,165 @@ def test_what_a_small_history_has_no_more_is_counted_exactly(monkeypatch: pytest
     """Messages that are evicted between two requests count as lost; all others arrive."""
     result = runs(monkeypatch, suffices=False, recover=True)
     assert min(result.replayed, result.live, result.lost, result.evicted) > len(SEEDS)
+
+
+# -- single cases --------------------------------------------------------------------------------------------
+
+
+def network(publishers: int = 1, since: Any = "all", **options: Any) -> Network:
+    """Return a network that loses nothing, with publishers that have sent some messages."""
+    net = Network(random.Random(1), since, suffices=True, recover=False, **options)
+    net.answers_lost = net.requests_lost = net.doubled = 0
+    net.batches = 1
+    for publisher in [net.start() for _ in range(publishers)]:
+        for _ in range(20):
+            publisher.publish(b"a.1", 1)
+    return net
+
+
+def handled(net: Network, topic: bytes = b"a.1") -> list[int]:
+    """Return the numbers of a topic that the app has handled, of the first publisher."""
+    return net.handled[f"{net.runs[0].epoch:016x}", topic]
+
+
+def pass_time(net: Network, seconds: float) -> None:
+    """Let both ends work for some seconds."""
+    for _ in range(round(seconds / 0.01)):
+        net.step()
+
+
+def test_messages_of_a_publisher_that_never_answers_are_delivered() -> None:
+    """What arrives before the join waits for the statement for ten seconds, and is then delivered."""
+    net = network()
+    publisher = net.runs[0]
+    send = net.send
+    net.send = lambda frame: None if frame.startswith(MARKER) else send(frame)  # type: ignore[method-assign]
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 0.1)
+    publisher.publish(b"a.1", 1)
+    pass_time(net, replay.EARLY_SECONDS - 1)
+    assert handled(net) == []
+    pass_time(net, 2)
+    assert handled(net) == [21]
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 0.1)
+    assert handled(net) == [21, 22]
+    assert net.wired.balanced()
+
+
+def test_a_publisher_that_ends_in_the_middle_leaves_a_counted_loss() -> None:
+    """What is left of the past when a run ends counts as lost, and live messages are then delivered."""
+    net = network()
+    publisher = net.runs[0]
+    boxes = 0
+    send = net.send
+
+    def some(frame: bytes) -> None:
+        nonlocal boxes
+        boxes += frame.startswith(BOX)
+        if boxes < 3 or not frame.startswith(BOX):
+            send(frame)
+
+    net.send = some  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing_recovery, "WINDOW", 1)
+        net.session.listen(net, PREFIXES)
+        pass_time(net, 0.3)
+        publisher.publish(b"a.1", 1)
+        pass_time(net, 0.1)
+        arrived = len(handled(net))
+        assert 0 < arrived < 20
+        net.recoveries.end(publisher.epoch)
+        pass_time(net, 0.1)
+    assert handled(net) == [*range(1, arrived + 1), 21]
+    assert LostPast(publisher.epoch, b"a.", 20 - arrived, 20) in net.losses
+    assert net.wired.stats.lost == 20 - arrived
+    assert net.wired.balanced()
+
+
+@pytest.mark.parametrize("seed", range(sized(200, 30)))
+def test_forged_answers_are_counted_and_change_nothing(seed: int) -> None:
+    """Answers nobody asked for, twice, cut, or with other entries: the past is still complete, or counted."""
+    net, chance = network(), random.Random(seed)
+    publisher = net.runs[0]
+    send = net.send
+
+    def forge(frame: bytes) -> None:
+        send(frame)
+        if frame.startswith(BOX):
+            for _ in range(chance.randrange(4)):
+                at = chance.randrange(len(BOX) + 13, len(frame))
+                net.live.append(chance.choice((frame, frame[:at], frame[:at] + b"\xff" + frame[at + 1 :])))
+
+    net.send = forge  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing_recovery, "WINDOW", chance.choice((1, 500, 1 << 20)))
+        net.session.listen(net, PREFIXES)
+        for _ in range(100):
+            if chance.random() < 0.3:
+                publisher.publish(b"a.1", 1)
+            net.step()
+        pass_time(net, 8)
+    assert net.wired.balanced()
+    assert not net.recoveries.busy
+    numbers = handled(net)
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == publisher.sent[b"a.1"]
+
+
+def test_a_replay_ends_after_some_tries() -> None:
+    """Without answers, the live messages are delivered after a few seconds, and the loss is unknown."""
+    net = network()
+    net.answers_lost = 1
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 0.3)
+    net.runs[0].publish(b"a.1", 1)
+    pass_time(net, replay.TRIES_OF_PAST * replay.TRY_SECONDS - 0.5)
+    assert handled(net) == []
+    pass_time(net, 3.5)
+    assert handled(net) == [21]
+    assert net.wired.stats.unknown_losses == 2  # for both subscriptions
+    assert net.wired.stats.lost == 0
+
+
+def test_messages_before_the_join_have_a_limited_room() -> None:
+    """Without room they are dropped, because the past contains them."""
+    net = network()
+    hold = net.recoveries._session._hold
+    hold._messages = 3
+    publisher = net.runs[0]
+    hear, late = publisher.hear, list[tuple[bytes, bool]]()
+    publisher.hear = lambda topic, there: (  # type: ignore[method-assign]
+        late.append((topic, there)) if topic.startswith(MARKER) else hear(topic, there)
+    )
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 0.1)
+    for _ in range(10):
+        publisher.publish(b"a.1", 1)
+    pass_time(net, 0.1)
+    assert hold.messages == 3
+    publisher.hear = hear  # type: ignore[method-assign]
+    for topic, there in late:
+        hear(topic, there)
+    pass_time(net, 1)
+    assert handled(net) == list(range(1, 31))
+    assert net.wired.stats.duplicate == 10
+    assert net.wired.stats.replayed == 30
+    assert net.wired.balanced()
+
+
+def test_ready_with_state_waits_for_the_past() -> None:
+    """The Deferred fires when the past, and what has waited for it, was handled."""
+    net = network()
+    fired: list[int] = []
+    net.session.listen(net, PREFIXES)
+    net.session.ready(1, state=True).addCallback(lambda _: fired.append(len(handled(net))))
+    net.session.ready(None, state=True).addCallback(lambda _: fired.append(len(handled(net))))
+    net.requests_lost = 1
+    pass_time(net, 2)
+    assert net.wired.stats.joins == 1
+    assert fired == []
+    net.requests_lost = 0
+    net.runs[0].publish(b"a.1", 1)
+    pass_time(net, 1)
+    assert fired == [21, 21]
