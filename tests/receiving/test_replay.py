@@ -19,12 +19,13 @@ from tests.pure import Wired, packed
 from tests.support import sized
 from zroute import App, Envelope, History
 from zroute.messages.control import MARKER, pack_marker
-from zroute.messages.recovery import BOX, REQUEST
-from zroute.messages.wire import NUL, Kind, parse_header
+from zroute.messages.recovery import BOX, REQUEST, Past, PastAnswer, RecoveryAnswer, Since, SinceMode
+from zroute.messages.wire import NUL, Kind, framer, parse_header
 from zroute.publishing import recovery as publishing_recovery
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
 from zroute.receiving import recovery, recovery_session, replay
+from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import Gap, LostPast
 
 LOG = logging.getLogger("zroute.tests")
@@ -493,3 +494,105 @@ def test_ready_with_state_waits_for_the_past() -> None:
     net.runs[0].publish(b"a.1", 1)
     pass_time(net, 1)
     assert fired == [21, 21]
+
+
+def test_a_gap_behind_the_join_is_recovered_until_the_past_was_handled() -> None:
+    """Also without recover, a stream that replays asks for lost messages; later losses count at once."""
+    net = network()
+    net.session.listen(net, PREFIXES)
+    net.answers_lost = 1
+    pass_time(net, 0.2)
+    publisher, send = net.runs[0], net.send
+    net.send = lambda frame: None  # type: ignore[method-assign,assign]
+    publisher.publish(b"a.1", 1)
+    net.send = send  # type: ignore[method-assign]
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 2.5)  # longer than the time in which a recovery must get on
+    net.answers_lost = 0
+    pass_time(net, 1)
+    assert handled(net) == list(range(1, 23))
+    assert (net.wired.stats.lost, net.wired.stats.recovered) == (0, 1)
+    net.send = lambda frame: None  # type: ignore[method-assign,assign]
+    publisher.publish(b"a.1", 1)
+    net.send = send  # type: ignore[method-assign]
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 0.1)
+    assert handled(net)[-2:] == [22, 24]
+    assert (net.wired.stats.lost, net.wired.stats.recovered) == (1, 1)
+
+
+def test_a_message_that_overtakes_the_statement_is_live() -> None:
+    """Over a faster path, a message behind the cut may arrive first: it follows the past."""
+    net = network()
+    publisher, send, slow = net.runs[0], net.send, list[bytes]()
+    net.send = lambda frame: slow.append(frame) if frame.startswith(MARKER) else send(frame)  # type: ignore[method-assign]
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 0.1)
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 0.1)
+    assert handled(net) == []
+    net.send = send  # type: ignore[method-assign]
+    for frame in slow:
+        send(frame)
+    pass_time(net, 1)
+    assert handled(net) == list(range(1, 22))
+    assert net.origins[f"{publisher.epoch:016x}", b"a.1"] == ["replayed"] * 20 + ["live"]
+    assert net.wired.stats.lost == 0
+
+
+class Asked:
+    """A replay that has asked once, in request 1."""
+
+    def __init__(self) -> None:
+        self.replay = replay.Replay(Since(SinceMode.ALL), 0.0)
+        assert self.replay.ask(1, 0.0) is None  # before the statement
+        self.replay.upto = 9
+        assert self.replay.ask(1, 0.0) == Past(9, 0, Since(SinceMode.ALL))
+
+    def answer(self, position: int, left: int, *positions: int, number: int = 1, more: bool = True) -> list[Any]:
+        """Answer with messages at these positions."""
+        messages = [(each, 1) for each in positions]
+        return list(self.replay.answer(number, PastAnswer(position, left), messages, last=True, more=more))
+
+
+def test_only_answers_to_own_requests_count() -> None:
+    """An answer to another request, or at another position, changes nothing."""
+    asked = Asked()
+    assert asked.answer(0, 5, 1, 2, number=2) == []
+    assert asked.answer(3, 5, 3, 4) == []
+    assert asked.replay.asked
+    assert asked.answer(0, 5, 1, 2) == [0, 1]
+    assert not asked.replay.asked
+    assert asked.answer(0, 5, 1, 2) == []
+    assert asked.replay.ask(2, 1.0) == Past(9, 3, Since(SinceMode.ALL))
+
+
+def test_what_a_publisher_does_not_send_counts_as_lost() -> None:
+    """Messages that were dropped between two answers, or that an end leaves out, are counted in their place."""
+    asked = Asked()
+    assert asked.answer(0, 9, 1, 2) == [0, 1]
+    assert asked.replay.loss == replay.PastLoss(7, 9)
+    asked.replay.ask(2, 1.0)
+    assert asked.answer(3, 4, 5, number=2) == [replay.PastLoss(3, 9), 0]
+    asked.replay.ask(3, 1.0)
+    assert asked.answer(6, 3, 6, number=3, more=False) == [0, replay.PastLoss(2, 9), None]
+
+
+def test_the_past_is_asked_for_when_everything_was_handled() -> None:
+    """While messages of the past wait for handlers, no more of them are asked for."""
+    asked: list[bytes] = []
+    session = recovery_session.RecoverySession(5, asked.append)
+    session.change(frozenset(), {b"a.": Since(SinceMode.ALL)})
+    session.stated(7, history=True)
+    account = SubscriptionState(7, b"a.", 1)
+    session.begin(lambda *_: None, account, 0.0)
+    session.ask(0.0)
+    frame = framer("tracked", epoch=7, next_sequence=lambda: 0, clock_ns=lambda: 5)(b"a.1", 1, b"x", None)
+    assert isinstance(frame, bytes)
+    answer = RecoveryAnswer(1, b"a.", True, True, False, ((70_000, frame),), (), PastAnswer(0, 5))
+    session.answer(7, answer, 0.0)
+    session.ask(0.0)
+    assert len(asked) == 1
+    assert [ready.first for _, _, ready in session.ready() if isinstance(ready, recovery.Ready)] == [1]
+    session.ask(0.0)
+    assert len(asked) == 2
