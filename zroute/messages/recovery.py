@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from itertools import islice
 from struct import Struct, error
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import attrs
 
@@ -108,8 +108,7 @@ class SinceMode(IntEnum):
 _MODES = frozenset(SinceMode)
 
 
-@attrs.frozen(slots=True)
-class Since:
+class Since(NamedTuple):
     """The beginning of the past that a subscriber asks for.
 
     Attributes:
@@ -130,8 +129,7 @@ class Since:
         return self.mode.name.lower() if self.value <= 1 else f"last {self.value}"
 
 
-@attrs.frozen(slots=True)
-class Past:
+class Past(NamedTuple):
     """The part of a request that asks for messages of the past.
 
     Attributes:
@@ -167,8 +165,7 @@ class RecoveryRequest:
     past: Past | None = None
 
 
-@attrs.frozen(slots=True)
-class PastAnswer:
+class PastAnswer(NamedTuple):
     """What a frame of an answer says about the past.
 
     Attributes:

@@ -223,10 +223,10 @@ class Recoveries:
 
     def _lost_past(self, key: tuple[int, bytes], loss: PastLoss) -> None:
         epoch, subscription = key
-        if loss.count is None:
+        if loss.lost is None:
             self._calls.tell([UnknownLoss(epoch, (subscription,), "did not send its earlier messages")])
         else:
-            self._calls.tell([LostPast(epoch, subscription, loss.count, loss.total)])
+            self._calls.tell([LostPast(epoch, subscription, loss.lost, loss.total)])
 
     # -- events, for the session
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -47,8 +47,7 @@ _REQUESTS = 8
 """The number of latest requests whose answers are accepted. A repeated request has a new number."""
 
 
-@attrs.define(eq=False)
-class Early:
+class Early(NamedTuple):
     """A frame that arrived before the statement.
 
     ``number`` is that of its first message, or 0; ``many`` is the number of its messages, and ``size`` is in bytes.
@@ -60,16 +59,15 @@ class Early:
     size: int
 
 
-@attrs.frozen
-class PastLoss:
+class PastLoss(NamedTuple):
     """Messages of the past that stay lost.
 
     Attributes:
-        count: Their number, or None if it is unknown.
+        lost: Their number, or None if it is unknown.
         total: The number of messages of the past when the replay began.
     """
 
-    count: int | None
+    lost: int | None
     total: int
 
 

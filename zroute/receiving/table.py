@@ -37,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from struct import Struct
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import attrs
 
@@ -123,8 +123,7 @@ class _Parts:
     multipart: dict[bytes, None] = attrs.field(factory=dict)
 
 
-@attrs.frozen(eq=False)
-class Change:
+class Change(NamedTuple):
     """The replacement of a table.
 
     Attributes:
