@@ -232,7 +232,7 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch, *, suffices: bool, recover:
             for _ in range(chance.choice((0, 1, 3))):
                 publisher.publish(chance.choice(TOPICS), chance.randrange(1, net.batches + 1))
 
-    for _ in range(chance.choice((0, 100, 300))):  # the past, before anybody subscribes
+    for _ in range(chance.choice((0, 100, 300))):  # the past, before the first subscription
         publish()
         net.clock.advance(0.01)
     if chance.random() < 0.5:  # another subscriber has the same subscriptions, so the past has numbers
@@ -410,7 +410,7 @@ def test_a_publisher_that_ends_in_the_middle_leaves_a_counted_loss() -> None:
 
 @pytest.mark.parametrize("seed", range(sized(200, 30)))
 def test_forged_answers_are_counted_and_change_nothing(seed: int) -> None:
-    """Answers nobody asked for, twice, cut, or with other entries: the past is still complete, or counted."""
+    """Answers without a request, twice, cut, or with other entries: the past is still complete, or counted."""
     net, chance = network(), random.Random(seed)
     publisher = net.runs[0]
     send = net.send
