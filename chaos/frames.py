@@ -27,8 +27,13 @@ from zroute.messages.control import (
 from zroute.messages.recovery import (
     REQUEST,
     Entry,
+    Past,
+    PastAnswer,
     RecoveryRequest,
+    Since,
+    SinceMode,
     pack_box,
+    pack_past_request,
     pack_recovery_answers,
     pack_recovery_request,
 )
@@ -181,6 +186,11 @@ def lot_of_subscriptions(seed: int, lot: int, size: int, epoch: int) -> list[lis
         pack_box(chance.getrandbits(48)),
         *(pack_recovery_request(chance.getrandbits(48), 1, epoch, b"p.", ranges)[0] for ranges in _RANGES),
         *(pack_snapshot_request(SnapshotRequest(chance.getrandbits(48), 1, epoch, each)) for each in (b"", b"p.")),
+        *(
+            pack_past_request(chance.getrandbits(48), 2, epoch, b"p.", Past(chance.choice(EDGES), position, since))
+            for position in (0, EDGES[-1])
+            for since in (Since(SinceMode.ALL), Since(SinceMode.LAST, EDGES[-1]), Since(SinceMode.AGE, EDGES[-1]))
+        ),
         REQUEST + chance.randbytes(40),
         MARKER + chance.randbytes(12),
         FAREWELL + chance.randbytes(9),
@@ -254,6 +264,9 @@ def _answers(marker: bytes) -> list[bytes]:
         messages = enumerate(frames_of_topic(b"orders.a"), 4)
         entries: list[Entry] = [(1, 3), *messages, (EDGES[-2], EDGES[-1])]
         frames += pack_recovery_answers(request, entries, epoch=7, sent_at=5, more=more)
+        for past in (PastAnswer(0, len(entries)), PastAnswer(EDGES[-1], EDGES[-1])):
+            kept = [entry for entry in entries if isinstance(entry[1], bytes)]
+            frames += pack_recovery_answers(request, kept, epoch=7, sent_at=5, more=more, past=past)
     frames.append(marker + NUL + pack_head(kind=Kind.COALESCED, codec=1, epoch=7) + bytes(16))
     return frames
 

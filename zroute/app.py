@@ -21,6 +21,7 @@ from zroute.declarations.limits import DEFAULT_LIMITS, Limits, check_limits, che
 from zroute.declarations.options import ROUTE_DEFAULTS, RouteOptions, complete, moved, takes
 from zroute.declarations.records import Hook, Hooks
 from zroute.declarations.routes import Routes, check_attached, coalescing, make_route
+from zroute.declarations.since import SinceOption
 from zroute.endpoints import SIDES, Endpoint, EndpointOptions, Ends, ResolvedAddresses, parse_access, parse_ends
 from zroute.errors import (
     EncodeError,
@@ -562,7 +563,8 @@ class App(Routes):
         Args:
             pattern: The topics to receive.
             function: The handler.
-            options: The options of `subscribe`.
+            options: The options of `subscribe`. With ``since``, no other handler of the app may share the subscription
+                when the handler is attached, because all of them would receive the past.
 
         Returns:
             An `Attached`, which removes the handler when it is closed.
@@ -571,7 +573,7 @@ class App(Routes):
             NotRunningError: The app is not running, or has not opened its endpoints yet.
             EndpointError: The app has no endpoint to subscribe to.
             UsageError: The function needs a resource that was not opened, because all resources that use it were
-                replaced.
+                replaced. Or with ``since``: another handler of the app shares the subscription.
             WrongThreadError: The caller is not on the reactor's thread.
             ForkedContextError: The process was forked from the one that runs the app.
             SignatureError: The function or an option is invalid.
@@ -590,16 +592,34 @@ class App(Routes):
 
     @overload
     def stream(
-        self, pattern: str | Pattern, schema: type[T], *, codec: str | Codec | None = None, queue: int = STREAM_QUEUE
+        self,
+        pattern: str | Pattern,
+        schema: type[T],
+        *,
+        codec: str | Codec | None = None,
+        queue: int = STREAM_QUEUE,
+        since: SinceOption | None = None,
     ) -> Stream[T]: ...
 
     @overload
     def stream(
-        self, pattern: str | Pattern, schema: Any = Any, *, codec: str | Codec | None = None, queue: int = STREAM_QUEUE
+        self,
+        pattern: str | Pattern,
+        schema: Any = Any,
+        *,
+        codec: str | Codec | None = None,
+        queue: int = STREAM_QUEUE,
+        since: SinceOption | None = None,
     ) -> Stream[Any]: ...
 
     def stream(
-        self, pattern: str | Pattern, schema: Any = Any, *, codec: str | Codec | None = None, queue: int = STREAM_QUEUE
+        self,
+        pattern: str | Pattern,
+        schema: Any = Any,
+        *,
+        codec: str | Codec | None = None,
+        queue: int = STREAM_QUEUE,
+        since: SinceOption | None = None,
     ) -> Stream[Any]:
         """Iterate over the messages of matching topics with ``async for``.
 
@@ -622,6 +642,7 @@ class App(Routes):
             codec: The codec of the bodies. Default: the app's codec.
             queue: The maximum number of waiting messages (default 100). When the queue is full, the app stops reading
                 until the loop has taken half of the messages.
+            since: The beginning of the past, as for `subscribe`. No other handler may share the subscription.
 
         Raises:
             PatternError: The pattern is invalid.
@@ -631,7 +652,8 @@ class App(Routes):
 
         - NotRunningError: The app is not running, or has not opened its endpoints yet.
         - EndpointError: The app has no endpoint to subscribe to.
-        - UsageError: The stream was already used in another block.
+        - UsageError: The stream was already used in another block. Or with ``since``: another handler of the app shares
+          the subscription.
         - WrongThreadError: The caller is not on the reactor's thread.
         - ForkedContextError: The process was forked from the one that runs the app.
         - SchemaError: The type can't be decoded.
@@ -644,6 +666,7 @@ class App(Routes):
             schema,
             codec=codec,
             queue=queue,
+            since=since,
             where=where,
         )
 

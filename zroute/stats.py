@@ -113,6 +113,8 @@ class Stats:
     - ``lost``: messages that were sent but not received. ``gaps``: the number of gaps that these losses form.
     - ``recovered``: lost messages that the app has received again from the histories of their publishers. They count as
       received, and not as lost.
+    - ``replayed``: messages of the past that the app has received from the histories of their publishers, for handlers
+      with ``since``.
     - ``unknown_losses``: losses of an unknown number of messages.
     - ``epochs``: runs of publishers from which messages arrived.
     - ``joins``: answers of publishers to a join. ``join_retries``: joins that were sent again.
@@ -175,6 +177,7 @@ class Stats:
     lost: int = 0
     gaps: int = 0
     recovered: int = 0
+    replayed: int = 0
     unknown_losses: int = 0
     epochs: int = 0
     joins: int = 0

@@ -96,6 +96,7 @@ from zroute.endpoints import Ends, ResolvedAddresses
 from zroute.errors import EndpointError
 from zroute.messages.coalesced import CoalescedFramer
 from zroute.messages.frames import Parse
+from zroute.messages.recovery import Since
 from zroute.messages.topics import Pattern
 from zroute.messages.wire import Framer, Header
 from zroute.options import RECEIVED_MAX, SENT_MAX, NetworkOptions
@@ -241,11 +242,18 @@ class Accounts(Protocol):
         The result is False if a later message was delivered before.
         """
 
-    def recover(self, subscriptions: frozenset[bytes]) -> Any:
-        """Recover the lost messages of these subscriptions from now on.
+    def recover(
+        self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
+    ) -> Any:
+        """Recover the lost messages of subscriptions from now on, and replay the past.
 
-        Return a `zroute.receiving.recovering.Recoveries`; None if the app recovers nothing, or the transport can't
-        recover messages.
+        Return a `zroute.receiving.recovering.Recoveries`; None if the app recovers and replays nothing, or the
+        transport can't recover messages.
+
+        Args:
+            subscriptions: the subscriptions whose lost messages are recovered.
+            since: the subscriptions with a past, and its beginning.
+            replay: the subscriptions in ``since`` whose past the publishers that have already joined are asked for.
         """
 
     def untracked(self, topic: bytes) -> None:
@@ -281,7 +289,9 @@ class NoAccounts:
         """Return True: nothing shows the order of messages."""
         return True
 
-    def recover(self, subscriptions: frozenset[bytes]) -> None:
+    def recover(
+        self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
+    ) -> None:
         """Return None: no losses are found, so none are recovered."""
 
     def untracked(self, topic: bytes) -> None:

@@ -256,8 +256,9 @@ def run(number: int, kind: str) -> None: ...
 
 
 def test_recovery_and_histories_are_in_the_json(tmp_path: Path) -> None:
-    """A route that recovers, and publishers with a history or snapshots, say so in --json."""
+    """Routes that recover or replay, and publishers with a history or snapshots, say so in --json."""
     source = """
+from datetime import timedelta
 from zroute import App, History
 app = App(pub="tcp://127.0.0.1:3", sub="tcp://127.0.0.1:4", recover=True)
 app.publisher("orders.{kind}", int, history=History(seconds=30))
@@ -266,8 +267,11 @@ app.publisher("books.{kind}", int, snapshot=lambda kind: 1)
 @app.subscribe("others.{kind}")
 def run(number: int, kind: str) -> None: ...
 
-@app.subscribe("more.{kind}", recover=False)
+@app.subscribe("more.{kind}", recover=False, since=timedelta(seconds=90))
 def more(number: int, kind: str) -> None: ...
+
+@app.subscribe("all.{kind}", since="all")
+def all_of(number: int, kind: str) -> None: ...
 """
     folder = module(tmp_path, source)
     checked = zroute("check", "quotes", cwd=folder)
@@ -277,4 +281,6 @@ def more(number: int, kind: str) -> None: ...
     assert found["others.{kind}"]["recover"] is True
     assert "recover" not in found["more.{kind}"]
     assert found["books.{kind}"]["snapshot"] == "<lambda>()"
+    assert "since" not in found["others.{kind}"]
+    assert (found["more.{kind}"]["since"], found["all.{kind}"]["since"]) == ("90s", "all")
     assert found["orders.{kind}"]["history"] == {"messages": None, "seconds": 30, "bytes": None}

@@ -225,6 +225,7 @@ ALONE: dict[str, Any] = {
     "history": History(messages=10),
     "recover": True,
     "snapshot": lambda: 1,
+    "since": "all",
 }
 """Options that can be used alone, with a value other than the default."""
 

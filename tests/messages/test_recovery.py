@@ -15,16 +15,23 @@ from tests.pure import Wired
 from tests.support import wire_vectors
 from zroute import App
 from zroute.errors import EnvelopeError
-from zroute.messages.control import pack_marker, parse_marker
+from zroute.messages.control import pack_beat, pack_marker, parse_marker
 from zroute.messages.recovery import (
     ANSWER_BYTES,
     BOX,
     REQUEST,
     REQUEST_MAX,
     Entry,
+    Past,
+    PastAnswer,
     RecoveryRequest,
+    Since,
+    SinceMode,
+    checked_past,
     entry_size,
+    numbers_of,
     pack_box,
+    pack_past_request,
     pack_recovery_answers,
     pack_recovery_request,
     parse_recovery_answer,
@@ -68,6 +75,33 @@ def test_each_box_and_request_is_sent_and_read_as_it_says(vector: dict[str, Any]
     assert parse_recovery_request(topic) == RecoveryRequest(subscriber, vector["number"], epoch, prefix, ranges)
 
 
+@pytest.mark.parametrize("vector", of_kind("past_request"))
+def test_each_request_for_the_past_is_sent_and_read_as_it_says(vector: dict[str, Any]) -> None:
+    """The facts of a vector make its topic, and a request gives the facts."""
+    since = Since(SinceMode[vector["mode"].upper()], int(vector["value"]))
+    past = Past(int(vector["upto"]), int(vector["position"]), since)
+    topic, subscriber, number = bytes.fromhex(vector["topic"]), int(vector["subscriber"], 16), vector["number"]
+    epoch, prefix = int(vector["epoch"], 16), bytes.fromhex(vector["prefix"])
+    assert pack_past_request(subscriber, number, epoch, prefix, past) == topic
+    assert parse_recovery_request(topic) == RecoveryRequest(subscriber, number, epoch, prefix, (), past)
+
+
+@pytest.mark.parametrize("vector", of_kind("past_answer"))
+def test_each_answer_about_the_past_is_sent_and_read_as_it_says(vector: dict[str, Any]) -> None:
+    """The facts of a vector make its frames, and the frames give the facts."""
+    frames, epoch = raw_frames(vector), int(vector["epoch"], 16)
+    entries: list[Entry] = [(int(position), bytes.fromhex(frame)) for position, frame in vector["messages"]]
+    past, prefix = PastAnswer(int(vector["position"]), int(vector["left"])), bytes.fromhex(vector["prefix"])
+    request = RecoveryRequest(int(vector["subscriber"], 16), vector["number"], epoch, prefix, ())
+    kinds = {"more": vector["more"], "refused": vector["refused"]}
+    made = pack_recovery_answers(request, entries, epoch=epoch, sent_at=vector["sent_at_ns"], past=past, **kinds)
+    assert made == list(frames)
+    assert read(frames) == (entries, [])
+    answer = parse_recovery_answer(split(frames)[1][HEADER_SIZE:])
+    assert (answer.number, answer.prefix, answer.past) == (vector["number"], prefix, past)
+    assert (answer.more, answer.refused) == (vector["more"], vector["refused"])
+
+
 @pytest.mark.parametrize("vector", of_kind("answer"))
 def test_each_answer_is_sent_and_read_as_it_says(vector: dict[str, Any]) -> None:
     """The facts of a vector make its frames, and the frames give the facts."""
@@ -98,7 +132,7 @@ def test_each_malformed_frame_of_recovery_is_refused_for_its_reason(vector: dict
     assert caught.value.reason == vector["reason"]
 
 
-@pytest.mark.parametrize("vector", of_kind("box", "request"))
+@pytest.mark.parametrize("vector", of_kind("box", "request", "past_request"))
 def test_a_publisher_of_an_earlier_version_takes_no_box_or_request_for_a_marker(vector: dict[str, Any]) -> None:
     """A box and a request begin like a marker, so they are not counted, but they are no valid marker."""
     with pytest.raises(EnvelopeError):
@@ -158,6 +192,51 @@ def test_an_answer_arrives_in_frames_of_a_bounded_size(
     assert {parse_recovery_answer(split((frame,))[1][HEADER_SIZE:]).more for frame in frames} == {more}
 
 
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from((1, 100, 30_000, 70_000))), max_size=30), st.booleans())
+def test_each_frame_about_the_past_says_where_it_continues(sent: list[tuple[int, int]], more: bool) -> None:
+    """The positions and numbers of the frames continue each other, whatever their sizes are."""
+    frame = counted_framer(epoch=7, count=lambda _topic: (), clock_ns=lambda: 5)
+    entries: list[Entry] = []
+    position = 10
+    for step, size in sent:
+        position += step
+        made = frame(b"a.b", 1, b"x" * size, None)
+        assert isinstance(made, bytes)
+        entries.append((position, made))
+    request = RecoveryRequest(1, 5, 7, b"a.", ())
+    past = PastAnswer(3, len(entries) + 4)
+    frames = pack_recovery_answers(request, entries, epoch=7, sent_at=5, more=more, past=past)
+    found: list[Entry] = []
+    expected = past
+    for each in frames:
+        answer = parse_recovery_answer(split((each,))[1][HEADER_SIZE:])
+        assert answer.past == expected
+        found += answer.messages
+        assert all(checked_past(message, 7, b"a.", 0) == 1 for _, message in answer.messages)
+        if answer.messages:
+            expected = PastAnswer(answer.messages[-1][0] + 1, expected.left - len(answer.messages))
+    assert found == entries
+
+
+def test_only_messages_of_the_past_pass_the_check() -> None:
+    """A frame of another publisher, subscription, kind or number is refused."""
+    (vector,) = (each for each in VECTORS["recovery"] if each["kind"] == "past_answer" and len(each["messages"]) == 2)
+    frame, epoch = bytes.fromhex(vector["messages"][0][1]), int(vector["epoch"], 16)
+    assert checked_past(frame, epoch, b"stocks.", 2**64 - 1) == 1
+    number = numbers_of(frame, 7)[0]
+    beat = pack_beat(b"stocks.", 5, epoch=epoch, next_ms=0, sent_at=5)
+    for message, of, prefix, upto in (
+        (frame, epoch + 1, b"stocks.", number),
+        (frame, epoch, b"bonds.", number),
+        (frame, epoch, b"stocks.", number - 1),
+        (frame[:30], epoch, b"stocks.", number),
+        (b"stocks.A" + beat[beat.index(NUL) :], epoch, b"stocks.", 2**64 - 1),
+        (b"stocks.A", epoch, b"stocks.", number),
+    ):
+        with pytest.raises(EnvelopeError):
+            checked_past(message, of, prefix, upto)
+
+
 @given(st.binary(max_size=460))
 def test_no_box_or_request_does_more_than_raise_envelope_error(rest: bytes) -> None:
     """Any bytes after the first ones are parsed or refused."""
@@ -197,7 +276,7 @@ def test_an_answer_with_the_largest_message_passes_a_reader() -> None:
 # -- earlier versions --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vector", of_kind("box", "request"))
+@pytest.mark.parametrize("vector", of_kind("box", "request", "past_request"))
 def test_the_counters_of_a_publisher_ignore_boxes_and_requests(vector: dict[str, Any]) -> None:
     """A publisher without recovery counts nothing for a box or a request, and forgets no cover."""
     counters = Counters()
@@ -206,7 +285,7 @@ def test_the_counters_of_a_publisher_ignore_boxes_and_requests(vector: dict[str,
     numbers, version = counters.count(b"stocks.ACME"), counters.version
     topic = bytes.fromhex(vector["topic"])
     assert counters.subscribe(topic, 0.0) is None
-    if vector["kind"] == "request":
+    if vector["kind"] != "box":
         counters.withdraw(topic, 0.0)
     assert counters.count(b"stocks.ACME") == numbers
     assert (counters.version, counters.markers) == (version, {})
@@ -214,7 +293,7 @@ def test_the_counters_of_a_publisher_ignore_boxes_and_requests(vector: dict[str,
     assert not counters.plain_reader(9.0)
 
 
-@pytest.mark.parametrize("vector", of_kind("answer"))
+@pytest.mark.parametrize("vector", of_kind("answer", "past_answer"))
 @pytest.mark.parametrize("pattern", [">", "stocks.>"])
 def test_a_reader_that_did_not_ask_counts_an_answer_as_control(vector: dict[str, Any], pattern: str) -> None:
     """A reader without recovery ignores an answer, even if it subscribes to everything."""

@@ -868,7 +868,7 @@ def test_the_end_of_a_publisher_or_subscription_ends_its_recoveries() -> None:
     for epoch in (1, 2):
         for prefix in PREFIXES:
             recoveries.missed(Gap(prefix, epoch, 1, 3), 0.0)
-    recoveries.change((b"b.",))
+    recoveries.change((b"b.",), {})
     recoveries.end(1)
     found = [(key, ready.first, ready.last) for key, _, ready in recoveries.ready()]
     assert sorted(found) == [((1, b"a."), 1, 3), ((1, b"b."), 1, 3), ((2, b"a."), 1, 3)]

@@ -25,6 +25,7 @@ from zroute.declarations.limits import Limits
 from zroute.endpoints import Access, Cluster, Endpoint, EndpointOptions
 from zroute.errors import EndpointError, PatternError
 from zroute.logs import set_up_logging
+from zroute.messages.recovery import Since
 from zroute.messages.topics import Pattern, any_of, minimal_cover, startswith
 from zroute.messages.wire import Envelope
 from zroute.nats.subjects import subject_of
@@ -61,6 +62,7 @@ class Listening:
         take: Called with the envelope of each message; `Envelope.frames` contains the raw frames. ``take`` may call
             `stop`. If ``take`` raises an error, the subscriber stops, and `run` raises this error.
         ignore: Topics to omit, even if they match ``patterns``.
+        since: The beginning of the past, for publishers with a history; None for live messages only.
 
     Every received message is counted once:
     ``received = taken + ignored + unmatched + control + malformed + duplicate``.
@@ -81,6 +83,7 @@ class Listening:
         access: Access,
         *,
         ignore: Sequence[Pattern] = (),
+        since: Since | None = None,
     ) -> None:
         self.taken = 0
         self.ignored = 0
@@ -95,7 +98,8 @@ class Listening:
         self._is_ignored = any_of(ignore)
         self._is_wanted = any_of(patterns) if patterns else lambda _topic: True
         self._app = App(name=click.get_current_context().command_path, limits=Limits(max_message=_MAX_BODY))
-        self._app.add_route(self._receive, *(_subjects(patterns) if on_nats else _prefixes(patterns)))
+        prefixes = _subjects(patterns) if on_nats else _prefixes(patterns)
+        self._app.add_route(self._receive, *prefixes, since=cast("Any", since))  # apps can't state a number of messages
         self._service: AppService | None = None
         self._timers: list[tuple[float, Callable[[], object]]] = []
         self._signals = StopSignals(

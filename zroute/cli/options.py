@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ import attrs
 import click
 
 from zroute.endpoints import NO_KEYS, SIDES, Access, Cluster, Endpoint, EndpointOptions, parse_access, parse_endpoint
-from zroute.errors import EndpointError, KeyFileError, PatternError, SetupError
+from zroute.errors import EndpointError, KeyFileError, PatternError, SetupError, SignatureError
 from zroute.messages.frames import parse_form, stated_form
 from zroute.messages.topics import SEPARATORS, Pattern, parse, startswith
 from zroute.nats.servers import is_nats, masked, parse_cluster
@@ -24,15 +25,19 @@ from zroute.nats.servers import is_nats, masked, parse_cluster
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from zroute.messages.recovery import Since
+
 __all__ = [
     "ACCESS",
     "DURATION",
     "INSECURE",
     "NATS",
     "PATTERN",
+    "SINCE",
     "EndpointType",
     "access_options",
     "app_options",
+    "check_past",
     "cluster_options",
     "complete_target",
     "endpoint_options",
@@ -91,6 +96,40 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 
 
 DURATION = _Duration()
+
+
+class _SinceTime(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """The beginning of the past, converted to `Since`."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Since | None:
+        """Return the past for ``60s``, or for a time such as ``2026-11-28T09:30``.
+
+        A time without a zone is local. Any other text is a usage error.
+        """
+        from zroute.declarations.since import check_since_option
+
+        text = str(value).strip()
+        try:
+            if _DURATION.fullmatch(text):
+                return check_since_option(timedelta(seconds=DURATION.convert(text, param, ctx)), "--since")
+            return check_since_option(datetime.fromisoformat(text).astimezone(), "--since")
+        except (ValueError, OverflowError, SignatureError):
+            self.fail(f"{value!r} is neither a duration nor a time: write 60s, 5m or 2026-11-28T09:30", param, ctx)
+
+
+SINCE = _SinceTime()
+
+
+def check_past(option: str, endpoint: Endpoint | Cluster, frames: str | None) -> None:
+    """Raise a usage error if a source has no past, which ``option`` asks for."""
+    if isinstance(endpoint, Cluster):
+        raise click.UsageError(f"{option} is not possible on NATS, where publishers have no history: remove {option}")
+    if frames is not None:
+        raise click.UsageError(
+            f"{option} is not possible with --frames, because only zroute's publishers have a history: remove {option}"
+        )
 
 
 class _Switch(click.types.BoolParamType):

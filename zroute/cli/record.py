@@ -17,6 +17,7 @@ from zroute.cli.options import (
     PATTERN,
     EndpointType,
     access_options,
+    check_past,
     cluster_options,
     frames_option,
     separator_option,
@@ -49,6 +50,7 @@ _SHOWN_EVERY = 0.25  # seconds between two updates of the progress line on a ter
 @click.option("--for", "seconds", type=DURATION, help="Stop after this time, such as 10s, 500ms or 2m.")
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N messages are recorded.")
 @click.option("--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time.")
+@click.option("--from-start", is_flag=True, help="First record the messages in the publishers' histories.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @frames_option
 @access_options
@@ -62,6 +64,7 @@ def command(
     seconds: float | None,
     count: int | None,
     wait: float | None,
+    from_start: bool,
     force: bool,
     frames: str | None,
     access: Access,
@@ -76,7 +79,10 @@ def command(
     Quote patterns, because shells expand them: zroute record tcp://127.0.0.1:5555 quotes.rec 'stocks.>'
     """
     from zroute.cli.listening import Listening, say
+    from zroute.messages.recovery import Since, SinceMode
 
+    if from_start:
+        check_past("--from-start", endpoint, frames)
     try:
         writer = Writer(
             file,
@@ -105,7 +111,8 @@ def command(
         listening.guarded(writer.flush)
 
     pending: list[object] = []
-    listening = Listening(source_of(endpoint, frames), patterns, take, access, ignore=ignore)
+    past = Since(SinceMode.ALL) if from_start else None
+    listening = Listening(source_of(endpoint, frames), patterns, take, access, ignore=ignore, since=past)
     try:
         with writer, _progress(writer) as show:
             if show is not None:

@@ -115,6 +115,8 @@ def _routes(compiled: Parts) -> list[dict[str, Any]]:
                 row["timeout"] = options.timeout
             if options.recover:
                 row["recover"] = True
+            if options.since is not None:
+                row["since"] = options.since.text
             rows.append(row)
         if options.dead is not None:
             rows.append(_row(options.dead.text, "dead letters", route.name, route.route.where, None))

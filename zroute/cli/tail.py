@@ -11,8 +11,10 @@ import click
 from zroute.cli.options import (
     DURATION,
     PATTERN,
+    SINCE,
     EndpointType,
     access_options,
+    check_past,
     cluster_options,
     frames_option,
     separator_option,
@@ -24,6 +26,7 @@ from zroute.logs import has_colors
 from zroute.messages.topics import Pattern
 
 if TYPE_CHECKING:
+    from zroute.messages.recovery import Since
     from zroute.messages.wire import Envelope
 
 __all__ = ["command"]
@@ -52,6 +55,18 @@ _CLIP = 2000
 @click.option(
     "--wait", type=DURATION, help="Exit with code 124 if no message arrives within this time, such as 10s or 500ms."
 )
+@click.option(
+    "--last",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="First show the last N messages in each publisher's history.",
+)
+@click.option(
+    "--since",
+    type=SINCE,
+    metavar="TIME",
+    help="First show the messages in the publishers' histories since TIME: 60s, or 2026-11-28T09:30.",
+)
 @frames_option
 @access_options
 @cluster_options
@@ -66,6 +81,8 @@ def command(
     sample: int,
     count: int | None,
     wait: float | None,
+    last: int | None,
+    since: Since | None,
     frames: str | None,
     access: Access,
 ) -> None:
@@ -79,6 +96,10 @@ def command(
     """
     if as_objects + topics_only + (text is not None) > 1:
         raise click.UsageError("--json, --format and --topics-only are mutually exclusive: choose one of them")
+    if last is not None and since is not None:
+        raise click.UsageError("--last and --since are mutually exclusive: choose one of them")
+    if last is not None or since is not None:
+        check_past("--since" if last is None else "--last", endpoint, frames)
     if as_objects:
         show = _printed(as_json)
     elif text is not None:
@@ -91,6 +112,7 @@ def command(
         show = _printed(lambda envelope, body: "{} {} {}{}".format(*as_line(envelope, body)))
 
     from zroute.cli.listening import Listening, say, while_read
+    from zroute.messages.recovery import Since, SinceMode
 
     counts = {"shown": 0, "sampled out": 0, "undecodable": 0}
 
@@ -105,7 +127,8 @@ def command(
         if counts["shown"] == count:
             listening.stop()
 
-    listening = Listening(source_of(endpoint, frames), patterns, take, access, ignore=ignore)
+    past = since if last is None else Since(SinceMode.LAST, last)
+    listening = Listening(source_of(endpoint, frames), patterns, take, access, ignore=ignore, since=past)
     with while_read():
         code = listening.run(wait=wait)
     if not code:

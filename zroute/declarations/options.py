@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, TypedDict, TypeVar, cast
 
+from zroute.declarations.since import SinceOption
 from zroute.errors import SignatureError
 from zroute.functions import users_line
 from zroute.logs import did_you_mean
@@ -71,6 +72,8 @@ class RouteOptions(TypedDict, total=False):
     """The seconds after which a call of an ``async`` function, or a call in a thread, fails. Default: no limit."""
     recover: bool | None
     """Get lost messages back from publishers with a history. Default: the app's ``recover``."""
+    since: SinceOption | None
+    """Receive messages that were sent before the app joined, from publishers with a history. Default: none."""
 
 
 ROUTE_DEFAULTS: RouteOptions = {
@@ -86,6 +89,7 @@ ROUTE_DEFAULTS: RouteOptions = {
     "dead": None,
     "timeout": None,
     "recover": None,
+    "since": None,
 }
 
 
@@ -124,6 +128,7 @@ NOT_FOR_REPLIES = {
     "ordered": "requests of the same topic are always handled concurrently",
     "keep": "a reply is sent to its caller only",
     "recover": "a caller repeats a lost request itself, with retry=(…) of its requester",
+    "since": "no publisher has a history of requests",
     "copy": "only one handler receives each request, so no other handler shares the message",
 }
 """The options of other handlers that `Routes.reply` refuses, and the reasons."""
@@ -194,6 +199,7 @@ NOT_FOR_WORK = {
     "ordered": "several workers share the jobs, so jobs have no order",
     "stale_after": "a job has no maximum age",
     "recover": "the owner of a job repeats it if its worker is lost",
+    "since": "jobs wait at their owner until a worker takes them",
     "queue": "only the owner of the jobs limits waiting jobs, with app.job_queue(…, waiting=…)",
     "copy": "only one handler receives each job, so no other handler shares the message",
 }

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import attrs
 
 from zroute.messages.codecs import Codec
+from zroute.messages.recovery import Since
 from zroute.messages.topics import Pattern
 from zroute.publishing.publication import Publication, Schedule
 
@@ -57,6 +58,7 @@ class HandlerOptions:
     dead: Pattern | None
     timeout: float | None
     recover: bool | None = None
+    since: Since | None = None
 
 
 RouteKind = Literal["subscribe", "reply", "work"]

@@ -41,6 +41,7 @@ from zroute.declarations.records import (
     Route,
     RouteKind,
 )
+from zroute.declarations.since import check_since_option
 from zroute.declarations.snapshots import check_snapshot
 from zroute.errors import AppFrozenError, PatternError, SignatureError
 from zroute.functions import (
@@ -218,6 +219,12 @@ class Routes:
                 discarded.
             recover: True to get lost messages back from publishers with a ``history``; False to count them as lost.
                 Default: the app's ``recover``. Handlers that share a subscription must agree: ``a.>`` and ``a.b``.
+            since: The beginning of the past: the handler first receives messages that publishers with a ``history``
+                sent before this app joined, and then live messages. No message is missing, and none is passed twice.
+                ``"all"``: all messages in the histories. ``"last"``: the latest message of the subscription. A
+                timedelta: the messages of this time before the join. A datetime with a time zone: the messages from
+                this time on, by the publisher's clock. Default: no past. Handlers that share a subscription must
+                agree.
 
         Raises:
             PatternError: A pattern is invalid, or the patterns have different captures.
@@ -1001,13 +1008,21 @@ def make_route(
             parameter="thread",
             where=where,
         )
+    since = check_since_option(options["since"], where)
     failing = {
         "retry": _checked_retry(options["retry"], function, where),
         "dead": _checked_dead(options["dead"], patterns, where),
         "timeout": _checked_timeout(options["timeout"], function, where, thread=options["thread"]),
     }
     found = find_codec(codec, where) if codec is not None else None
-    checked: dict[str, Any] = {**options, **failing, "codec": found, "queue": queue, "max_in_flight": most}
+    checked: dict[str, Any] = {
+        **options,
+        **failing,
+        "codec": found,
+        "queue": queue,
+        "max_in_flight": most,
+        "since": since,
+    }
     return Route(function, patterns, HandlerOptions(**checked), where, local_names(function), kind)
 
 

@@ -2,7 +2,8 @@
 
 A subscriber asks a publisher for the messages that it misses, and receives them again.
 
-- A **request** names the numbers of lost messages. It is a subscription that the subscriber withdraws at once, so it
+- A **request** names the numbers of lost messages, or asks for the messages of the past (`Past`) that were sent before
+  the subscriber joined. It is a subscription that the subscriber withdraws at once, so it
   leaves no state at publishers and proxies, and libzmq does not repeat it on a new connection. Each request is unique,
   because a proxy would hide a repeated subscription.
 - An **answer** is a frame of kind BEAT that contains whole messages, as they were sent. Queues count frames, so 10,000
@@ -19,9 +20,11 @@ test vectors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from itertools import islice
 from struct import Struct, error
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import attrs
 
@@ -35,13 +38,20 @@ __all__ = [
     "REQUEST",
     "REQUEST_MAX",
     "Entry",
+    "Past",
+    "PastAnswer",
     "Range",
     "RecoveryAnswer",
     "RecoveryRequest",
+    "Since",
+    "SinceMode",
     "checked_numbers",
+    "checked_past",
     "entry_size",
+    "many_of",
     "numbers_of",
     "pack_box",
+    "pack_past_request",
     "pack_recovery_answers",
     "pack_recovery_request",
     "parse_recovery_answer",
@@ -69,19 +79,69 @@ Range: TypeAlias = tuple[int, int]
 Entry: TypeAlias = "tuple[int, bytes | int]"
 """An entry of an answer: the number and the frame of a message, or the `Range` of messages that are not available."""
 
-_LOST_MESSAGES = 0  # what a request asks for
+_LOST_MESSAGES, _PAST_MESSAGES = 0, 1  # what a request asks for
 _REQUEST = Struct(">6sHQB")  # subscriber, number, epoch, length of the prefix
 _RANGE = Struct(">QI")  # the first number, and how many
 _RANGE_MAX = 2**32 - 1
+_PAST = Struct(">QQBQ")  # the number of the statement, the position, the mode, and its value
 _ANSWER = Struct(">HBBB")  # number of the request, flags, 0, length of the prefix
+_PAST_ANSWER = Struct(">QQ")  # behind the prefix: the position, and how many messages are left
 _ENTRY = Struct(">QI")  # the number, and the length of the frame; 0: the last number of a range follows
 _NUMBER = Struct(">Q")
 _MANY = Struct(">H")
 _KIND, _FLAGS, _SPAN, _EPOCH, _SEQUENCE = 4, 6, 7, 8, 16  # offsets in a header
 _COALESCED = int(Kind.COALESCED)  # comparing with a member of an Enum takes longer
 _FRAME_MAX = 2**31 - 1
-_LAST, _MORE, _REFUSED = 0x01, 0x02, 0x04
+_LAST, _MORE, _REFUSED, _OF_PAST = 0x01, 0x02, 0x04, 0x08
 _NUMBER_MAX = 2**64 - 1
+
+
+class SinceMode(IntEnum):
+    """The ways to state where the past begins: the meanings of `Since.value`."""
+
+    ALL = 0  # with the oldest message; the value is 0
+    LAST = 1  # with the latest messages; the value is their number
+    AGE = 2  # with the messages of the last nanoseconds
+    TIME = 3  # with the messages from a time on, in nanoseconds since the Unix epoch
+
+
+_MODES = frozenset(SinceMode)
+
+
+class Since(NamedTuple):
+    """The beginning of the past that a subscriber asks for.
+
+    Attributes:
+        mode: What ``value`` means.
+        value: A number of messages or nanoseconds, from 0 to 2**64 - 1; see `SinceMode`.
+    """
+
+    mode: SinceMode
+    value: int = 0
+
+    @property
+    def text(self) -> str:
+        """The beginning as text: ``all``, ``last``, ``60s`` or a time."""
+        if self.mode is SinceMode.AGE:
+            return f"{self.value / 1e9:g}s"
+        if self.mode is SinceMode.TIME:
+            return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.value // 1000)).isoformat()
+        return self.mode.name.lower() if self.value <= 1 else f"last {self.value}"
+
+
+class Past(NamedTuple):
+    """The part of a request that asks for messages of the past.
+
+    Attributes:
+        upto: The number of the subscription in the statement that completed the join. Later messages are not asked for,
+            because the subscriber has received them or knows that they are lost.
+        position: The first position to send; 0 in the first request, for which ``since`` decides.
+        since: The beginning of the past.
+    """
+
+    upto: int
+    position: int
+    since: Since
 
 
 @attrs.frozen(slots=True)
@@ -93,7 +153,8 @@ class RecoveryRequest:
         number: The number of the request, which the answer repeats.
         epoch: The publisher that is asked. All publishers receive the request.
         prefix: The subscription whose messages were lost.
-        ranges: The numbers of the lost messages, ascending.
+        ranges: The numbers of the lost messages, ascending. Empty if the request asks for the past.
+        past: What the request asks for instead of lost messages, or None.
     """
 
     subscriber: int
@@ -101,6 +162,20 @@ class RecoveryRequest:
     epoch: int
     prefix: bytes
     ranges: tuple[Range, ...]
+    past: Past | None = None
+
+
+class PastAnswer(NamedTuple):
+    """What a frame of an answer says about the past.
+
+    Attributes:
+        position: The position at which this frame continues: that of the request, or the one behind the last message of
+            the frame before.
+        left: The number of messages from there on, including those in this frame.
+    """
+
+    position: int
+    left: int
 
 
 @attrs.frozen(slots=True)
@@ -114,8 +189,9 @@ class RecoveryAnswer:
         more: True if the publisher has more of the messages, so that the subscriber must ask again.
         refused: True if the publisher cannot answer for this subscription.
         messages: The number and the frame of each message, ascending. A coalesced frame has the number of its first
-            message.
+            message. In an answer about the past, positions take the place of numbers.
         gone: The ranges that are not available, ascending.
+        past: The part of an answer about the past; None for lost messages.
     """
 
     number: int
@@ -125,6 +201,7 @@ class RecoveryAnswer:
     refused: bool
     messages: tuple[tuple[int, bytes], ...]
     gone: tuple[Range, ...]
+    past: PastAnswer | None = None
 
 
 # -- encode frames --------------------------------------------------------------------------------------
@@ -156,6 +233,16 @@ def pack_recovery_request(
     return packed + b"".join(listed), len(listed)
 
 
+def pack_past_request(subscriber: int, number: int, epoch: int, prefix: bytes, past: Past) -> bytes:
+    """Return a request for messages of the past.
+
+    See `pack_recovery_request` for the other arguments.
+    """
+    head = _REQUEST.pack(subscriber.to_bytes(6), number & 0xFFFF, epoch, len(prefix))
+    asked = _PAST.pack(past.upto, past.position, past.since.mode, past.since.value)
+    return REQUEST + head + prefix + bytes([_PAST_MESSAGES]) + asked
+
+
 def entry_size(entry: Entry) -> int:
     """Return the size of an entry in bytes."""
     return _ENTRY.size + (len(entry[1]) if isinstance(entry[1], bytes) else _NUMBER.size)
@@ -169,6 +256,7 @@ def pack_recovery_answers(
     sent_at: int,
     more: bool = False,
     refused: bool = False,
+    past: PastAnswer | None = None,
 ) -> list[bytes]:
     """Return the frames that answer ``request``.
 
@@ -179,11 +267,13 @@ def pack_recovery_answers(
         sent_at: Nanoseconds since the Unix epoch.
         more: True if the subscriber must ask again for the rest.
         refused: True if this publisher cannot answer for the subscription.
+        past: The part of an answer about the past, for the first frame. ``entries`` then contain only messages, with
+            their positions.
     """
     head = pack_head(kind=Kind.BEAT, codec=0, epoch=epoch)
     start = pack_box(request.subscriber) + NUL + FIXED.pack(head, request.number, sent_at)
-    pieces = list(_pieces(entries))
-    flags = more * _MORE | refused * _REFUSED
+    pieces = list(_pieces(entries, past))
+    flags = more * _MORE | refused * _REFUSED | (past is not None) * _OF_PAST
     prefix = request.prefix
     return [
         start
@@ -194,25 +284,33 @@ def pack_recovery_answers(
     ]
 
 
-def _pieces(entries: Iterable[Entry]) -> Iterator[bytes]:
+def _pieces(entries: Iterable[Entry], past: PastAnswer | None) -> Iterator[bytes]:
     """Yield the entries in pieces of at most `ANSWER_BYTES`, or of one message.
 
-    Without entries, yield one empty piece.
+    Without entries, yield one piece without entries. In an answer about the past, each piece says where it begins.
     """
     piece: list[bytes] = []
+    position, left = (0, 0) if past is None else (past.position, past.left)
+
+    def finished() -> bytes:
+        return (b"" if past is None else _PAST_ANSWER.pack(begins, before)) + b"".join(piece)
+
+    begins, before = position, left
     size = 0
     for entry in entries:
         more = entry_size(entry)
         if piece and size + more > ANSWER_BYTES:
-            yield b"".join(piece)
-            piece, size = [], 0
+            yield finished()
+            piece, size, begins, before = [], 0, position, left
         number, what = entry
         if isinstance(what, bytes):
             piece += _ENTRY.pack(number, len(what)), what
+            if past is not None:
+                position, left = number + 1, left - many_of(what)
         else:
             piece += _ENTRY.pack(number, 0), _NUMBER.pack(what)
         size += more
-    yield b"".join(piece)
+    yield finished()
 
 
 # -- decode frames --------------------------------------------------------------------------------------
@@ -230,6 +328,9 @@ def parse_recovery_request(topic: bytes) -> RecoveryRequest:
     prefix, at = topic[at : at + length], at + length
     if at >= len(topic):
         raise EnvelopeError("a request that ends in the middle of its subscription")
+    if topic[at] == _PAST_MESSAGES:
+        past = _parse_past(topic[at + 1 :])
+        return RecoveryRequest(int.from_bytes(subscriber), number, epoch, prefix, (), past)
     if topic[at] != _LOST_MESSAGES:
         raise EnvelopeError(f"a request of the unknown kind {topic[at]}")
     rest = topic[at + 1 :]
@@ -245,6 +346,15 @@ def parse_recovery_request(topic: bytes) -> RecoveryRequest:
     return RecoveryRequest(int.from_bytes(subscriber), number, epoch, prefix, tuple(ranges))
 
 
+def _parse_past(rest: bytes) -> Past:
+    if len(rest) != _PAST.size:
+        raise EnvelopeError(f"a request for the past with {len(rest)} bytes; expected {_PAST.size}")
+    upto, position, mode, value = _PAST.unpack(rest)
+    if mode not in _MODES:
+        raise EnvelopeError(f"a request for the past of the unknown mode {mode}")
+    return Past(upto, position, Since(SinceMode(mode), value))
+
+
 def parse_recovery_answer(body: bytes) -> RecoveryAnswer:
     """Parse the body of an answer, after the header.
 
@@ -257,6 +367,12 @@ def parse_recovery_answer(body: bytes) -> RecoveryAnswer:
     if at > len(body):
         raise EnvelopeError("an answer that ends in the middle of its subscription")
     prefix = body[_ANSWER.size : at]
+    past: PastAnswer | None = None
+    if flags & _OF_PAST:
+        if at + _PAST_ANSWER.size > len(body):
+            raise EnvelopeError("an answer about the past that ends in the middle of its position")
+        past = PastAnswer(*_PAST_ANSWER.unpack_from(body, at))
+        at += _PAST_ANSWER.size
     messages: list[tuple[int, bytes]] = []
     gone: list[Range] = []
     before, size = 0, len(body)
@@ -285,6 +401,7 @@ def parse_recovery_answer(body: bytes) -> RecoveryAnswer:
         refused=bool(flags & _REFUSED),
         messages=tuple(messages),
         gone=tuple(gone),
+        past=past,
     )
 
 
@@ -312,17 +429,39 @@ def numbers_of(frame: bytes, span: int) -> tuple[int, int]:
     return number, number
 
 
+def many_of(frame: bytes) -> int:
+    """Return the number of messages in a valid frame with messages."""
+    at = frame.index(0) + 1
+    if frame[at + _KIND] != _COALESCED:
+        return 1
+    further = frame[at + _FLAGS] >> COUNTERS_SHIFT
+    many: int = _MANY.unpack_from(frame, at + HEADER_SIZE + COUNTER.size * further)[0]
+    return many
+
+
+def checked_past(frame: bytes, epoch: int, prefix: bytes, upto: int) -> int:
+    """Return the number of messages in a frame of the past, after a check.
+
+    Raises EnvelopeError unless the frame contains messages of the publisher ``epoch`` and the subscription ``prefix``
+    that were sent before the message ``upto``, or are that message.
+    """
+    _check_source(frame, epoch, prefix)
+    try:
+        first, many = numbers_of(frame, len(prefix))[0], many_of(frame)
+    except (IndexError, error) as broken:
+        raise EnvelopeError("an answer with an incomplete message") from broken
+    if frame[frame.index(0) + 1 + _KIND] not in (Kind.DATA, Kind.COALESCED) or first > upto or not many:
+        raise EnvelopeError("an answer about the past with another message")
+    return many
+
+
 def checked_numbers(number: int, frame: bytes, epoch: int, prefix: bytes) -> tuple[int, int]:
     """Return the first and last number of a frame in an answer, after a check.
 
     Raises EnvelopeError unless the frame is a message of the publisher ``epoch``, and has this ``number`` in the
     subscription ``prefix``. The rest of the frame is checked when it is delivered.
     """
-    at = frame.find(NUL) + 1
-    if not frame.startswith(prefix) or not frame.startswith(MAGIC, at) or at <= len(prefix):
-        raise EnvelopeError("an answer with a message of another subscription")
-    if len(frame) < at + HEADER_SIZE or _NUMBER.unpack_from(frame, at + _EPOCH)[0] != epoch:
-        raise EnvelopeError("an answer with a message of another publisher")
+    at = _check_source(frame, epoch, prefix)
     try:
         first, last = numbers_of(frame, len(prefix))
     except (IndexError, error) as broken:
@@ -330,3 +469,16 @@ def checked_numbers(number: int, frame: bytes, epoch: int, prefix: bytes) -> tup
     if frame[at + _KIND] not in (Kind.DATA, Kind.COALESCED) or not 0 < first == number <= last:
         raise EnvelopeError("an answer with a message of another number")
     return first, last
+
+
+def _check_source(frame: bytes, epoch: int, prefix: bytes) -> int:
+    """Return the offset of the header of a frame in an answer.
+
+    Raises EnvelopeError if the frame is not from the publisher ``epoch``, or not of the subscription ``prefix``.
+    """
+    at = frame.find(NUL) + 1
+    if not frame.startswith(prefix) or not frame.startswith(MAGIC, at) or at <= len(prefix):
+        raise EnvelopeError("an answer with a message of another subscription")
+    if len(frame) < at + HEADER_SIZE or _NUMBER.unpack_from(frame, at + _EPOCH)[0] != epoch:
+        raise EnvelopeError("an answer with a message of another publisher")
+    return at

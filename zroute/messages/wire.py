@@ -24,7 +24,7 @@ from enum import IntEnum, IntFlag
 from functools import cache, lru_cache, partial
 from itertools import pairwise
 from struct import Struct
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 import attrs
 import msgpack
@@ -60,6 +60,7 @@ __all__ = [
     "Origin",
     "Parts",
     "RecoveredFrame",
+    "ReplayedFrame",
     "Wire",
     "counted_framer",
     "framer",
@@ -83,7 +84,7 @@ __all__ = [
 
 Wire: TypeAlias = Literal["plain", "multipart", "tracked"]
 Parts: TypeAlias = "bytes | tuple[bytes, ...]"
-Origin: TypeAlias = Literal["live", "kept", "snapshot", "recovered"]
+Origin: TypeAlias = Literal["live", "kept", "snapshot", "recovered", "replayed"]
 """A message to send: one frame, or its parts."""
 Framer: TypeAlias = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Parts]
 
@@ -243,12 +244,18 @@ class RecoveredFrame(bytes):
     peer: str | None
 
     @classmethod
-    def of(cls, frame: bytes, source: Any) -> RecoveredFrame:
+    def of(cls, frame: bytes, source: Any) -> Self:
         """Return a frame that arrived in the frames ``source``."""
         made, first = cls(frame), source[0] if isinstance(source, tuple) else source
         if hasattr(first, "peer"):
             made.peer = first.peer
         return made
+
+
+class ReplayedFrame(RecoveredFrame):
+    """A frame of the past, from the history of its publisher."""
+
+    origin: ClassVar[Origin] = "replayed"
 
 
 def peer_of(raw: Any, default: str | None = None) -> str | None:
@@ -304,9 +311,9 @@ class Envelope(_Undecoded):
         tracked: True if the message arrived on the tracked wire.
         headers: the application's headers; empty unless ``tracked``.
         origin: how the message arrived: "live"; "kept" if it was sent before this app joined, and its publisher had
-            kept it for new subscribers; "snapshot" if its publisher made it for this app (``snapshot=``); or
-            "recovered" if it was lost first, and then received from the history of its publisher
-            (``App(recover=True)``).
+            kept it for new subscribers; "snapshot" if its publisher made it for this app (``snapshot=``); "recovered"
+            if it was lost first, and then received from the history of its publisher (``App(recover=True)``); or
+            "replayed" if it was sent before this app joined, and received from that history (``subscribe(since=…)``).
         peer: the name of the key of the program that sent the message, such as ``"feed"``. None without keys, over
             inproc, and if the connection of the message has ended and can't be identified. A handler that decides by
             the name must therefore refuse None. Behind a proxy, the name is that of the proxy.

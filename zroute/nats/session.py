@@ -27,12 +27,13 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from zroute.clock import TICK, Clock
 from zroute.errors import EnvelopeError
 from zroute.messages.control import GRACE
+from zroute.messages.recovery import Since
 from zroute.messages.topics import Pattern, Topic
 from zroute.messages.wire import Header, Kind
 from zroute.nats.asks import (
@@ -273,8 +274,10 @@ class TopicAccounts(AccountsSession):
         """Return False: publishers on NATS make no snapshots."""
         return False
 
-    def recover(self, subscriptions: frozenset[bytes]) -> None:
-        """Return None: publishers on NATS have no history, so plans refuse ``recover``."""
+    def recover(
+        self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
+    ) -> None:
+        """Return None: publishers on NATS have no history, so plans refuse the options."""
 
     def untracked(self, topic: bytes) -> None:
         """Log the first message without numbers."""

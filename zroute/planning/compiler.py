@@ -41,7 +41,7 @@ from zroute.planning.surrounding import surround
 from zroute.publishing.middleware import Middleware, SurroundedPublication
 from zroute.publishing.publication import Bridge, CompiledPublication, Outlet, Publication, Schedule, bind_encoder
 from zroute.receiving.dispatch import CompiledRoute, Surroundings
-from zroute.receiving.matching import recovered_subscriptions
+from zroute.receiving.matching import check_since, recovered_subscriptions
 from zroute.receiving.table import Dispatch
 
 if TYPE_CHECKING:
@@ -107,8 +107,10 @@ def compile_routes(
     outlets = [outlet for _, outlet in placed]
     bridges = _bridges(groups)
     compiled = list(_routes(groups, producers, placed, bridges, given, resources, codecs, hooks.recover))
-    recovered_subscriptions([route for route, _ in compiled if route.route.kind == "subscribe"])
-    refuse_duplicates([route for route, _ in compiled if route.route.kind == "subscribe"], dispatch)
+    subscribing = [route for route, _ in compiled if route.route.kind == "subscribe"]
+    recovered_subscriptions(subscribing)
+    check_since(subscribing)
+    refuse_duplicates(subscribing, dispatch)
     refuse_duplicates([route for route, _ in compiled if route.route.kind == "reply"], "most_specific")
     refuse_duplicates([route for route, _ in compiled if route.route.kind == "work"], "most_specific")
     queues = tuple(_job_queue(each, prefix, codecs) for prefix, group, _ in groups for each in group._job_queues)

@@ -47,9 +47,9 @@ __all__ = [
     "ReactorKind",
     "RunningApp",
     "Senders",
+    "check_not_on_nats",
     "check_subjects",
     "reactor_kind",
-    "recover_on_nats",
 ]
 
 
@@ -470,8 +470,7 @@ class Plan:
                     where=queue.queue.where,
                 )
         for route in self.parts.routes:
-            if route.options.recover:
-                raise recover_on_nats(f"{route.name} at {route.route.where}", route.route.where)
+            check_not_on_nats(route, f"{route.name} at {route.route.where}", route.route.where)
         check_subjects(self.parts.handlers)
         for queue in self.parts.queues:
             _check_subject(queue.pattern, queue.queue.where)
@@ -606,13 +605,23 @@ class Plan:
         return f"<App {self.name!r} at {self.where}>"
 
 
-def recover_on_nats(what: str, where: str) -> EndpointError:
-    """Return the error for ``what``, which recovers lost messages, in an app on NATS."""
-    return EndpointError(
-        f"{what} has recover=True, but on NATS subscribers can't ask a publisher for lost messages: remove "
-        "recover=True, or run the app on ZeroMQ",
-        where=where,
-    )
+def check_not_on_nats(route: CompiledRoute, what: str, where: str) -> None:
+    """Raise EndpointError if a route has an option that is not possible on NATS.
+
+    ``what`` is the name of the route in the error.
+    """
+    if route.options.recover:
+        raise EndpointError(
+            f"{what} has recover=True, but on NATS subscribers can't ask a publisher for lost messages: remove "
+            "recover=True, or run the app on ZeroMQ",
+            where=where,
+        )
+    if route.options.since is not None:
+        raise EndpointError(
+            f"{what} has since=, but on NATS subscribers can't ask a publisher for earlier messages: remove since=, "
+            "or run the app on ZeroMQ",
+            where=where,
+        )
 
 
 def check_subjects(routes: Sequence[CompiledRoute]) -> None:

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from struct import Struct
 from typing import Any
 
@@ -30,7 +30,19 @@ from zroute.messages.control import WITHDRAWN_SECONDS
 from zroute.messages.recovery import numbers_of
 from zroute.messages.wire import SENT_AT
 
-__all__ = ["BLOCK", "HISTORY_BYTES", "LARGE", "History", "Numbered", "Ring", "Search", "check_history", "recording"]
+__all__ = [
+    "BLOCK",
+    "HISTORY_BYTES",
+    "LARGE",
+    "Block",
+    "History",
+    "Numbered",
+    "Ring",
+    "Search",
+    "check_history",
+    "recording",
+    "sent_at",
+]
 
 HISTORY_BYTES = 64 << 20
 """The default for the maximum size of a history in bytes."""
@@ -116,39 +128,54 @@ def _size(frames: list[bytes]) -> int:
     return sum(map(len, frames)) + _OBJECT * len(frames)
 
 
+def sent_at(frame: bytes) -> int:
+    """Return the time in the header of a frame, in nanoseconds since the Unix epoch."""
+    at: int = _TIME(frame, frame.index(0) + 1 + SENT_AT)[0]
+    return at
+
+
 @attrs.define(eq=False)
-class _Block:
+class Block:
     """Frames that were sent one after the other.
 
-    ``number`` counts the blocks of a ring, ``size`` is the size of the frames in bytes, and ``last_at`` is the time in
-    the header of the last frame.
+    ``number`` counts the blocks of a ring, and ``order`` those of all rings of a publisher. ``size`` is the size of the
+    frames in bytes, ``last_at`` is the time in the header of the last frame, and ``dropped`` is the number of frames
+    that the block no longer contains.
     """
 
     number: int
+    order: int
     frames: list[bytes]
     size: int
     last_at: int
+    dropped: int = 0
 
 
 class Ring:
     """The kept frames of one publication.
+
+    Args:
+        history: The bounds.
+        orders: Counts the blocks of all rings of a publisher; see `Block.order`.
 
     Attributes:
         append: Keeps a sent frame of at most `LARGE` bytes: the fastest function for this purpose.
         count: The number of frames in blocks.
         size: The size of the frames in blocks, in bytes.
         added: The size of all frames that were ever kept, in bytes.
+        version: Changes with the blocks.
     """
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, orders: Iterator[int] | None = None) -> None:
+        self._orders = count(1) if orders is None else orders
         self._messages = history.messages
         self._bytes = HISTORY_BYTES if history.bytes is None else history.bytes
         self._age = None if history.seconds is None else int(history.seconds * 1e9)
         self._fresh: deque[bytes] = deque(maxlen=history.messages)
-        self._blocks: deque[_Block] = deque()
+        self._blocks: deque[Block] = deque()
         self._next = 0
         self.append: Callable[[bytes], None] = self._fresh.append
-        self.count = self.size = self.added = 0
+        self.count = self.size = self.added = self.version = 0
 
     def keep(self, frame: bytes) -> None:
         """Keep a frame that was just sent."""
@@ -163,11 +190,11 @@ class Ring:
             return
         fresh = list(self._fresh)
         self._fresh.clear()
+        self.version += 1
         for start in range(0, len(fresh), BLOCK):
             frames = fresh[start : start + BLOCK]
-            size, last = _size(frames), frames[-1]
-            at = _TIME(last, last.index(0) + 1 + SENT_AT)[0]
-            self._blocks.append(_Block(self._next, frames, size, at))
+            size = _size(frames)
+            self._blocks.append(Block(self._next, next(self._orders), frames, size, sent_at(frames[-1])))
             self._next += 1
             self.count += len(frames)
             self.size += size
@@ -196,6 +223,7 @@ class Ring:
 
     def _drop(self, many: int) -> None:
         """Drop the oldest frames; all of them are in the first block."""
+        self.version += 1
         block = self._blocks[0]
         size = block.size if many == len(block.frames) else _size(block.frames[:many])
         self.count -= many
@@ -205,6 +233,12 @@ class Ring:
         else:
             del block.frames[:many]
             block.size -= size
+            block.dropped += many
+
+    @property
+    def blocks(self) -> Collection[Block]:
+        """The blocks, the oldest first."""
+        return self._blocks
 
     @property
     def first(self) -> int:

@@ -1,12 +1,12 @@
-"""Answer the requests of subscribers for lost messages.
+"""Answer the requests of subscribers for lost messages, and for the past.
 
 The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md`` describes the protocol, and
-`zroute.publishing.history` the kept messages.
+`zroute.publishing.history` the kept messages. `zroute.publishing.past` finds the messages of the past.
 
 **Limits.** Peers choose their requests, so each kind of work is limited:
 
-- Each subscriber has at most one waiting request, and a newer one takes its place. At most `WAITING` requests wait in
-  total, because a peer can invent subscribers.
+- Each subscriber has at most one waiting request for lost messages, and one for the past of each subscription. A newer
+  one takes its place. At most `WAITING` requests wait in total, because a peer can invent subscribers.
 - An answer has at most `WINDOW` bytes of messages, and one message more. The subscriber then asks again, so that
   subscribers take turns.
 - All answers together have at most `BYTES` per second, or twice the size of the messages that are published, if this is
@@ -17,8 +17,9 @@ The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
+from itertools import count
 from operator import itemgetter
 
 import attrs
@@ -27,6 +28,8 @@ from zroute.clock import TICK, Clock
 from zroute.errors import EnvelopeError
 from zroute.messages.recovery import (
     Entry,
+    Past,
+    PastAnswer,
     Range,
     RecoveryRequest,
     entry_size,
@@ -37,6 +40,7 @@ from zroute.messages.recovery import (
 from zroute.publishing.counters import Counters
 from zroute.publishing.history import BLOCK, History, Numbered, Ring, Search
 from zroute.publishing.pacing import Allowance
+from zroute.publishing.past import PastSearch
 
 __all__ = ["BYTES", "FOUND", "KNOWN_SECONDS", "WAITING", "WINDOW", "HistoryAnswers"]
 
@@ -56,8 +60,14 @@ FOUND = 1_000_000
 """The maximum number of frames in the results of searches, 8 bytes for each."""
 
 _PERIOD = 0.01
+_SEAL_SECONDS = 0.05
+"""The minimum time in seconds between two blocks that are made for requests, which limits the number of blocks."""
+
 _ANSWER_COST = 5_000
 """The cost of an answer in addition to its bytes, in bytes. It limits empty answers to 4,000 per second."""
+
+_Key = tuple[int, "bytes | None"]
+"""The key of a waiting request: a subscriber, and the subscription whose past it asks for."""
 
 Send = Callable[[bytes, "list[bytes]"], object]
 """A function that sends the frames of an answer to a box. Frames that cannot be sent now are dropped."""
@@ -93,17 +103,22 @@ class HistoryAnswers:
         self._epoch = epoch
         self._send = send
         self._rings: list[Ring] = []
-        self._waiting: dict[int, RecoveryRequest] = {}
+        self._orders = count(1)
+        self._waiting: dict[_Key, tuple[RecoveryRequest, int]] = {}
         self._known: dict[bytes, _Known] = {}
+        self._pasts: dict[bytes, PastSearch] = {}
+        self._past_used: dict[bytes, float] = {}
+        self._seals, self._sealed_at = 0, -_SEAL_SECONDS  # how often blocks were made of all frames, and when
         self._bytes = Allowance(clock, int(BYTES * _PERIOD), _PERIOD, self._answer_some)
         self._frames = Allowance(clock, BLOCK, _PERIOD, self._answer_some)
         self._added = 0
 
     def ring(self, history: History) -> Ring:
         """Return a new ring with the bounds of ``history``."""
-        ring = Ring(history)
+        ring = Ring(history, self._orders)
         self._rings.append(ring)
         self._known.clear()
+        self._pasts.clear()
         return ring
 
     @property
@@ -121,8 +136,10 @@ class HistoryAnswers:
             return
         if request.epoch != self._epoch:
             return
-        if len(self._waiting) < WAITING or request.subscriber in self._waiting:
-            self._waiting[request.subscriber] = request
+        key = request.subscriber, None if request.past is None else request.prefix
+        if len(self._waiting) < WAITING or key in self._waiting:
+            begins = request.past is not None and not request.past.position
+            self._waiting[key] = request, self._seals + begins
             self._answer_some()
 
     def tick(self, now: float) -> None:
@@ -136,6 +153,9 @@ class HistoryAnswers:
         self._added = added
         for prefix in [prefix for prefix, known in self._known.items() if known.since + KNOWN_SECONDS <= now]:
             del self._known[prefix]
+        for prefix in [prefix for prefix, used in self._past_used.items() if used + KNOWN_SECONDS <= now]:
+            self._pasts.pop(prefix, None)
+            del self._past_used[prefix]
 
     def close(self) -> None:
         """Drop all requests and histories."""
@@ -143,6 +163,7 @@ class HistoryAnswers:
         self._frames.close()
         self._waiting.clear()
         self._known.clear()
+        self._pasts.clear()
         self._rings.clear()
 
     def _answer_some(self) -> None:
@@ -150,23 +171,36 @@ class HistoryAnswers:
 
         A request whose messages have not been found yet does not delay the next ones.
         """
-        for subscriber, request in tuple(self._waiting.items()):
+        for key, (request, seal) in tuple(self._waiting.items()):
             if self._bytes.left <= 0:
                 break
             last = self._counters.carried(request.prefix)
             if last is None:
-                del self._waiting[subscriber]
-                self._answer(request, [], refused=True)
+                del self._waiting[key]
+                past = None if request.past is None else PastAnswer(request.past.position, 0)
+                self._answer(request, [], refused=True, past=past)
+            elif request.past is not None:
+                if (search := self._past(request.prefix, request.past, seal)) is not None:
+                    del self._waiting[key]
+                    answer, found, more = search.window(request.past, self._clock_ns(), WINDOW)
+                    self._answer(request, found, more=more, past=answer)
             elif (searches := self._search(request, last)) is not None:
-                del self._waiting[subscriber]
+                del self._waiting[key]
                 entries, more = self._entries(request.ranges, searches)
                 self._answer(request, entries, more=more)
 
     def _answer(
-        self, request: RecoveryRequest, entries: list[Entry], *, more: bool = False, refused: bool = False
+        self,
+        request: RecoveryRequest,
+        entries: Sequence[Entry],
+        *,
+        more: bool = False,
+        refused: bool = False,
+        past: PastAnswer | None = None,
     ) -> None:
-        at = self._clock_ns()
-        frames = pack_recovery_answers(request, entries, epoch=self._epoch, sent_at=at, more=more, refused=refused)
+        frames = pack_recovery_answers(
+            request, entries, epoch=self._epoch, sent_at=self._clock_ns(), more=more, refused=refused, past=past
+        )
         self._bytes.spend(_ANSWER_COST + sum(map(len, frames)))
         self._send(pack_box(request.subscriber), frames)
 
@@ -194,6 +228,34 @@ class HistoryAnswers:
                 self._frames.spend(scanned)
         self._forget_some(request.prefix)
         return known.searches
+
+    def _past(self, prefix: bytes, past: Past, seal: int) -> PastSearch | None:
+        """Return a search that contains the frames of the past for a request.
+
+        Return None while blocks must be scanned, or made: blocks contain everything since the arrival of a request when
+        the number of `_seals` is ``seal``.
+        """
+        now = self._clock.seconds()
+        if self._frames.left <= 0:
+            return None
+        if self._seals < seal:
+            if now < self._sealed_at + _SEAL_SECONDS:
+                self._frames.spend(1)  # calls `_answer_some` again in the next period
+                return None
+            self._seals, self._sealed_at = self._seals + 1, now
+            for ring in self._rings:
+                ring.seal()
+        search = self._pasts.get(prefix)
+        if search is None:
+            search = self._pasts[prefix] = PastSearch(self._rings, prefix)
+        self._past_used[prefix] = now
+        for scanned in search.prepare(past, self._clock_ns()):
+            self._frames.spend(scanned)
+            if self._frames.left <= 0:
+                return None
+        while sum(each.found for each in self._pasts.values()) > FOUND and len(self._pasts) > 1:
+            del self._pasts[next(each for each in self._pasts if each != prefix)]
+        return search
 
     def _forget_some(self, latest: bytes) -> None:
         """Forget the oldest searches if there are too many results."""

@@ -19,6 +19,7 @@ __all__ = [
     "Gap",
     "Joined",
     "LostKept",
+    "LostPast",
     "Missing",
     "Namesake",
     "Overdue",
@@ -77,6 +78,19 @@ class LostKept:
 
     epoch: int
     count: int
+
+
+@attrs.frozen
+class LostPast:
+    """``count`` of ``total`` messages of the past were lost.
+
+    The publisher with ``epoch`` no longer has these messages of ``subscription``, for which a handler has ``since``.
+    """
+
+    epoch: int
+    subscription: bytes
+    count: int
+    total: int
 
 
 @attrs.frozen
@@ -199,6 +213,6 @@ DUPLICATE: Final = Duplicate.DUPLICATE
 """The message was already delivered, or counted as lost: do not deliver it."""
 
 Event: TypeAlias = (
-    "Gap | UnknownLoss | LostKept | Corrected | Joined | Missing | Restarted | Namesake | Ended | Overdue | Quiet"
-    " | Silent | Returned"
+    "Gap | UnknownLoss | LostKept | LostPast | Corrected | Joined | Missing | Restarted | Namesake | Ended | Overdue"
+    " | Quiet | Silent | Returned"
 )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 from zroute.errors import UsageError
 from zroute.functions import annotated, identity
 from zroute.logs import printable
+from zroute.messages.recovery import Since
 from zroute.messages.schema import describe
 from zroute.messages.topics import Pattern, Topic, minimal_cover
 from zroute.receiving.dispatch import BoundRoute, CompiledRoute
 from zroute.receiving.trie import build
 
-__all__ = ["Matcher", "recovered_subscriptions"]
+__all__ = ["Matcher", "check_since", "recovered_subscriptions", "replayed_subscriptions"]
 
 
 def recovered_subscriptions(routes: Sequence[CompiledRoute]) -> frozenset[bytes]:
@@ -25,13 +27,10 @@ def recovered_subscriptions(routes: Sequence[CompiledRoute]) -> frozenset[bytes]
     """
     if not any(route.options.recover for route in routes):
         return frozenset()
-    patterns = [(pattern, route) for route in routes for pattern in route.patterns]
-    cover = minimal_cover(pattern.subscription for pattern, _ in patterns)
-    known, lengths = frozenset(cover), sorted({len(each) for each in cover})
     wanted: dict[bytes, dict[bool, tuple[Pattern, CompiledRoute]]] = {}
-    for pattern, route in patterns:
-        subscription = next(each for length in lengths if (each := pattern.subscription[:length]) in known)
-        wanted.setdefault(subscription, {}).setdefault(bool(route.options.recover), (pattern, route))
+    for subscription, sharing in _by_subscription(routes).items():
+        for pattern, route in sharing:
+            wanted.setdefault(subscription, {}).setdefault(bool(route.options.recover), (pattern, route))
     for both in wanted.values():
         if len(both) > 1:
             (one, recovers), (other, counts) = both[True], both[False]
@@ -44,6 +43,60 @@ def recovered_subscriptions(routes: Sequence[CompiledRoute]) -> frozenset[bytes]
     return frozenset(subscription for subscription, both in wanted.items() if True in both)
 
 
+def replayed_subscriptions(routes: Sequence[CompiledRoute]) -> dict[bytes, Since]:
+    """Return the subscriptions with a past, and its beginning; see `check_since`."""
+    found: dict[bytes, Since] = {}
+    if any(route.options.since for route in routes):
+        for subscription, sharing in _by_subscription(routes).items():
+            since = next((route.options.since for _, route in sharing if route.options.since), None)
+            if since is not None:
+                found[subscription] = since
+    return found
+
+
+def check_since(routes: Sequence[CompiledRoute], attached: CompiledRoute | None = None) -> None:
+    """Check that the past of each subscription is for all its routes.
+
+    A publisher sends the past of a subscription once, so all routes that share a subscription must agree. A route that
+    is attached without ``since`` may share any subscription, and receives the messages from then on.
+
+    Args:
+        routes: The routes of an app.
+        attached: One of the routes, if it is attached while the app runs. Only this route is then checked.
+
+    Raises:
+        UsageError: A route with ``since`` shares its subscription with a route that differs. An attached route with
+            ``since`` shares its subscription with any other route.
+    """
+    if not any(route.options.since for route in (routes if attached is None else (attached,))):
+        return
+    for sharing in _by_subscription(routes).values():
+        for (one, route), (two, other) in product(sharing, sharing):
+            if attached is None and route.options.since not in (None, other.options.since):
+                remedy = "the same since= for both; patterns that begin differently"
+            elif route is attached and other is not attached:
+                remedy = "a pattern that begins differently; no since= for the attached handler"
+            else:
+                continue
+            raise UsageError(
+                f"{route.name} ({route.route.where}) has since= for {one.text!r}, but {other.name} "
+                f"({other.route.where}) receives {two.text!r}. Both share one subscription, whose past a publisher "
+                f"sends once. Fix one of: {remedy}"
+            )
+
+
+def _by_subscription(routes: Sequence[CompiledRoute]) -> dict[bytes, list[tuple[Pattern, CompiledRoute]]]:
+    """Return the patterns and their routes by the subscription that they share."""
+    patterns = [(pattern, route) for route in routes for pattern in route.patterns]
+    cover = minimal_cover(pattern.subscription for pattern, _ in patterns)
+    known, lengths = frozenset(cover), sorted({len(each) for each in cover})
+    found: dict[bytes, list[tuple[Pattern, CompiledRoute]]] = {}
+    for pattern, route in patterns:
+        subscription = next(each for length in lengths if (each := pattern.subscription[:length]) in known)
+        found.setdefault(subscription, []).append((pattern, route))
+    return found
+
+
 class Matcher:
     """The patterns of ``routes``, and the ``subscriptions`` that cover the patterns.
 
@@ -54,6 +107,7 @@ class Matcher:
         self.patterns: tuple[Pattern, ...] = tuple(pattern for route in routes for pattern in route.patterns)
         self.subscriptions = minimal_cover(pattern.subscription for pattern in self.patterns)
         self.recovered = recovered_subscriptions(routes)
+        self.since = replayed_subscriptions(routes)
         self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
         self._subscribed = frozenset(self.subscriptions)
         self._lengths = sorted({len(each) for each in self.subscriptions})

@@ -1,4 +1,4 @@
-"""The recovery of an app: between its accounts, routing table and socket.
+"""The recovery and the replay of an app: between accounts, table and socket.
 
 The rules of recovery are in `zroute.receiving.recovery` and `zroute.receiving.recovery_session`. This module connects
 them with one run of an app:
@@ -9,13 +9,16 @@ them with one run of an app:
 - **The session** passes each gap to `missed`, and reports it as a loss only if `missed` returns False, or later if the
   messages stay lost.
 
-An app that recovers nothing has no `Recoveries`, and none of this code runs.
+- **A replay** begins in `joined`, when a publisher has answered the marker. Messages that arrive before are passed to
+  `early`, or to `admit` if they have a number.
+
+An app that recovers and replays nothing has no `Recoveries`, and none of this code runs.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -23,13 +26,14 @@ from typing import Any
 import attrs
 
 from zroute.clock import Clock
-from zroute.messages.recovery import BOX, parse_recovery_answer
+from zroute.messages.recovery import BOX, Since, parse_recovery_answer
 from zroute.messages.topics import Topic
-from zroute.messages.wire import RecoveredFrame
+from zroute.messages.wire import RecoveredFrame, ReplayedFrame
 from zroute.receiving.accounts import SubscriptionState
-from zroute.receiving.events import Event, Gap
+from zroute.receiving.events import Event, Gap, LostPast, UnknownLoss
 from zroute.receiving.recovery import Ready, StreamRecovery
 from zroute.receiving.recovery_session import Admit, RecoverySession, Verdict
+from zroute.receiving.replay import PastLoss
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 
@@ -42,15 +46,17 @@ class RecoveryCalls:
 
     Attributes:
         admit: The method of the tracker that records a message.
+        account: Returns the account of a subscription at a publisher.
         request: Sends a request: a subscription that is withdrawn at once.
         tell: Handles events that precede a message.
         lost: Reports a gap whose messages stay lost.
         moved: Makes the table look up the accounts of its next messages again.
-        whole: Called when the last recovery has ended.
+        whole: Called when the last recovery has ended, or a replay.
         named: Returns the name of a publisher for log lines.
     """
 
     admit: Admit
+    account: Callable[[int, bytes], SubscriptionState | None]
     request: Callable[[bytes], object]
     tell: Callable[[list[Event]], object]
     lost: Callable[[Gap], object]
@@ -88,10 +94,14 @@ class Recoveries:
         self.box = self._session.box
         self.busy = False
 
-    def change(self, subscriptions: frozenset[bytes]) -> None:
-        """Recover only the messages of these subscriptions from now on."""
-        self._session.subscriptions = subscriptions
-        self._session.change(subscriptions)
+    def change(
+        self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
+    ) -> None:
+        """Recover and replay only the messages of these subscriptions from now on.
+
+        See `RecoverySession.change` for the arguments.
+        """
+        self._session.change(subscriptions, since, replay)
 
     def wants(self, subscription: bytes) -> bool:
         """Return True if the lost messages of a subscription are recovered."""
@@ -107,7 +117,8 @@ class Recoveries:
 
     def active(self, account: Any) -> bool:
         """Return True if the messages of an account must be passed to `admit`."""
-        return self.busy and isinstance(account, SubscriptionState) and self._session.active(account)
+        recovers = self.busy or self._session.since
+        return bool(recovers and isinstance(account, SubscriptionState) and self._session.active(account))
 
     def admit(self, account: Any, number: int, many: int, raw: Any) -> Verdict:
         """Record a message, and return what the table must do with it.
@@ -115,6 +126,10 @@ class Recoveries:
         A loss before the message is reported first. The arguments are those of `zroute.transport.Accounts.admit`, and
         ``raw`` contains the frames of the message.
         """
+        if not account.expected:
+            return self.early(account, number, many, raw)
+        if account.prefix in self._session.since:
+            self._begin(account)
         was_active = self.active(account)
         verdict, loss = self._session.admit(
             self._calls.admit, account, number, many, raw, _size(raw), self._clock.seconds()
@@ -124,6 +139,26 @@ class Recoveries:
         if verdict is Verdict.HELD and not was_active:
             self._hold(account.publisher, account.prefix)
         return verdict
+
+    def early(self, account: Any, number: int, many: int, raw: Any) -> Verdict:
+        """Record a message that was not counted, or arrived before the join.
+
+        The arguments are those of `admit`.
+        """
+        verdict = self._session.early(account, number, many, raw, _size(raw), self._clock.seconds())
+        if verdict is Verdict.HELD:
+            self.busy = True
+        return verdict
+
+    def _begin(self, account: SubscriptionState) -> None:
+        """Begin the replay of a stream, unless it has begun."""
+        if account.expected <= 0 or self._closed or not self._session.awaits(account):
+            return
+        dropped, losses = self._session.begin(self._calls.admit, account, self._clock.seconds())
+        self._stats.received += dropped
+        self._stats.duplicate += dropped
+        self._calls.tell(losses)
+        self.busy = True
 
     def wait(self, account: Any, raw: Any) -> bool:
         """Return True if a kept message waits until its stream has recovered."""
@@ -143,7 +178,10 @@ class Recoveries:
         """
         if topic == self.box and self.busy:
             self._session.answer(
-                epoch, parse_recovery_answer(body), self._clock.seconds(), lambda frame: RecoveredFrame.of(frame, raw)
+                epoch,
+                parse_recovery_answer(body),
+                self._clock.seconds(),
+                lambda frame, replayed: (ReplayedFrame if replayed else RecoveredFrame).of(frame, raw),
             )
 
     def take(self, many: int | None = None) -> Iterator[Ready | Callable[[], None]]:
@@ -152,10 +190,15 @@ class Recoveries:
         A loss is a function that reports it. Call it in its place, after the messages before it were delivered.
         """
         for key, stream, ready in islice(self._session.ready(), many):
+            if isinstance(ready, PastLoss):
+                yield partial(self._lost_past, key, ready)
+                continue
             if ready.arrival is None:
                 yield partial(self._lost, key, stream, ready)
                 continue
-            if isinstance(ready.arrival.frame, RecoveredFrame):
+            if isinstance(ready.arrival.frame, ReplayedFrame):
+                self._stats.replayed += ready.last - ready.first + 1
+            elif isinstance(ready.arrival.frame, RecoveredFrame):
                 self._stats.recovered += ready.last - ready.first + 1
             yield ready
 
@@ -167,7 +210,7 @@ class Recoveries:
         if not self._closed:
             self._session.ask(self._clock.seconds())
         self.busy = self._session.is_active
-        if not self.busy:
+        if self._session.settle() or not self.busy:
             self._calls.whole()
 
     def _hold(self, epoch: int, subscription: bytes) -> None:
@@ -184,6 +227,13 @@ class Recoveries:
         recovered, stream.told = stream.recovered - stream.told, stream.recovered
         self._calls.lost(Gap(subscription, epoch, ready.first, ready.last, recovered))
 
+    def _lost_past(self, key: tuple[int, bytes], loss: PastLoss) -> None:
+        epoch, subscription = key
+        if loss.lost is None:
+            self._calls.tell([UnknownLoss(epoch, (subscription,), "did not send its earlier messages")])
+        else:
+            self._calls.tell([LostPast(epoch, subscription, loss.lost, loss.total)])
+
     # -- events, for the session
 
     def missed(self, gap: Gap) -> bool:
@@ -197,8 +247,19 @@ class Recoveries:
         """Record whether a publisher has a history."""
         self._session.stated(epoch, history=history)
 
+    def joined(self, epoch: int) -> None:
+        """Begin the replays of a publisher whose accounts have begun."""
+        for prefix in self._session.awaited(epoch):
+            account = self._calls.account(epoch, prefix)
+            if account is not None:
+                self._begin(account)
+
+    def replays(self, epoch: int) -> bool:
+        """Return True until the past, and what waited for it, has been delivered."""
+        return self._session.replays(epoch)
+
     def recovers(self, epoch: int) -> bool:
-        """Return True while messages of a publisher are missing."""
+        """Return True while messages of a publisher are missing, or its past."""
         return self._session.recovers(epoch)
 
     def end(self, epoch: int) -> None:

@@ -23,6 +23,10 @@ not available       ignored                        lost                         
 end of the stream   nothing                        everything missing is lost     nothing
 =================== ============================== ============================== ===========================
 
+**Replay.** With ``since``, a stream begins with a `zroute.receiving.replay.Replay`. Nothing is released until the past
+has been delivered. Meanwhile, gaps and messages without room are missing. This also holds for a stream that otherwise
+does not recover, because the history contains these messages.
+
 **Asking.** A stream has at most one open request. It asks when everything that has arrived was read and delivered: a
 slow subscriber therefore does not ask for more than it can handle. A request whose answer does not arrive is repeated
 `TRIES` times in all.
@@ -50,6 +54,7 @@ import attrs
 
 from zroute.clock import TICK
 from zroute.messages.recovery import Range
+from zroute.receiving.replay import TRY_SECONDS, Early, PastLoss, Replay
 
 __all__ = [
     "HELD_BYTES",
@@ -58,7 +63,6 @@ __all__ = [
     "RANGES_MAX",
     "REST_MAX",
     "TRIES",
-    "TRY_SECONDS",
     "WHOLE_SECONDS",
     "Arrival",
     "Hold",
@@ -70,9 +74,6 @@ __all__ = [
 HELD_MESSAGES = 50_000
 HELD_BYTES = 64 << 20
 """The maximum number and size of held messages of an app. Further messages are missing, and recovered later."""
-
-TRY_SECONDS = 0.5
-"""The time in seconds after which a request without an answer is repeated."""
 
 TRIES = 4
 """The number of requests without an answer after which a stream gives up."""
@@ -234,12 +235,16 @@ class StreamRecovery:
         asked: True while a request is open.
         told: The part of `recovered` that reports of losses have included.
         logged: The part of `recovered` that the log has included.
+        replay: The replay that precedes the messages of the stream, or None.
+        catches_up: True from the beginning of a replay until everything that waited for it was delivered.
     """
 
     def __init__(self, hold: Hold) -> None:
-        self.ready: deque[Ready] = deque()
+        self.ready: deque[Ready | PastLoss] = deque()
         self.missing = NumberRanges()
         self.recovered = self.told = self.logged = 0
+        self.replay: Replay | None = None
+        self.catches_up = False
         self._hold = hold
         self._held: list[tuple[int, int, Ready]] = []
         self._order = 0
@@ -260,7 +265,7 @@ class StreamRecovery:
     @property
     def active(self) -> bool:
         """True if messages of the stream must pass through this object."""
-        return bool(self.ready or self._held or len(self.missing))
+        return bool(self.ready or self._held or len(self.missing) or self.replay)
 
     @property
     def asked(self) -> bool:
@@ -353,23 +358,55 @@ class StreamRecovery:
 
         Losses that follow each other become one.
         """
+        if self.replay is not None:
+            return
         held, first, ready = self._held, self.missing.first, self.ready
         while held and (first is None or held[0][0] < 2 * first):
             key, _, entry = heappop(held)
             if key % 2:
                 self._waiting.popleft()
-            if entry.arrival is None and ready and ready[-1].arrival is None and ready[-1].last == entry.first - 1:
-                entry = Ready(ready.pop().first, entry.last, None)
+            before = ready[-1] if ready else None
+            if (
+                entry.arrival is None
+                and isinstance(before, Ready)
+                and before.arrival is None
+                and before.last == entry.first - 1
+            ):
+                ready.pop()
+                entry = Ready(before.first, entry.last, None)
                 self._hold.give_back(0)
             ready.append(entry)
         if first is None:
             self._asked_at, self._tries = None, 0
 
-    def pop(self) -> Ready:
+    def pop(self) -> Ready | PastLoss:
         """Remove and return the next entry of `ready`."""
         ready = self.ready.popleft()
-        self._hold.give_back(ready.size)
+        if isinstance(ready, Ready):
+            self._hold.give_back(ready.size)
         return ready
+
+    def deliver(self, many: int, frame: Any, size: int) -> None:
+        """Make a frame ready behind all others: the past, or from before the join."""
+        self._hold.take(size)
+        self.ready.append(Ready(1, many, Arrival(1, many, frame, size), size))
+
+    def release(self, early: Early) -> None:
+        """Make a held message from before the join ready."""
+        self._hold.give_back(early.size)
+        self.deliver(early.many, early.frame, early.size)
+
+    def end_replay(self, loss: PastLoss | None) -> None:
+        """Release what has waited for the replay. ``loss`` is what is lost of the past."""
+        if self.replay is None:
+            return
+        self.replay = None
+        if loss is not None:
+            self.ready.append(loss)
+        last = self.missing.last
+        if last is not None:
+            self._begin_second(self.missing.total, last)
+        self._release()
 
     # -- requests
 
@@ -379,7 +416,7 @@ class StreamRecovery:
         The result is empty if no request is needed now. Call this method when everything that has arrived was read and
         delivered.
         """
-        if self._asked_at is not None or self.ready or not len(self.missing):
+        if self._asked_at is not None or self.ready or self.replay is not None or not len(self.missing):
             return []
         self._asked_at = now
         self._requests.append(number & 0xFFFF)
@@ -436,6 +473,8 @@ class StreamRecovery:
             emptied: True if everything that had arrived was read since the last call.
         """
         previous, self._previous = self._previous, now
+        if self.replay is not None:
+            return
         if not len(self.missing):
             if now < self._rest_until:
                 self._whole_since = now

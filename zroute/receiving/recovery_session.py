@@ -1,7 +1,7 @@
-"""The recoveries of one subscriber: its streams, requests and answers.
+"""The recoveries and replays of one subscriber: streams, requests and answers.
 
-`zroute.receiving.recovery` contains the rules for a single stream. Like the tracker, this module does no I/O; requests
-are passed to a function.
+`zroute.receiving.recovery` contains the rules for a single stream, and `zroute.receiving.replay` those for its past.
+Like the tracker, this module does no I/O; requests are passed to a function.
 
 A stream can recover if its publisher has a history, which the flag of its statements shows. The tracker still finds all
 gaps and duplicates. `RecoverySession.admit` asks the tracker, and passes its findings to the recovery of the stream.
@@ -9,17 +9,36 @@ gaps and duplicates. `RecoverySession.admit` asks the tracker, and passes its fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from enum import Enum
 from typing import Any, Protocol
 
-from zroute.messages.recovery import RecoveryAnswer, checked_numbers, pack_box, pack_recovery_request
+from zroute.errors import EnvelopeError
+from zroute.messages.recovery import (
+    RecoveryAnswer,
+    Since,
+    checked_numbers,
+    checked_past,
+    pack_box,
+    pack_past_request,
+    pack_recovery_request,
+)
 from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import DUPLICATE, Duplicate, Event, Gap, UnknownLoss
 from zroute.receiving.recovery import Arrival, Hold, Ready, StreamRecovery
+from zroute.receiving.replay import Early, PastLoss, Replay
 from zroute.receiving.tracker import PUBLISHERS_MAX
 
-__all__ = ["Admit", "RecoverySession", "Verdict"]
+__all__ = ["ASKED_PASTS", "Admit", "RecoverySession", "Verdict"]
+
+ASKED_PASTS = 16
+"""The maximum number of open requests for the past at one publisher. A publisher limits waiting requests."""
+
+_SETTLED_MAX = 100_000
+"""The number of streams for which a session remembers that their past was asked for, or can't be asked for."""
+
+_Key = tuple[int, bytes]
 
 
 class Verdict(Enum):
@@ -49,17 +68,20 @@ class RecoverySession:
         box: The topic of answers to this subscriber.
         requests: The number of requests that were sent.
         subscriptions: The subscriptions whose messages are recovered; None for all.
+        since: The subscriptions with a past, and its beginning.
     """
 
     def __init__(self, subscriber: int, send: Callable[[bytes], object], hold: Hold | None = None) -> None:
         self.box = pack_box(subscriber)
         self.requests = 0
         self.subscriptions: Container[bytes] | None = None
+        self.since: Mapping[bytes, Since] = {}
         self._subscriber = subscriber
         self._send = send
         self._hold = hold or Hold()
         self._publishers: set[int] = set()  # with a history
-        self._streams: dict[tuple[int, bytes], StreamRecovery] = {}
+        self._streams: dict[_Key, StreamRecovery] = {}
+        self._settled: dict[_Key, None] = {}  # streams that need no replay any more
 
     # -- publishers
 
@@ -71,34 +93,134 @@ class RecoverySession:
             self._publishers.add(epoch)
         else:
             self.end(epoch)
+            for prefix in self.since:
+                self._settle((epoch, prefix))
 
     def end(self, epoch: int) -> None:
         """Give up all recoveries from a publisher, which has ended."""
         self._publishers.discard(epoch)
         for (publisher, _), stream in self._streams.items():
             if publisher == epoch:
-                stream.end()
+                _end(stream)
 
     def end_stream(self, epoch: int, prefix: bytes) -> None:
         """Give up the recovery of one subscription at a publisher."""
         if (stream := self._streams.get((epoch, prefix))) is not None:
-            stream.end()
+            _end(stream)
 
-    def change(self, subscriptions: Iterable[bytes]) -> None:
-        """Give up the recoveries of all subscriptions that are not in ``subscriptions``."""
-        kept = frozenset(subscriptions)
+    def change(
+        self, subscriptions: Collection[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
+    ) -> None:
+        """Set the subscriptions to recover, and those with a past.
+
+        The recoveries of all other subscriptions are given up.
+
+        Args:
+            subscriptions: The subscriptions whose lost messages are recovered.
+            since: The subscriptions with a past. All publishers that join from now on are asked for it.
+            replay: The subscriptions whose past the known publishers are asked for, too.
+        """
+        before, self.since, self.subscriptions = self.since, since, subscriptions
         for (_, prefix), stream in self._streams.items():
-            if prefix not in kept:
-                stream.end()
+            if prefix not in subscriptions and prefix not in since:
+                # A handler that was closed does not lose its past, but one whose subscription has become wider does.
+                shared = any(prefix.startswith(each) or each.startswith(prefix) for each in since)
+                _end(stream, lose=shared)
+        for key in [key for key in self._settled if key[1] not in since or key[1] in replay]:
+            del self._settled[key]
+        for prefix in since:
+            if prefix not in before and prefix not in replay:
+                for epoch in self._publishers:
+                    self._settle((epoch, prefix))
 
     def close(self) -> None:
         """Give up all recoveries, because the app stops."""
         for stream in self._streams.values():
-            stream.end()
+            _end(stream)
 
     def recovers(self, epoch: int) -> bool:
-        """Return True while messages of a publisher are missing."""
-        return any(publisher == epoch and len(each.missing) for (publisher, _), each in self._streams.items())
+        """Return True while messages of a publisher are missing, or its past."""
+        return any(
+            publisher == epoch and (len(each.missing) or (each.replay is not None and each.replay.upto is not None))
+            for (publisher, _), each in self._streams.items()
+        )
+
+    # -- the past
+
+    def _settle(self, key: _Key) -> None:
+        """Record that the past of a stream need not be asked for any more."""
+        if len(self._settled) >= _SETTLED_MAX and key not in self._settled:
+            del self._settled[next(iter(self._settled))]
+        self._settled[key] = None
+
+    def _awaits(self, key: _Key) -> bool:
+        """Return True if the past must be asked for when the publisher has joined."""
+        return key[1] in self.since and key not in self._settled
+
+    def replays(self, epoch: int) -> bool:
+        """Return True until the past of all subscriptions was delivered."""
+        return any(publisher == epoch and each.catches_up for (publisher, _), each in self._streams.items())
+
+    def settle(self) -> bool:
+        """Return True if a replay, and what waited for it, has been delivered.
+
+        Call this method when nothing is ready any more.
+        """
+        caught_up = [key for key, each in self._streams.items() if each.catches_up and not each.active]
+        for key in caught_up:
+            self._streams[key].catches_up = False
+            if self.subscriptions is not None and key[1] not in self.subscriptions:
+                del self._streams[key]
+        return bool(caught_up)
+
+    def awaits(self, account: SubscriptionState) -> bool:
+        """Return True if the replay must begin as soon as the account has begun."""
+        return self._awaits((account.publisher, account.prefix))
+
+    def awaited(self, epoch: int) -> list[bytes]:
+        """Return the subscriptions whose past a publisher must be asked for."""
+        return [prefix for prefix in self.since if (epoch, prefix) not in self._settled]
+
+    def _replay(self, key: _Key, now: float) -> tuple[StreamRecovery, Replay]:
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = StreamRecovery(self._hold)
+        if stream.replay is None:
+            stream.replay = Replay(self.since[key[1]], now)
+        return stream, stream.replay
+
+    def begin(self, admit: Admit, account: SubscriptionState, now: float) -> tuple[int, list[Event]]:
+        """Begin the replay of a stream whose account has begun.
+
+        Return how many messages from before the join are dropped, because they are in the past, and the losses to
+        report.
+        """
+        key = account.publisher, account.prefix
+        self._settle(key)
+        stream, replay = self._replay(key, now)
+        stream.catches_up = True
+        replay.upto = account.expected - 1
+        early, replay.early = replay.early, type(replay.early)()
+        dropped, events = 0, list[Event]()
+        for each in early:
+            self._hold.give_back(each.size)
+            if each.number <= replay.upto:
+                dropped += each.many
+                continue
+            # It came over a faster path than the statement.
+            verdict, loss = self.admit(admit, account, each.number, each.many, each.frame, each.size, now)
+            dropped += each.many if verdict is Verdict.DUPLICATE else 0
+            events += [] if loss is None else [loss]
+        return dropped, events
+
+    def _early(self, key: _Key, early: Early, now: float) -> Verdict:
+        """Hold a message from before the join, or drop it: the past contains it."""
+        _, replay = self._replay(key, now)
+        if replay.upto is not None or not self._hold.has_room(early.size):
+            return Verdict.DUPLICATE
+        self._hold.take(early.size)
+        replay.early.append(early)
+        return Verdict.HELD
 
     # -- messages
 
@@ -116,8 +238,20 @@ class RecoverySession:
 
         Its messages must then be passed to `admit`.
         """
-        stream = self._streams.get((account.publisher, account.prefix))
-        return stream is not None and stream.active
+        key = account.publisher, account.prefix
+        stream = self._streams.get(key)
+        return (stream is not None and stream.active) or self._awaits(key)
+
+    def early(self, account: SubscriptionState, number: int, many: int, frame: Any, size: int, now: float) -> Verdict:
+        """Record a message that is not counted, or that arrived before the join.
+
+        See `admit` for the arguments.
+        """
+        key = account.publisher, account.prefix
+        stream = self._streams.get(key)
+        if (stream is not None and stream.replay is not None) or self._awaits(key):
+            return self._early(key, Early(number, many, frame, size), now)
+        return Verdict.DELIVER
 
     def admit(
         self, admit: Admit, account: SubscriptionState, number: int, many: int, frame: Any, size: int, now: float
@@ -158,11 +292,12 @@ class RecoverySession:
 
         Otherwise they are lost, and the caller must report them.
         """
-        wanted = self.subscriptions is None or gap.subscription in self.subscriptions
-        if gap.epoch not in self._publishers or not wanted:
-            return False
         key = gap.epoch, gap.subscription
         stream = self._streams.get(key)
+        wanted = self.subscriptions is None or gap.subscription in self.subscriptions
+        wanted = wanted or (stream is not None and stream.catches_up and stream.active)
+        if gap.epoch not in self._publishers or not wanted:
+            return False
         if stream is None:
             stream = self._streams[key] = StreamRecovery(self._hold)
         return stream.miss(gap.first, gap.last, now)
@@ -178,7 +313,7 @@ class RecoverySession:
         stream.wait(account.expected - 1, frame, size)
         return True
 
-    def ready(self) -> Iterator[tuple[tuple[int, bytes], StreamRecovery, Ready]]:
+    def ready(self) -> Iterator[tuple[tuple[int, bytes], StreamRecovery, Ready | PastLoss]]:
         """Yield what must be delivered or reported now.
 
         Each entry comes with its stream, and the epoch and prefix of the stream. The order is kept within each stream.
@@ -195,37 +330,105 @@ class RecoverySession:
 
         Call this method when everything that has arrived was read, and all that was ready was delivered.
         """
+        asked: Counter[int] | None = None  # the open requests for the past, by publisher
         for (epoch, prefix), stream in self._streams.items():
+            if stream.replay is not None:
+                if asked is None:
+                    asked = Counter(key[0] for key, each in self._streams.items() if each.replay and each.replay.asked)
+                if stream.ready or asked[epoch] >= ASKED_PASTS:
+                    continue
+                past = stream.replay.ask(self.requests + 1, now)
+                if past is not None:
+                    self.requests += 1
+                    asked[epoch] += 1
+                    self._send(pack_past_request(self._subscriber, self.requests, epoch, prefix, past))
+                continue
             ranges = stream.ask(self.requests + 1, now)
             if ranges:
                 self.requests += 1
                 self._send(pack_recovery_request(self._subscriber, self.requests, epoch, prefix, ranges)[0])
 
     def answer(
-        self, epoch: int, answer: RecoveryAnswer, now: float, marked: Callable[[bytes], Any] = lambda frame: frame
+        self,
+        epoch: int,
+        answer: RecoveryAnswer,
+        now: float,
+        marked: Callable[[bytes, bool], Any] = lambda frame, replayed: frame,
     ) -> None:
         """Process a frame of an answer from the publisher ``epoch``.
 
-        ``marked`` returns the object to deliver for a frame.
+        ``marked`` returns the object to deliver for a frame; its second argument is True for a message of the past.
 
         Raises EnvelopeError if it contains anything but messages of this publisher and the subscription.
         """
         stream = self._streams.get((epoch, answer.prefix))
         if stream is None:
             return
+        if answer.past is not None:
+            self._replayed(stream, epoch, answer, marked)
+            return
         arrivals = []
         for number, frame in answer.messages:
             first, last = checked_numbers(number, frame, epoch, answer.prefix)
-            arrivals.append(Arrival(first, last, marked(frame), len(frame)))
+            arrivals.append(Arrival(first, last, marked(frame, False), len(frame)))
         stream.answer(answer.number, arrivals, answer.gone, last=answer.last, refused=answer.refused, now=now)
+
+    @staticmethod
+    def _replayed(
+        stream: StreamRecovery, epoch: int, answer: RecoveryAnswer, marked: Callable[[bytes, bool], Any]
+    ) -> None:
+        replay, past = stream.replay, answer.past
+        if replay is None or replay.upto is None or past is None:
+            return
+        found = [
+            (position, checked_past(frame, epoch, answer.prefix, replay.upto)) for position, frame in answer.messages
+        ]
+        if answer.gone or (found and found[0][0] < past.position):
+            raise EnvelopeError("an answer about the past with entries that do not follow its position")
+        if answer.refused:
+            if replay.is_answer(answer.number, past):
+                stream.end_replay(replay.loss)
+            return
+        for each in replay.answer(answer.number, past, found, last=answer.last, more=answer.more):
+            if each is None:
+                stream.end_replay(None)
+            elif isinstance(each, PastLoss):
+                stream.ready.append(each)
+            else:
+                frame = answer.messages[each][1]
+                stream.deliver(found[each][1], marked(frame, True), len(frame))
 
     def tick(self, now: float, *, emptied: bool) -> None:
         """Judge the progress of all streams, and forget those that have ended.
 
         See `StreamRecovery.tick` for the arguments.
         """
-        for stream in self._streams.values():
+        for key, stream in self._streams.items():
             stream.tick(now, emptied=emptied)
+            if stream.replay is not None and not stream.replay.tick(now, emptied=emptied):
+                self._settle(key)
+                _end_replay(stream)
         ended = [key for key, each in self._streams.items() if key[0] not in self._publishers and not each.active]
         for key in ended:
             del self._streams[key]
+
+
+def _end(stream: StreamRecovery, *, lose: bool = True) -> None:
+    """Give up the recovery and the replay of a stream.
+
+    The past counts as lost if ``lose`` is True.
+    """
+    _end_replay(stream, lose=lose)
+    stream.end()
+
+
+def _end_replay(stream: StreamRecovery, *, lose: bool = True) -> None:
+    replay = stream.replay
+    if replay is None:
+        return
+    stream.catches_up = True
+    early, loss = replay.early, replay.loss if lose and replay.upto is not None else None
+    replay.early = type(early)()
+    for each in early:
+        stream.release(each)
+    stream.end_replay(loss)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from math import nextafter
 from typing import Any, ClassVar, Protocol
 
@@ -32,7 +32,7 @@ from zroute.messages.control import (
     parse_marker,
     parse_statement,
 )
-from zroute.messages.recovery import BOX
+from zroute.messages.recovery import BOX, Since
 from zroute.messages.snapshots import parse_snapshot_end
 from zroute.messages.topics import Topic
 from zroute.messages.wire import Header, Kind, snapshot_number
@@ -46,6 +46,7 @@ from zroute.receiving.events import (
     Gap,
     Joined,
     LostKept,
+    LostPast,
     Missing,
     Namesake,
     Overdue,
@@ -367,22 +368,25 @@ class SubscriberSession(AccountsSession):
         self._stats.epochs = self._tracker.epochs
         return account
 
-    def recover(self, subscriptions: frozenset[bytes]) -> Recoveries | None:
-        """Recover the lost messages of subscriptions; see `zroute.transport.Accounts`."""
-        if subscriptions and self._recoveries is None:
+    def recover(
+        self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
+    ) -> Recoveries | None:
+        """Recover lost messages, and replay the past; see `zroute.transport.Accounts`."""
+        if (subscriptions or since) and self._recoveries is None:
             calls = RecoveryCalls(
                 admit=self._tracker.admit,
+                account=self._tracker.stream,
                 request=self._request,
                 tell=self._tell,
                 lost=self._stays_lost,
                 moved=lambda: self.moved(),
-                whole=self._confirm,
+                whole=self._whole,
                 named=self.named,
             )
             given = self._id, self._clock, self._stats, calls, self._name, self._reports
             self._recoveries = Recoveries(*given)
         if self._recoveries is not None:
-            self._recoveries.change(subscriptions)
+            self._recoveries.change(subscriptions, since, replay)
         return self._recoveries
 
     def recovers_losses(self, subscription: bytes) -> bool:
@@ -446,9 +450,10 @@ class SubscriberSession(AccountsSession):
     def given(self) -> int:
         """The number of `complete` publishers that have sent their whole state.
 
-        The state consists of kept messages and snapshots.
+        The state consists of kept messages, snapshots and the past.
         """
-        return sum(not self.snapshots.awaits(epoch) for epoch in self._tracker.gave)
+        replays = self._recoveries.replays if self._recoveries is not None else lambda epoch: False
+        return sum(not (self.snapshots.awaits(epoch) or replays(epoch)) for epoch in self._tracker.gave)
 
     def untracked(self, topic: bytes) -> None:
         """Log the first message that arrives without a tracked header."""
@@ -477,7 +482,11 @@ class SubscriberSession(AccountsSession):
                 self.snapshots.stated(header.epoch, snapshots=statement.snapshots)
                 if self._recoveries is not None:
                     self._recoveries.stated(header.epoch, history=statement.history)
-            self._tell(self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye, link=link))
+            events = self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye, link=link)
+            # Before `ready` hears of the join, because `ready(state=True)` waits for the past.
+            if self._recoveries is not None and statement.history:
+                self._recoveries.joined(header.epoch)
+            self._tell(events)
             self._mender.answered(header.epoch, topic)
 
     # -- events of the tracker ----------------------------------------------------------------------------
@@ -622,6 +631,15 @@ class SubscriberSession(AccountsSession):
             self._past.append((self._clock.seconds() + _STANDING, pack_farewell(self._id, event.publisher)))
             self._subscribe()
 
+    def _lost_past(self, event: LostPast) -> None:
+        self._stats.lost += event.count
+        self._found(event)
+
+    def _whole(self) -> None:
+        """Handle the end of recoveries, for which goodbyes and `ready` wait."""
+        self._confirm()
+        self._serve()
+
     def _confirm(self) -> None:
         """Confirm the goodbyes of publishers whose messages are no longer missing."""
         for epoch, event in tuple(self._unconfirmed.items()):
@@ -675,6 +693,7 @@ class SubscriberSession(AccountsSession):
         LostKept: _lost_kept,
         UnknownLoss: _unknown_loss,
         Restarted: _restarted,
+        LostPast: _lost_past,
         Joined: _joined,
         Missing: _missing,
         Namesake: _namesake,
@@ -693,7 +712,7 @@ class SubscriberSession(AccountsSession):
             return False
         if number is not None:
             return (self.given if state else len(self.complete)) >= number
-        if state and (self._tracker.giving or self._recovers or any(map(self.snapshots.awaits, self._tracker.gave))):
+        if state and (self._recovers or self.given < len(self.complete)):
             return False
         if not self._subscriptions:
             return True

@@ -37,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from struct import Struct
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import attrs
 
@@ -123,6 +123,18 @@ class _Parts:
     multipart: dict[bytes, None] = attrs.field(factory=dict)
 
 
+class Change(NamedTuple):
+    """The replacement of a table.
+
+    Attributes:
+        before: The table that is replaced.
+        attached: The new route, if there is one. Publishers that have already joined are asked for its past.
+    """
+
+    before: RouteTable
+    attached: CompiledRoute | None
+
+
 class RouteTable:
     """The routes of an app in compiled form.
 
@@ -137,7 +149,7 @@ class RouteTable:
         stats: The counters of the app.
         outcomes: Called with results, errors and refused messages.
         accounts: The accounts of received numbers.
-        before: The table that this table replaces, whose unfinished messages it continues.
+        change: The table that this table replaces, whose unfinished messages it continues.
     """
 
     def __init__(
@@ -150,8 +162,9 @@ class RouteTable:
         stats: Stats,
         outcomes: DispatchCallbacks,
         accounts: Accounts,
-        before: RouteTable | None = None,
+        change: Change | None = None,
     ) -> None:
+        before, attached = (None, None) if change is None else (change.before, change.attached)
         self.routes = tuple(routes)
         self._matcher = Matcher(self.routes, only_first=dispatch == "most_specific")
         self.patterns, self.subscriptions = self._matcher.patterns, self._matcher.subscriptions
@@ -164,7 +177,11 @@ class RouteTable:
         self._stats = stats
         self._outcomes = outcomes
         self._accounts = accounts
-        self._recovery: Recoveries | None = accounts.recover(self._matcher.recovered)
+        matcher, past = self._matcher, frozenset[bytes]()
+        if matcher.since and (before is None or attached is not None):
+            routes_with_past = self.routes if attached is None else (attached,)
+            past = frozenset(each.subscription for route in routes_with_past for each in route.patterns)
+        self._recovery: Recoveries | None = accounts.recover(matcher.recovered, matcher.since, past)
         self._parts: _Parts = _Parts() if before is None else before._parts
         self._unpacked: Remainder = Remainder() if before is None else before._unpacked
         self._latest: Latest = Latest() if before is None else before._latest
@@ -188,10 +205,12 @@ class RouteTable:
             self.receive = partial(self._and_release, self.receive)  # type: ignore[method-assign]
             self.receive_stated = self._receive_stated_and_release  # type: ignore[method-assign]
 
-    def changed(self, routes: Sequence[CompiledRoute], codecs: Codecs) -> RouteTable:
+    def changed(
+        self, routes: Sequence[CompiledRoute], codecs: Codecs, attached: CompiledRoute | None = None
+    ) -> RouteTable:
         """Return a table with other routes, which replaces this table.
 
-        This table stops reading after the current message.
+        This table stops reading after the current message. ``attached`` is the new route, if there is one.
         """
         table = RouteTable(
             routes,
@@ -201,7 +220,7 @@ class RouteTable:
             stats=self._stats,
             outcomes=self._outcomes,
             accounts=self._accounts,
-            before=self,
+            change=Change(self, attached),
         )
         self.hold()
         return table
@@ -601,14 +620,16 @@ class RouteTable:
         ours, further = counters[0][0] == length, len(counters) - 1
         # The loop can deliver frames with this head if the position of our counter is known.
         named = ours or not further or any(span == length for span, _ in counters)
-        if named and len(body) <= LARGE_FRAME and not self._is_held(account):
+        held = self._is_held(account)
+        if named and len(body) <= LARGE_FRAME and not held:
             has_headers = header.size > HEADER_SIZE + COUNTER.size * further
             # The counters precede the headers on the wire, so the closure that skips the counters is the outer one.
             short = self._past_headers(deliver) if has_headers else deliver
             short = self._past_counters(header, length, account, short) if further else short
             # The loop compares only the first counter. If ours is a further one, the closure compares it.
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short, self._admit)
-        if not counters[0][1] or self._admit(account, header.number(length), raw):
+        admitted = self._admit_early(account, raw, held=held) if not counters[0][1] else None
+        if admitted or (admitted is None and self._admit(account, header.number(length), raw)):
             self._check_size(body)
             self._deliver(deliver, body, raw)
 
@@ -705,17 +726,30 @@ class RouteTable:
             account.expected = number + many
             return True
         if self._recovery is not None:
-            verdict = self._recovery.admit(account, number, many, raw)
-            if verdict is Verdict.HELD:
-                self._stats.received -= 1  # each of its messages counts as received when it is delivered
-                return False
-            admitted = verdict is Verdict.DELIVER
-        else:
-            admitted = self._accounts.admit(account, number, many)
-        if not admitted:
+            return self._is_admitted(self._recovery.admit(account, number, many, raw), many)
+        admitted = self._accounts.admit(account, number, many)
+        return self._is_admitted(Verdict.DELIVER if admitted else Verdict.DUPLICATE, many)
+
+    def _admit_early(self, account: Any, raw: RawFrames, many: int = 1, *, held: bool) -> bool:
+        """Return True if a message that was not counted must be delivered now.
+
+        Otherwise it waits for the join of its publisher, which may replay it. ``held`` is the result of `_is_held`.
+        """
+        if not held or self._recovery is None:
+            return True
+        return self._is_admitted(self._recovery.early(account, 0, many, raw), many)
+
+    def _is_admitted(self, verdict: Verdict, many: int) -> bool:
+        """Return True if a frame must be delivered now; otherwise correct the counters.
+
+        The caller counts the frame as one received message.
+        """
+        if verdict is Verdict.HELD:
+            self._stats.received -= 1  # each of its messages counts as received when it is delivered
+        elif verdict is Verdict.DUPLICATE:
             self._stats.duplicate += many
-            self._stats.received += many - 1  # the caller counts the frame as one message
-        return admitted
+            self._stats.received += many - 1
+        return verdict is Verdict.DELIVER
 
     def _is_held(self, account: Any) -> bool:
         """Return True if a recovery holds the messages of an account."""
@@ -729,11 +763,16 @@ class RouteTable:
         account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
         short = header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME
-        if short and not self._is_held(account):
+        held = self._is_held(account)
+        if short and not held:
             unpacking = self._unpacking(entry, header, account)
             self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking, self._admit)
         coalesced = parse_coalesced(header.codec, body)
-        if header.sequence and not self._admit(account, header.number(length), raw, coalesced.many):
+        if not header.sequence:
+            admitted = self._admit_early(account, raw, coalesced.many, held=held)
+        else:
+            admitted = self._admit(account, header.number(length), raw, coalesced.many)
+        if not admitted:
             return
         if header.keeps:
             self._latest.note(header.epoch, topic, fixed)
@@ -801,7 +840,7 @@ class RouteTable:
         """Return the frames that the messages of a coalesced frame would have alone."""
         frames = split_frame(topic, fixed, coalesced.bodies)
         if isinstance(raw, RecoveredFrame):
-            return [RecoveredFrame.of(each, raw) for each in frames]
+            return [type(raw).of(each, raw) for each in frames]
         if not isinstance(raw, bytes | tuple) or isinstance(raw, NamedFrame):
             return [NamedFrame.of(each, peer_of(raw)) for each in frames]
         return list(frames)

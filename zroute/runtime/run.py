@@ -38,16 +38,16 @@ from zroute.messages.frames import Parse
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.planning.compiler import compile_route, known_codecs, refuse_dead, refuse_duplicates, with_recover
-from zroute.planning.plan import CompiledTrigger, Finishing, Plan, check_subjects, recover_on_nats
+from zroute.planning.plan import CompiledTrigger, Finishing, Plan, check_not_on_nats, check_subjects
 from zroute.planning.surrounding import surround
 from zroute.publishing.producers import CompiledProducer, Producers
 from zroute.publishing.publication import Bridge, Emit, Publication, released
 from zroute.publishing.publisher import Publisher
 from zroute.receiving.attempts import Executor
 from zroute.receiving.dispatch import CompiledRoute
-from zroute.receiving.events import Gap, LostKept, UnknownLoss
+from zroute.receiving.events import Gap, LostKept, LostPast, UnknownLoss
 from zroute.receiving.in_flight import error_of
-from zroute.receiving.matching import recovered_subscriptions
+from zroute.receiving.matching import check_since, recovered_subscriptions
 from zroute.receiving.replying import ReplyResults
 from zroute.receiving.results import Arrivals, Results
 from zroute.receiving.table import RouteTable
@@ -415,10 +415,11 @@ class Run:
         made = attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats))
         refuse_duplicates((*self._table.routes, made), self.plan.dispatch)
         recovered_subscriptions((*self._table.routes, made))
-        if self.ends.nats is not None and made.options.recover:
-            raise recover_on_nats(f"{what} at {route.where}", route.where)
+        check_since((*self._table.routes, made), made)
+        if self.ends.nats is not None:
+            check_not_on_nats(made, f"{what} at {route.where}", route.where)
         self._make_room((made,))
-        self._swap((*self._table.routes, made))
+        self._swap((*self._table.routes, made), made)
         return made
 
     def _make_room(self, routes: Iterable[CompiledRoute]) -> None:
@@ -526,10 +527,10 @@ class Run:
             )
         return place
 
-    def _swap(self, routes: Sequence[CompiledRoute]) -> None:
+    def _swap(self, routes: Sequence[CompiledRoute], attached: CompiledRoute | None = None) -> None:
         named = [(one.options.codec, one.route.where) for one in routes if one.options.codec]
         self._codecs = known_codecs(self.plan.parts.codecs, named)
-        self._table = self._table.changed(routes, self._codecs)
+        self._table = self._table.changed(routes, self._codecs, attached)
         # With a limit, the transport's function looks up the table at each call.
         if self._limit is None:
             self.transport.use(self._table.receive)
@@ -577,7 +578,7 @@ class Run:
             )
         raise NotReadyError(f"{self.name!r} was not ready within {timeout:g} s: {self.transport.unready(state=state)}")
 
-    def _found(self, found: Gap | UnknownLoss | LostKept) -> None:
+    def _found(self, found: Gap | UnknownLoss | LostKept | LostPast) -> None:
         """Pass a `Gap` to the ``on_gap`` functions; log any other loss.
 
         Without such functions, the `Gap` is logged too.
@@ -594,6 +595,12 @@ class Run:
             text = "%s: lost %d of the messages that %s keeps for new subscribers"
             subject = f"{self.name}: lost kept messages"
             self._reports("kept", subject, logging.WARNING, text, self.name, found.count, publisher)
+            return
+        if isinstance(found, LostPast):
+            text = "%s: lost %d of the %d earlier messages of %r that %s had kept"
+            name = str(Topic.from_wire(found.subscription))
+            facts = self.name, found.count, found.total, name, publisher
+            self._reports("past", f"{self.name}: lost earlier messages", logging.WARNING, text, *facts)
             return
         if not self.plan.hooks.gaps:
             text = "%s: lost %d messages of %r from %s (numbers %d to %d)"

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from zroute.awaiting import as_awaitable, check_loop
 from zroute.declarations.options import ROUTE_DEFAULTS
 from zroute.declarations.routes import make_route
+from zroute.declarations.since import SinceOption
 from zroute.errors import UsageError
 from zroute.messages.codecs import Codec
 from zroute.messages.topics import Pattern
@@ -67,6 +68,7 @@ class Stream(Generic[T]):
         *,
         codec: str | Codec | None,
         queue: int,
+        since: SinceOption | None,
         where: str,
     ) -> None:
         self._running = running
@@ -75,7 +77,7 @@ class Stream(Generic[T]):
         self._record = make_route(
             _feeding(self._offer, schema),
             patterns,
-            ROUTE_DEFAULTS | {"codec": codec, "max_in_flight": 1, "ordered": False, "queue": queue},
+            ROUTE_DEFAULTS | {"codec": codec, "max_in_flight": 1, "ordered": False, "queue": queue, "since": since},
             where,
         )
         self._run: RunningApp | None = None
