@@ -275,7 +275,10 @@ def all_of(number: int, kind: str) -> None: ...
 """
     folder = module(tmp_path, source)
     checked = zroute("check", "quotes", cwd=folder)
-    assert "handlers that recover lost messages 1, histories 1, snapshots 1" in checked.stdout
+    assert (
+        "handlers that recover lost messages 2, handlers with earlier messages 2, histories 1, snapshots 1"
+        in checked.stdout
+    )
     rows = json.loads(zroute("routes", "quotes", "--json", cwd=folder).stdout)["routes"]
     found = {row["pattern"]: row for row in rows}
     assert found["others.{kind}"]["recover"] is True

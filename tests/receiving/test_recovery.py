@@ -40,7 +40,7 @@ from zroute.publishing.counters import Counters
 from zroute.publishing.history import History
 from zroute.publishing.recovery import HistoryAnswers
 from zroute.receiving import recovery
-from zroute.receiving.events import Ended, Gap, Joined, UnknownLoss
+from zroute.receiving.events import Ended, Gap, Joined, UnknownLoss, Verdict
 from zroute.receiving.recovery import (
     REST_MAX,
     TRIES,
@@ -51,7 +51,7 @@ from zroute.receiving.recovery import (
     Ready,
     StreamRecovery,
 )
-from zroute.receiving.recovery_session import RecoverySession, Verdict
+from zroute.receiving.recovery_session import RecoverySession
 from zroute.receiving.tracker import Tracker
 
 SUBSCRIBER = 0xC0FFEE

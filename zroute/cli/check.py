@@ -103,6 +103,7 @@ def _check(
     publications = [outlet.publication for outlet in compiled.outlets]
     features: dict[str, list[object]] = {
         "handlers that recover lost messages": [route.options.recover for route in compiled.routes],
+        "handlers with earlier messages": [route.options.since for route in compiled.routes],
         "histories": [publication.history for publication in publications],
         "snapshots": [publication.snapshot for publication in publications],
     }

@@ -28,6 +28,7 @@ __all__ = [
     "Returned",
     "Silent",
     "UnknownLoss",
+    "Verdict",
 ]
 
 
@@ -216,3 +217,11 @@ Event: TypeAlias = (
     "Gap | UnknownLoss | LostKept | LostPast | Corrected | Joined | Missing | Restarted | Namesake | Ended | Overdue"
     " | Quiet | Silent | Returned"
 )
+
+
+class Verdict(Enum):
+    """What the caller must do with a message of a stream that may recover."""
+
+    DELIVER = "deliver"
+    HELD = "held"
+    DUPLICATE = "duplicate"

@@ -30,9 +30,9 @@ from zroute.messages.recovery import BOX, Since, parse_recovery_answer
 from zroute.messages.topics import Topic
 from zroute.messages.wire import RecoveredFrame, ReplayedFrame
 from zroute.receiving.accounts import SubscriptionState
-from zroute.receiving.events import Event, Gap, LostPast, UnknownLoss
+from zroute.receiving.events import Event, Gap, LostPast, UnknownLoss, Verdict
 from zroute.receiving.recovery import Ready, StreamRecovery
-from zroute.receiving.recovery_session import Admit, RecoverySession, Verdict
+from zroute.receiving.recovery_session import Admit, RecoverySession
 from zroute.receiving.replay import PastLoss
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog

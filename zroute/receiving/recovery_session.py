@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
-from enum import Enum
 from typing import Any, Protocol
 
 from zroute.errors import EnvelopeError
@@ -25,12 +24,12 @@ from zroute.messages.recovery import (
     pack_recovery_request,
 )
 from zroute.receiving.accounts import SubscriptionState
-from zroute.receiving.events import DUPLICATE, Duplicate, Event, Gap, UnknownLoss
+from zroute.receiving.events import DUPLICATE, Duplicate, Event, Gap, UnknownLoss, Verdict
 from zroute.receiving.recovery import Arrival, Hold, Ready, StreamRecovery
 from zroute.receiving.replay import Early, PastLoss, Replay
 from zroute.receiving.tracker import PUBLISHERS_MAX
 
-__all__ = ["ASKED_PASTS", "Admit", "RecoverySession", "Verdict"]
+__all__ = ["ASKED_PASTS", "Admit", "RecoverySession"]
 
 ASKED_PASTS = 16
 """The maximum number of open requests for the past at one publisher. A publisher limits waiting requests."""
@@ -39,14 +38,6 @@ _SETTLED_MAX = 100_000
 """The number of streams for which a session remembers that their past was asked for, or can't be asked for."""
 
 _Key = tuple[int, bytes]
-
-
-class Verdict(Enum):
-    """What the caller must do with a message."""
-
-    DELIVER = "deliver"
-    HELD = "held"
-    DUPLICATE = "duplicate"
 
 
 class Admit(Protocol):

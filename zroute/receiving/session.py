@@ -19,7 +19,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from math import nextafter
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from zroute.clock import TICK, Clock
 from zroute.messages.control import (
@@ -57,10 +57,12 @@ from zroute.receiving.events import (
 )
 from zroute.receiving.hearing import ANSWER_SECONDS
 from zroute.receiving.mending import Mender
-from zroute.receiving.recovering import Recoveries, RecoveryCalls
 from zroute.receiving.snapshots import SnapshotRequests
 from zroute.receiving.tracker import PUBLISHERS_MAX, Tracker
 from zroute.stats import Stats
+
+if TYPE_CHECKING:
+    from zroute.receiving.recovering import Recoveries
 
 __all__ = ["SubscriberSession", "Subscriptions"]
 
@@ -373,6 +375,8 @@ class SubscriberSession(AccountsSession):
     ) -> Recoveries | None:
         """Recover lost messages, and replay the past; see `zroute.transport.Accounts`."""
         if (subscriptions or since) and self._recoveries is None:
+            from zroute.receiving.recovering import Recoveries, RecoveryCalls  # other apps start faster without
+
             calls = RecoveryCalls(
                 admit=self._tracker.admit,
                 account=self._tracker.stream,

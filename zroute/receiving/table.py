@@ -37,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from struct import Struct
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import attrs
 
@@ -76,15 +76,17 @@ from zroute.receiving.dispatch import (
     Deliver,
     DispatchCallbacks,
 )
+from zroute.receiving.events import Verdict
 from zroute.receiving.frames import RawFrames, ZeroCopyFrame, first_part, raw_frames, uncopied, uncopied_body
 from zroute.receiving.latest import Latest
 from zroute.receiving.matching import Matcher
-from zroute.receiving.recovering import Recoveries
-from zroute.receiving.recovery import Ready
-from zroute.receiving.recovery_session import Verdict
 from zroute.receiving.topic_cache import TopicCache, TopicEntry
 from zroute.stats import Stats
 from zroute.transport import Accounts, Receive
+
+if TYPE_CHECKING:  # only an app that recovers imports them
+    from zroute.receiving.recovering import Recoveries
+    from zroute.receiving.recovery import Ready
 
 __all__ = ["Dispatch", "RouteTable"]
 
@@ -374,7 +376,7 @@ class RouteTable:
 
         ``ready`` may also be the report of a loss.
         """
-        if not isinstance(ready, Ready):
+        if callable(ready):
             self._unpacked.rest.append((None, ready))
             return
         arrival = ready.arrival
