@@ -130,6 +130,7 @@ def test_check_and_routes_know_nats(tmp_path: Path) -> None:
 ONLY_ON_ZEROMQ = {
     "foreign": "its publishers send messages of several parts, and topics that are not text",
     "farm": "its jobs need retry= and dead=, which core NATS can't do; FARM below runs without them",
+    "order_book": "publishers on NATS have no snapshots",
     "alarm": "its .tac file passes no address to app.service(), and twistd reads no variable of zroute",
 }
 """Examples that can't run on NATS unchanged, and the reasons."""
@@ -139,6 +140,7 @@ OF_OTHER_THINGS = {
     "test_chaos": "it tests the failures of ZeroMQ; those of NATS are in tests/nats",
     "test_sessions": "it plays the sessions of the documentation, which show ZeroMQ",
     "test_farm": ONLY_ON_ZEROMQ["farm"],
+    "test_order_book": ONLY_ON_ZEROMQ["order_book"],
     "test_twistd": ONLY_ON_ZEROMQ["alarm"],
 }
 """Modules of tests/programs without a test on NATS, and the reasons."""
@@ -173,6 +175,7 @@ def test_each_example_runs_on_nats_or_has_a_reason() -> None:
     ("given", "reason"),
     [
         (["foreign"], "pattern startswith(b'\\xff\\x01') begins inside"),
+        (["order_book:feed"], "has snapshot="),
         (["farm:office"], "has retry= or dead=, but on NATS a job is given to one worker once"),
     ],
 )

@@ -60,6 +60,7 @@ def test_every_example_has_a_session_and_a_page() -> None:
     examples = ROOT / "examples"
     programs = {path.stem for path in examples.glob("*.py")} | {"desk", "alarm"}
     assert {path.name for path in examples.iterdir() if path.is_dir() and path.name != "__pycache__"} == {
+        "cluster",
         "desk",
         "twistd",
     }

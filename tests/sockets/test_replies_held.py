@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import pytest
 import zmq
 from twisted.internet.defer import Deferred
 
 from tests.running import reactor
+from zroute.messages.requests import Kind
 from zroute.options import REPLIES_HELD, REPLIES_HELD_BYTES, REPLIES_HELD_TOTAL
+from zroute.requests.asked import Asked
 from zroute.sockets.requests import _ReplySocket
 from zroute.stats import Stats
+
+
+class Client:
+    """Stands for the request of a client; its replies are its identity and a body."""
+
+    def __init__(self, identity: bytes) -> None:
+        self.identity = identity
+
+    def parts(self, kind: Kind, number: int, body: bytes) -> tuple[bytes, ...]:
+        """Return the parts of a reply."""
+        return self.identity, b"", body
 
 
 class Server(_ReplySocket):
@@ -36,7 +50,7 @@ class Server(_ReplySocket):
 
     def answer(self, client: bytes, body: bytes = b"") -> bool | Deferred[None]:
         """Send a reply, or hold it."""
-        return self.listener.send((client, b"", body))  # type: ignore[return-value]
+        return self.listener.send(cast("Asked", Client(client)), Kind.REPLY, 0, body)
 
     def try_again(self) -> None:
         """Send what is held, before its time."""
