@@ -7,6 +7,7 @@ import gc
 import textwrap
 import warnings
 from collections.abc import AsyncIterator, Generator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -117,6 +118,34 @@ def test_cancelling_a_stepped_coroutine_cancels_what_it_awaits(ends: bool) -> No
     running.cancel()
     assert results == ["cleaned up" if ends else CancelledError]
     assert gate.called
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_stepped_coroutine_has_one_context(cancels: bool) -> None:
+    """A coroutine can reset a context variable after a wait, and does not change it for its caller."""
+    gate: Deferred[None] = Deferred()
+    variable = ContextVar("variable", default="")
+    seen: list[str] = []
+
+    async def handler() -> None:
+        token = variable.set("inside")
+        try:
+            await gate
+        finally:
+            seen.append(variable.get())
+            variable.reset(token)
+            seen.append(variable.get())
+
+    running = stepped(handler(), asyncio_loop=False)
+    assert isinstance(running, Deferred)
+    assert variable.get() == ""
+    results = result_of(running.addErrback(lambda failure: failure.type))
+    if cancels:
+        running.cancel()
+    else:
+        gate.callback(None)
+    assert seen == ["inside", ""]
+    assert results == [CancelledError if cancels else None]
 
 
 def test_the_first_step_knows_that_no_task_runs_it() -> None:

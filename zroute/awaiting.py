@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType, FrameType
 from typing import Any, Generic, TypeVar
@@ -72,26 +73,38 @@ class Ended:
         self.value = value
 
 
-def stepped(awaitable: Awaitable[Any], *, asyncio_loop: bool) -> Deferred[Any] | Ended:
+def stepped(awaitable: Awaitable[Any], context: Context | None = None, *, asyncio_loop: bool) -> Deferred[Any] | Ended:
     """Run an awaitable to its first wait; return a Deferred only if it waits.
 
-    The arguments are those of `as_deferred`. Most ``async`` functions that never wait thus need no Deferred, which
-    takes ten times as long as such a call. A task of asyncio always begins later, so its result is a Deferred.
+    Most ``async`` functions that never wait thus need no Deferred, which takes ten times as long as such a call. A task
+    of asyncio always begins later, so its result is a Deferred.
+
+    Args:
+        awaitable: See `as_deferred`, also for ``asyncio_loop``.
+        context: The context for all steps, which nothing else may run in; None for a copy of the current one. With
+            different contexts, a coroutine could not reset a context variable after a wait.
 
     Raises:
         BaseException: The error of a coroutine that has ended without waiting.
     """
     if asyncio_loop or type(awaitable) is not CoroutineType:
-        return as_deferred(awaitable, asyncio_loop=asyncio_loop)
+        if context is None:
+            return as_deferred(awaitable, asyncio_loop=asyncio_loop)
+        return context.run(as_deferred, awaitable, asyncio_loop=asyncio_loop)
+    if context is None:
+        context = copy_context()
     try:
-        waits = awaitable.send(None)
+        waits = context.run(awaitable.send, None)
     except StopIteration as end:
         return Ended(end.value)
-    return Deferred.fromCoroutine(_resumed(awaitable, waits))
+    return Deferred.fromCoroutine(_resumed(awaitable, waits, context))
 
 
-def _resumed(coroutine: Coroutine[Any, Any, T], waits: Any) -> Generator[Any, Any, T]:
-    """Run the rest of a coroutine, which is waiting for ``waits``."""
+def _resumed(coroutine: Coroutine[Any, Any, T], waits: Any, context: Context) -> Generator[Any, Any, T]:
+    """Run the rest of a coroutine, which is waiting for ``waits``.
+
+    ``context`` is that of its first step.
+    """
     while True:
         try:
             result = yield waits
@@ -103,7 +116,7 @@ def _resumed(coroutine: Coroutine[Any, Any, T], waits: Any) -> Generator[Any, An
         else:
             go_on = partial(coroutine.send, result)
         try:
-            waits = go_on()
+            waits = context.run(go_on)
         except StopIteration as end:
             value: T = end.value
             return value

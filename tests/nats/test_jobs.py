@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import nats
 import pytest
+from twisted.internet.task import Clock
 
 from tests.nats.loops import run, until
 from tests.nats.servers import NatsServer, cluster
@@ -19,10 +21,11 @@ from tests.support import PATIENCE
 from zroute import App, Envelope, Limits, Reject, startswith
 from zroute.errors import EncodeError, EndpointError, NoServerError, PatternError, TopicError
 from zroute.jobs.queue import JobQueue
+from zroute.messages.jobs import JOB, pack_job_meta
 from zroute.nats import client as client_module
 from zroute.nats import job_intake, worker_group
 from zroute.nats.links import Hooks, Link, LinkOptions, RefusedError
-from zroute.nats.servers import Server
+from zroute.nats.servers import Server, parse_servers
 from zroute.nats.worker_group import GROUP, JOBS
 
 NAME = GROUP.decode()
@@ -368,6 +371,29 @@ def test_a_job_that_the_server_forbids_fails_at_once(tmp_path: Path, caplog: pyt
 
 
 # -- the stop --------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_had_no_room_is_not_sent_after_the_stop(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that waits for room in the send buffer at the stop is counted by its owner; no timer is left."""
+
+    async def check() -> None:
+        clock, sent, room = Clock(), list[Any](), False
+        group = worker_group.WorkerGroup(clock, client_module.ClientOptions(parse_servers(server.url), "owner"))
+
+        def publish(*given: Any) -> bool:
+            if room:
+                sent.append(given)
+            return room
+
+        send = group.open(Mock())
+        await until(lambda: group._nats.connected)
+        monkeypatch.setattr(group._nats, "publish", publish)
+        send(b"", (JOB, bytes(16), b"jobs.a", b"", pack_job_meta(0, 1)))
+        room = True
+        await group.close(PATIENCE).asFuture(asyncio.get_running_loop())
+        assert (len(group._unsent), sent, clock.getDelayedCalls()) == (1, [], [])
+
+    run(check())
 
 
 def test_a_stopping_worker_does_what_it_has(server: NatsServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from operator import itemgetter
 from typing import Any
 
@@ -98,6 +99,28 @@ def test_a_coroutine_that_never_waits_needs_no_deferred(monkeypatch: pytest.Monk
     assert (stats.handled, len(made_by)) == (2, 0)
     made.feed(plain("a.x", 2))
     assert (stats.in_flight, len(made_by) > 0) == (1, True)
+
+
+@pytest.mark.parametrize("options", [{}, {"retry": (1,)}], ids=["once", "retry"])
+def test_an_async_handler_resets_a_context_variable_after_a_wait(options: dict[str, Any]) -> None:
+    """Libraries for logs and traces do so; each message has a context of its own."""
+    variable = ContextVar("variable", default="")
+    gates = {number: Deferred[None]() for number in range(2)}
+    seen: list[str] = []
+
+    async def handle(message: int) -> None:
+        seen.append(variable.get())
+        token = variable.set(str(message))
+        await gates[message]
+        seen.append(variable.get())
+        variable.reset(token)
+
+    made, stats = wired(handle, **options)
+    made.feed(plain("a.x", 0), plain("a.y", 1))
+    gates[1].callback(None)
+    gates[0].callback(None)
+    assert seen == ["", "", "1", "0"]
+    assert (stats.handled, stats.retried, stats.handler_error) == (2, 0, 0)
 
 
 def test_messages_that_arrive_during_a_first_step_wait_for_its_end() -> None:

@@ -217,7 +217,6 @@ class Client:
         self._send_buffer = options.send_buffer
         self.link: Link | None = None
         self._subscriptions: dict[bytes, _Subscription] = {}
-        self._retiring: dict[bytes, Take] = {}
         self._numbers = 0
         self._named: tuple[Server, ...] = ()
         self._paused = False

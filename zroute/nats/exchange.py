@@ -162,8 +162,7 @@ def request_packer(epoch: int, clock_ns: Callable[[], int], reply_subject: Calla
     """Return a function that packs requests.
 
     `zroute.messages.requests.request_packer` describes its arguments. ``reply_subject`` returns the reply subject for
-    an id. The function raises EncodeError if a header of the
-    application can't be sent over NATS.
+    an id. The function raises EncodeError if a header of the application can't be sent over NATS.
     """
     pack, heads = _FIELDS.pack, [pack_head(codec=codec, epoch=epoch) for codec in range(256)]
 

@@ -209,6 +209,8 @@ class WorkerGroup:
             self._waiting = self._reactor.callLater(_CONFIRMED, self._look_for_lost)
 
     def _drained(self, _: bool) -> None:
+        if self._closed:  # the owner has counted these jobs
+            return
         unsent, self._unsent = self._unsent, deque()
         for parts in unsent:
             if self._nats.connected:

@@ -40,7 +40,7 @@ class Executor:
     """
 
     clock: Clock
-    step: Callable[[Awaitable[Any]], Deferred[Any] | Ended]
+    step: Callable[[Awaitable[Any], Context | None], Deferred[Any] | Ended]
     in_thread: Callable[[Callable[[], Any]], Deferred[Any]]
     supply: Callable[[Callable[..., Any], Mapping[Any, Any]], Callable[..., Any]]
     emit: Emit
@@ -51,7 +51,7 @@ class Executor:
     def start(self, awaitable: Awaitable[Any]) -> Deferred[Any]:
         """Run an awaitable, and return a Deferred for its result."""
         try:
-            running = self.step(awaitable)
+            running = self.step(awaitable, None)
         except BaseException:
             return fail()
         return succeed(running.value) if isinstance(running, Ended) else running
@@ -186,7 +186,7 @@ class Attempts:
 
     def _started(self, call: Callable[[], Any]) -> Any:
         result = call()
-        return self._executor.step(result) if is_awaitable(result) else result
+        return self._executor.step(result, None) if is_awaitable(result) else result
 
     def _in_thread(self, call: Callable[[], Any]) -> Deferred[Any]:
         return self._executor.in_thread(partial(self._executor.context.copy().run, call))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from contextvars import Context
 from types import CoroutineType
 from typing import Any, ClassVar, Protocol, cast
 
@@ -115,16 +116,17 @@ class InFlight:
             self._await(PendingCall(delivery, _begun_already, raw), delivery.topic, running)
 
     def _call(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames | None) -> Deferred[Any] | None:
-        """Make the call of a job.
+        """Make the call of a job, in a context of its own.
 
-        An ``async`` function and a generator keep the context of the caller. Results are published outside of that
+        An ``async`` function and a generator keep the context of the call. Results are published outside of that
         context, like the results of calls that do not wait.
         """
-        result = call()
+        context = self._context.copy()
+        result = context.run(call)
         if type(result) is CoroutineType:  # most calls that come here
-            return self._await_value(delivery, result, raw)
+            return self._await_value(delivery, result, raw, context)
         if result is None or is_awaitable(result) or hasattr(result, "__next__") or hasattr(result, "__anext__"):
-            return self._begun(delivery, result, raw)
+            return context.run(self._begun, delivery, result, raw)
         return self._context.copy().run(self._begun, delivery, result, raw)
 
     def _begun(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any] | None:
@@ -143,13 +145,14 @@ class InFlight:
         return self._publish(delivery, result, raw)
 
     def _await_value(
-        self, delivery: BoundRoute, awaitable: Awaitable[Any], raw: RawFrames | None
+        self, delivery: BoundRoute, awaitable: Awaitable[Any], raw: RawFrames | None, context: Context | None = None
     ) -> Deferred[Any] | None:
         """Publish the value of an awaitable.
 
-        Return a Deferred if the value is not yet available or published.
+        It runs in ``context``; see `zroute.awaiting.stepped`. Return a Deferred if the value is not yet available or
+        published.
         """
-        started = self._step(awaitable)
+        started = self._step(awaitable, context)
         if type(started) is not Ended:
             return cast("Deferred[Any]", started).addCallback(lambda value: self._publish(delivery, value, raw))
         value = started.value
@@ -159,7 +162,7 @@ class InFlight:
 
     def _drive(self, delivery: BoundRoute, result: Any, raw: RawFrames | None) -> Deferred[Any] | None:
         """Publish the values of a generator."""
-        driving = self._step(drive(result, self._publishing(delivery, raw), self._clock))
+        driving = self._step(drive(result, self._publishing(delivery, raw), self._clock), None)
         return driving if isinstance(driving, Deferred) else None
 
     def _enqueue(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames) -> None:
@@ -240,7 +243,7 @@ class InFlight:
             # The messages of a list may have different headers, so none are copied.
             raw = job.raw if isinstance(job, PendingCall) else None
             if delivery.route.direct:
-                running = self._context.copy().run(self._call, delivery, job.call, raw)
+                running = self._call(delivery, job.call, raw)
             else:
                 running = self._begun(delivery, self._attempts.begin(job), raw)
         except BaseException as error:  # also SystemExit, as for plain functions
@@ -263,7 +266,7 @@ class InFlight:
                 unpacks.
         """
         if job.delivery.route.direct:
-            return self._context.copy().run(self._call, job.delivery, job.attempt, raw)
+            return self._call(job.delivery, job.attempt, raw)
         return self._begun(job.delivery, self._attempts.begin(job), raw)
 
     def _await(self, job: PendingCall | BatchJob, key: Hashable, running: Deferred[Any]) -> None:
