@@ -16,7 +16,7 @@ from tests.acceptance.test_recovery import Loss, is_message
 from tests.acceptance.test_recovery_processes import proxy
 from tests.keyed import Keys
 from tests.running import Mailbox, running, turns
-from tests.support import free_endpoint, sized
+from tests.support import PATIENCE, free_endpoint, sized
 from zroute import App, Coalesce, Envelope, History, SignatureError, UsageError
 from zroute.messages.control import Kind
 from zroute.messages.recovery import BOX
@@ -220,7 +220,7 @@ async def test_a_publisher_that_stops_in_the_middle_sends_the_rest() -> None:
     orders = app.publisher("orders.{key}", int, history=LONG)
     reader = Reader(address, "all")
     async with running(reader.app):
-        async with running(app):
+        async with running(app, drain_timeout=PATIENCE):  # the default is enough on a machine that is not busy
             publish(orders, *range(many))
             await turns(lambda: reader.stats.replayed > 0)
         assert await reader.got.until(many) == list(range(many))
