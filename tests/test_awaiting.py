@@ -178,11 +178,17 @@ def test_with_a_loop_coroutines_are_tasks() -> None:
     assert asyncio.run(main()) == "slept"
 
 
-def test_a_task_cancelled_before_it_begins_says_nothing() -> None:
+async def words() -> AsyncIterator[str]:
+    """A user's async generator."""
+    yield "word"
+
+
+@pytest.mark.parametrize("make", [text, lambda: anext(words()), lambda: words().asend(None)])  # type: ignore[attr-defined]
+def test_a_task_cancelled_before_it_begins_says_nothing(make: Any) -> None:
     """A stop in the turn in which a timer was due causes no "coroutine was never awaited" warning."""
 
     async def main() -> None:
-        deferred = as_deferred(text(), asyncio_loop=True).addErrback(
+        deferred = as_deferred(make(), asyncio_loop=True).addErrback(
             lambda failure: failure.trap(asyncio.CancelledError)
         )
         deferred.cancel()

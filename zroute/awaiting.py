@@ -146,7 +146,8 @@ class _OfTask(Deferred[Any]):
             self._task.cancel()
 
     def _ended(self, task: asyncio.Future[Any]) -> None:
-        if inspect.iscoroutine(self._awaitable):  # a coroutine that never began would cause a warning
+        # A coroutine or a step of an async generator that never began would cause a warning.
+        if isinstance(self._awaitable, Coroutine):
             self._awaitable.close()
         try:
             result = task.result()

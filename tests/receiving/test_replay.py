@@ -34,7 +34,7 @@ TOPICS = (b"a.1", b"a.2", b"b.1", b"b.2")
 OTHER = pack_marker(5 << 16, PREFIXES)
 START = 1_700_000_000
 NEVER = 10**9
-SEEDS = range(sized(100, 12))
+SEEDS = range(sized(50, 12))
 
 
 class Publisher:
