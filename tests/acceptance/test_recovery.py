@@ -49,7 +49,23 @@ def is_message(kind: Kind) -> bool:
     return kind in (Kind.DATA, Kind.COALESCED)
 
 
-class Reader:
+class Counted:
+    """A reader with an ``app``, whose counters must balance."""
+
+    app: App
+
+    @property
+    def stats(self) -> Any:
+        """The counters of the app."""
+        return self.app.stats
+
+    def balances(self) -> bool:
+        """Return True if each received message was counted once."""
+        stats = self.stats
+        return bool(stats.received == stats.routed + stats.unrouted + stats.malformed + stats.duplicate + stats.control)
+
+
+class Reader(Counted):
     """An app that recovers, and the messages that it handles."""
 
     def __init__(self, address: str, pattern: str = "orders.{key}", **options: Any) -> None:
@@ -64,16 +80,6 @@ class Reader:
             self.got.put((key, number))
 
         self.app.on_gap(lambda gap: self.gaps.append(gap))
-
-    @property
-    def stats(self) -> Any:
-        """The counters of the app."""
-        return self.app.stats
-
-    def balances(self) -> bool:
-        """Return True if each received message was counted once."""
-        stats = self.stats
-        return bool(stats.received == stats.routed + stats.unrouted + stats.malformed + stats.duplicate + stats.control)
 
 
 @asynccontextmanager

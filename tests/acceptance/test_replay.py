@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.acceptance.test_recovery import Loss, is_message
+from tests.acceptance.test_recovery import Counted, Loss, is_message
 from tests.acceptance.test_recovery_processes import proxy
 from tests.keyed import Keys
 from tests.running import Mailbox, running, turns
@@ -25,7 +25,7 @@ from zroute.receiving import replay
 LONG = History(messages=100_000)
 
 
-class Reader:
+class Reader(Counted):
     """An app that replays, and the messages that it handles."""
 
     def __init__(self, address: Any, since: Any, pattern: str = "orders.{key}", **options: Any) -> None:
@@ -37,16 +37,6 @@ class Reader:
         def handle(number: int, envelope: Envelope) -> None:
             self.origins.append(envelope.origin)
             self.got.put(number)
-
-    @property
-    def stats(self) -> Any:
-        """The counters of the app."""
-        return self.app.stats
-
-    def balances(self) -> bool:
-        """Return True if each received message was counted once."""
-        stats = self.stats
-        return bool(stats.received == stats.routed + stats.unrouted + stats.malformed + stats.duplicate + stats.control)
 
 
 @asynccontextmanager

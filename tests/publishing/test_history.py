@@ -490,6 +490,20 @@ def test_the_budget_grows_with_what_is_published() -> None:
     assert publisher.answers._bytes.amount == 200_000
 
 
+def answered_in_slices(publisher: Publisher, number: int) -> None:
+    """Wait for a number of answers, with a bounded number of scanned frames in each 10 ms."""
+    spent: list[int] = []
+    spend: Callable[[int], None] = publisher.answers._frames.spend
+    publisher.answers._frames.spend = lambda units: (spent.append(units), spend(units))[1]  # type: ignore[method-assign]
+    periods = 0
+    while len(publisher.sent) < number and periods < 5_000:
+        spent.clear()
+        publisher.clock.advance(0.01)
+        assert sum(spent) <= 2 * BLOCK
+        periods += 1
+    assert len(publisher.sent) == number
+
+
 def test_scans_take_a_bounded_part_of_each_period() -> None:
     """Requests about 50 subscriptions scan at most two blocks in each 10 ms, and all are answered."""
     publisher = Publisher(History(messages=100_000))
@@ -501,16 +515,7 @@ def test_scans_take_a_bounded_part_of_each_period() -> None:
         publisher.publish(b"b")
     for who, prefix in enumerate(prefixes):
         publisher.ask(prefix, (1, 1), who=who)
-    spent: list[int] = []
-    spend: Callable[[int], None] = publisher.answers._frames.spend
-    publisher.answers._frames.spend = lambda units: (spent.append(units), spend(units))[1]  # type: ignore[method-assign]
-    periods = 0
-    while len(publisher.sent) < len(prefixes) and periods < 5_000:
-        spent.clear()
-        publisher.clock.advance(0.01)
-        assert sum(spent) <= 2 * BLOCK
-        periods += 1
-    assert len(publisher.sent) == len(prefixes)
+    answered_in_slices(publisher, len(prefixes))
 
 
 def test_a_search_is_used_for_all_subscribers_and_then_forgotten() -> None:

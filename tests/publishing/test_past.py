@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import attrs
 import pytest
 
-from tests.publishing.test_history import Publisher
+from tests.publishing.test_history import Publisher, answered_in_slices
 from tests.support import sized
 from zroute.clock import TICK
 from zroute.messages.coalesced import parse_coalesced
@@ -16,7 +15,7 @@ from zroute.messages.recovery import Past, Since, SinceMode, many_of, numbers_of
 from zroute.messages.wire import HEADER_SIZE, NUL
 from zroute.options import CARRIED
 from zroute.publishing import recovery
-from zroute.publishing.history import BLOCK, LARGE, History, sent_at
+from zroute.publishing.history import LARGE, History, sent_at
 from zroute.publishing.past import INDEX_BITS
 from zroute.publishing.recovery import KNOWN_SECONDS, WAITING, WINDOW
 
@@ -244,16 +243,7 @@ def test_scans_for_the_past_take_a_bounded_part_of_each_period() -> None:
         publisher.publish(b"b")
     for who, prefix in enumerate(prefixes):
         publisher.answers.request(pack_past_request(who, 1, 7, prefix, Past(1, 0, ALL)))
-    spent: list[int] = []
-    spend: Callable[[int], None] = publisher.answers._frames.spend
-    publisher.answers._frames.spend = lambda units: (spent.append(units), spend(units))[1]  # type: ignore[method-assign]
-    periods = 0
-    while len(publisher.sent) < len(prefixes) and periods < 5_000:
-        spent.clear()
-        publisher.clock.advance(0.01)
-        assert sum(spent) <= 2 * BLOCK
-        periods += 1
-    assert len(publisher.sent) == len(prefixes)
+    answered_in_slices(publisher, len(prefixes))
 
 
 def test_requests_make_few_blocks_and_searches_are_forgotten() -> None:

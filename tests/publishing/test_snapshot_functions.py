@@ -152,6 +152,20 @@ def test_a_failure_is_counted_and_logged(snapshot: Any, error: type, caplog: pyt
     assert f"a snapshot function ({HERE}" in caplog.text.replace("tests/publishing/", "")
 
 
+@pytest.mark.parametrize("function", ["snapshot", "topics"])
+def test_a_function_can_not_end_the_reactor(function: str) -> None:
+    """SystemExit of either function is counted like another error, and does not reach the reactor."""
+
+    def leave(**_: str) -> Any:
+        raise SystemExit(3)
+
+    given: dict[str, Any] = {"snapshot": lambda symbol: 1, "topics": lambda: [{"symbol": "A"}], function: leave}
+    feed, desk, _, got = _apps(**given)
+    with TestApp(feed, desk, raise_errors=False):
+        pass
+    assert (got, feed.stats.snapshot_errors) == ([], 1)
+
+
 def test_a_failure_of_topics_is_counted_and_logged() -> None:
     """A topics function with a wrong capture is an error of a snapshot, and sends nothing."""
     feed, desk, _, got = _apps(lambda symbol: 1, lambda: [{"wrong": "A"}])

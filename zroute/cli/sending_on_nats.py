@@ -50,9 +50,9 @@ def send_on_nats(cluster: Cluster, job: Job, *, topic: str, wire: Wire, wait: fl
 
     Returns:
         0 if all messages were sent, also after a signal. 5 if no server accepts this client, or the user has no
-            permission to publish the topic or to find subscribers. 75 if no server
-            answered for 30 s, or the messages could not be sent for 30 s. 124 if no server answered or no subscriber
-            arrived within ``wait``, so that nothing was sent.
+            permission to publish the topic or to find subscribers. 75 if no server answered for 30 s, or the messages
+            could not be sent for 30 s. 124 if no server answered or no subscriber arrived within ``wait``, so that
+            nothing was sent.
 
     Raises:
         Exception: The error of the job.

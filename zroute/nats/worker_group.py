@@ -59,7 +59,7 @@ from zroute.messages.topics import Pattern, matches, startswith
 from zroute.nats.client import Client, ClientOptions, Connected, Denied, Event, Lost
 from zroute.nats.exchange import pack_job
 from zroute.nats.headers import NO_RESPONDERS, check_headers, is_unheard, refusal_of
-from zroute.nats.subjects import check_topic
+from zroute.nats.subjects import TOPICS, check_topic
 from zroute.transport import JobOwner, SendJob
 
 __all__ = ["GROUP", "JOBS", "WorkerGroup"]
@@ -83,9 +83,6 @@ _MATCHED: Final = 1_000
 _REST_MIN: Final = 0.002
 _REST_MAX: Final = 0.128
 """The shortest and longest time in seconds for which the topics of full workers rest."""
-
-_TOPICS: Final = 10_000
-"""The number of topics of which the returned jobs are counted."""
 
 _log = logging.getLogger("zroute")
 
@@ -293,7 +290,7 @@ class WorkerGroup:
 
     def _count_refusal(self, topic: bytes) -> None:
         """Let a topic rest if full workers have returned many jobs in succession."""
-        if len(self._refusals) >= _TOPICS:
+        if len(self._refusals) >= TOPICS:
             self._refusals.clear()
         self._refused += 1
         self._refusals[topic] = refusals = self._refusals.get(topic, 0) + 1

@@ -245,7 +245,10 @@ def _routes(
 
 
 def with_recover(route: Route, default: bool) -> Route:
-    """Return a route whose ``recover`` is set; ``default`` is the value of the app."""
+    """Return a route with the app's ``recover``, unless it has its own.
+
+    ``default`` is the value of the app.
+    """
     if not default or route.kind != "subscribe" or route.options.recover is not None:
         return route
     return attrs.evolve(route, options=attrs.evolve(route.options, recover=default))

@@ -202,7 +202,7 @@ class Snapshots:
                 continue
             try:
                 yield from self._update(outlet, tuple(functions.topics()))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._calls.made(functions, error)
 
     def _update(self, outlet: CompiledPublication, every: Sequence[Mapping[str, object]]) -> Iterator[None]:

@@ -117,9 +117,9 @@ class CompiledRoute:
     makes the call when the flow allows it. If the route has ``lists``, the closures pass each message to
     `BatchCall.one`.
 
-    ``direct`` is True if the flow makes calls in the simplest way: in the
-    reactor's thread, without retries and without a timeout. ``takes_values`` is True if the values of a generator have
-    a receiver: publications, or the caller of a request. ``streams`` is True if a reply is a stream of values.
+    ``direct`` is True if the flow makes calls in the simplest way: in the reactor's thread, without retries and without
+    a timeout. ``takes_values`` is True if the values of a generator have a receiver: publications, or the caller of a
+    request. ``streams`` is True if a reply is a stream of values.
     """
 
     name: str

@@ -111,8 +111,7 @@ class Flow(Generic[Job]):
         """Record that a job of ``key`` starts now; return False if the job must wait."""
         if self.queued or self.in_flight >= self._max_in_flight or (self._ordered and key in self._running):
             return False
-        self._running.add(key)
-        self.in_flight += 1
+        self.start(key)
         return True
 
     def done(self, key: Hashable) -> None:

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextvars import Context
 from types import CoroutineType
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from zroute.awaiting import Ended, is_awaitable
+from zroute.awaiting import is_awaitable
 from zroute.messages.wire import may_have_headers
 from zroute.publishing.producers import TURN_SECONDS, Publish, drive
 from zroute.receiving.around import Skipped, Waiting
@@ -153,8 +153,8 @@ class InFlight:
         published.
         """
         started = self._step(awaitable, context)
-        if type(started) is not Ended:
-            return cast("Deferred[Any]", started).addCallback(lambda value: self._publish(delivery, value, raw))
+        if isinstance(started, Deferred):
+            return started.addCallback(lambda value: self._publish(delivery, value, raw))
         value = started.value
         if not delivery.route.takes_values and type(value) is not Skipped:
             return None

@@ -54,7 +54,7 @@ import attrs
 
 from zroute.clock import TICK
 from zroute.messages.recovery import Range
-from zroute.receiving.replay import TRY_SECONDS, Early, PastLoss, Replay
+from zroute.receiving.replay import REQUESTS_ACCEPTED, TRY_SECONDS, Early, PastLoss, Replay
 
 __all__ = [
     "HELD_BYTES",
@@ -91,8 +91,6 @@ RANGES_ASKED = 40
 """The number of ranges that a request may contain; see `zroute.messages.recovery.REQUEST_MAX`."""
 
 _SECOND = round(1 / TICK)
-_REQUESTS = 8
-"""The number of latest requests whose answers are accepted. A repeated request has a new number."""
 
 
 @attrs.define(eq=False)  # not frozen: a frozen instance takes three times as long to create
@@ -249,7 +247,7 @@ class StreamRecovery:
         self._held: list[tuple[int, int, Ready]] = []
         self._order = 0
         self._waiting: deque[int] = deque()  # the numbers behind which messages without a number wait, ascending
-        self._requests: deque[int] = deque(maxlen=_REQUESTS)
+        self._requests: deque[int] = deque(maxlen=REQUESTS_ACCEPTED)
         self._asked_at: float | None = None
         self._tries = 0
         self._previous: float | None = None  # the time of the last tick

@@ -29,7 +29,7 @@ import attrs
 
 from zroute.messages.recovery import Past, PastAnswer, Since
 
-__all__ = ["EARLY_SECONDS", "TRIES_OF_PAST", "TRY_SECONDS", "Early", "PastLoss", "Replay"]
+__all__ = ["EARLY_SECONDS", "REQUESTS_ACCEPTED", "TRIES_OF_PAST", "TRY_SECONDS", "Early", "PastLoss", "Replay"]
 
 TRY_SECONDS = 0.5
 """The time in seconds after which a request without an answer is repeated."""
@@ -43,7 +43,7 @@ It is more than for lost messages, because a publisher may need seconds to find 
 EARLY_SECONDS = 10.0
 """The time in seconds for which messages wait for the statement of their publisher. They are then delivered."""
 
-_REQUESTS = 8
+REQUESTS_ACCEPTED = 8
 """The number of latest requests whose answers are accepted. A repeated request has a new number."""
 
 
@@ -91,7 +91,7 @@ class Replay:
     total: int | None = attrs.field(init=False, default=None)
     left: int = attrs.field(init=False, default=0)
     _position: int = attrs.field(init=False, default=0)
-    _requests: deque[int] = attrs.field(init=False, factory=lambda: deque(maxlen=_REQUESTS))
+    _requests: deque[int] = attrs.field(init=False, factory=lambda: deque(maxlen=REQUESTS_ACCEPTED))
     _asked_at: float | None = attrs.field(init=False, default=None)
     _tries: int = attrs.field(init=False, default=0)
     _previous: float | None = attrs.field(init=False, default=None)  # the time of the last tick
