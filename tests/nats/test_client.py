@@ -270,6 +270,37 @@ def test_finish_reads_what_was_sent_and_nothing_later(server: NatsServer, direct
     play(scenario())
 
 
+def test_messages_on_their_way_to_a_subscription_that_ends_arrive(server: NatsServer, direct: bool) -> None:
+    """If members leave a queue group in a flood, the members together receive each message once."""
+
+    async def scenario() -> None:
+        async with (
+            connected(server.url, direct=direct) as one,
+            connected(server.url) as two,
+            connected(server.url) as feed,
+        ):
+            two.client.subscribe(b"a", two.take, b"group")
+            await two.ready()
+            sent = 0
+            for _ in range(30):
+                sid = one.client.subscribe(b"a", one.take, b"group")
+                await one.ready()
+                for turn in range(10):
+                    for _ in range(20):
+                        feed.client.publish(b"a", b"%d" % sent)
+                        sent += 1
+                    if turn == 5:
+                        one.client.unsubscribe([sid])
+                    await asyncio.sleep(0)
+            for each in (feed, one, two):
+                await each.ready()
+            got = sorted(map(int, [*one.bodies, *two.bodies]))
+            assert got == list(range(sent))
+            assert len(one.bodies) > 0
+
+    play(scenario())
+
+
 def test_an_ended_subscription_is_not_repeated(server: NatsServer, direct: bool) -> None:
     """A subscription that ended receives nothing, also after a reconnect; the others do."""
 

@@ -36,6 +36,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 import nats.errors
+from nats.aio.client import DEFAULT_FLUSH_TIMEOUT
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 
@@ -233,10 +234,13 @@ def _refusal(error: Exception) -> str:
 
 
 class _Client(NatsClient):
-    """A client of nats-py that insists on TLS if TLS is asked for.
+    """A client of nats-py with two corrections.
 
-    It then sends neither credentials nor messages without TLS. nats-py itself believes the server's INFO, which anyone
-    between the two can change.
+    If TLS is asked for, it sends neither credentials nor messages without TLS. nats-py itself believes the server's
+    INFO, which anyone between the two can change.
+
+    `flush` waits for all commands before it. The PING of nats-py overtakes those that wait in its buffer, so the end of
+    a subscription, which calls `flush`, would lose messages that are on their way.
     """
 
     insists_on_tls = False
@@ -247,6 +251,11 @@ class _Client(NatsClient):
                 raise RefusedError("it does not offer TLS: use nats:// for a connection without TLS")
             info["tls_required"] = True  # nats-py reads the same dict
         await super()._process_info(info, initial_connection)
+
+    async def flush(self, timeout: int = DEFAULT_FLUSH_TIMEOUT) -> None:
+        """Wait until the server has read everything."""
+        for _ in range(2):  # the second PING follows what the first one has overtaken
+            await super().flush(timeout)
 
 
 class _BaseLink:
@@ -658,9 +667,7 @@ class PublicLink(_BaseLink):
 
     async def _answer(self, number: int) -> None:
         try:
-            # `flush` sends its PING ahead of the messages that wait in nats-py, so the second one follows them.
-            for _ in range(2):
-                await self.client.flush(timeout=_FOREVER)  # type: ignore[arg-type]
+            await self.client.flush(timeout=_FOREVER)  # type: ignore[arg-type]
         except Exception as error:
             self._pings[number] = (self._pings[number][0], None)  # `end` must not cancel this task
             self.end(_text(error))
