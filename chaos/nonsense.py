@@ -30,7 +30,8 @@ from chaos.frames import counted, frames_of_topic, lot_of_messages, lot_of_subsc
 from chaos.proxy import TroubleProxy
 from chaos.victim import PUBLISHED
 from tests.support import PATIENCE, Child, free_port
-from zroute.messages.control import MARKER, pack_marker, pack_statements, parse_marker, parse_statement
+from zroute.errors import EnvelopeError
+from zroute.messages.control import MARKER, Marker, pack_marker, pack_statements, parse_marker, parse_statement
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
 
 BATCH = 400
@@ -122,11 +123,10 @@ class Liar:
         answers = 0
         while self.socket.poll(0):
             told = self.socket.recv()
-            if told.startswith(b"\1" + MARKER):
-                marker = told[1:]
-                self.markers[int(marker[4:16], 16)] = marker  # the newest of each reader
+            marker = told[1:]
+            if told[:1] == b"\1" and (asked := marker_in(marker)) is not None:
+                self.markers[asked.subscriber] = marker  # the newest of each reader
                 arguments = {"epoch": self._epoch, "name": self._name, "partial": False, "sent_at": time.time_ns()}
-                asked = parse_marker(marker)
                 known = [] if asked.is_ping else [(prefix, 0) for prefix in asked.prefixes]
                 for frame in pack_statements(Kind.JOIN, marker, known, **arguments):  # type: ignore[arg-type]
                     self.socket.send(frame)
@@ -145,6 +145,14 @@ class Liar:
             self.socket.poll(100)
             answers += self.listen()
         return answers
+
+
+def marker_in(subscription: bytes) -> Marker | None:
+    """Return the marker that a subscription is; None for the others, such as requests for lost messages."""
+    try:
+        return parse_marker(subscription) if subscription.startswith(MARKER) else None
+    except EnvelopeError:
+        return None
 
 
 def good(number: int) -> bytes:

@@ -39,7 +39,12 @@ _HANGS_AFTER = 900.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the modules that many child processes import, even if bytecode is forbidden."""
+    """Compile the modules that many child processes import, even if bytecode is forbidden.
+
+    The options of this run are not those of runs that a test starts: with `--cov`, each of these would also take the
+    data files of this run, and judge a coverage of its own.
+    """
+    os.environ.pop("PYTEST_ADDOPTS", None)
     # A copy of the descriptor, because pytest redirects the original while a test runs. After the stacks of all
     # threads, the signal ends the process, even if it waits in a C function that ignores Python's signals.
     faulthandler.register(signal.SIGALRM, os.fdopen(os.dup(2), "w"), all_threads=True, chain=True)

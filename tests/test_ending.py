@@ -44,7 +44,7 @@ def test_sigterm_ends_pytest_at_once_and_its_children_with_it(tmp_path: Path, re
     plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:asyncio", "-p", "tests.conftest"]
     flags = ["-q", "-s", "-o", "addopts=", *plugins, "--reactor", reactor]
     command = ["-m", "pytest", *flags, f"--rootdir={ROOT}", "-c", "pyproject.toml", str(module)]
-    with Child(*command, env={"PYTEST_ADDOPTS": "", "HELD": str(held)}, pass_fds=(held,)) as run:
+    with Child(*command, env={"HELD": str(held)}, pass_fds=(held,)) as run:
         os.close(held)
         run.line_with("waiting")
         assert run.end(signal.SIGTERM) == -signal.SIGTERM

@@ -113,3 +113,20 @@ def test_the_quick_profile_leaves_out_slow_tests_of_the_whole_suite(
         timeout=PATIENCE,
     )
     assert f"\n{passed} passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_run_inside_a_test_has_its_own_options(tmp_path: Path) -> None:
+    """The options that a run gets from its environment do not reach the runs that its tests start, nor its workers'."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = .\n")
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *")
+    (tmp_path / "test_it.py").write_text("import os\n\ndef test_it():\n    assert 'PYTEST_ADDOPTS' not in os.environ\n")
+    for options in ("-q", "-q -n 2"):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTEST_ADDOPTS": options, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert "1 passed" in done.stdout, done.stdout + done.stderr

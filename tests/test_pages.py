@@ -189,10 +189,7 @@ def test_a_program_with_a_log_of_its_own_keeps_it(logging_files: Path, name: str
 def test_the_tests_of_the_page_on_newest_values_pass(tmp_path: Path) -> None:
     """I copy the files of the page, and its tests pass."""
     write_files(HOW_TO / "newest-values.md", tmp_path)
-    alone = {"PYTEST_ADDOPTS": ""}
-    with Child(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_newest.py", fresh=True, cwd=tmp_path, env=alone
-    ) as child:
+    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_newest.py", fresh=True, cwd=tmp_path) as child:
         assert child.end(None) == 0, child.out
         assert child.out[-1].startswith("2 passed")
 
@@ -269,9 +266,7 @@ def test_an_app_reads_a_topic_and_a_body_with_a_space_between(tmp_path: Path, na
 def test_the_test_of_the_page_of_foreign_publishers_passes(tmp_path: Path) -> None:
     """The page's test passes without a port."""
     write_files(HOW_TO / "foreign-publishers.md", tmp_path)
-    with Child(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", fresh=True, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}
-    ) as child:
+    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", fresh=True, cwd=tmp_path) as child:
         assert child.end(None) == 0, child.out
         assert child.out[-1].startswith("1 passed")
 
@@ -298,12 +293,9 @@ def test_a_topic_that_ends_at_a_space_has_the_line_of_the_page(tmp_path: Path) -
 def test_the_app_that_came_from_faststream_passes_its_test(tmp_path: Path) -> None:
     """The app of the page is accepted by zroute check, and its test passes."""
     write_files(HOW_TO / "from-faststream.md", tmp_path)
-    alone = {"PYTEST_ADDOPTS": ""}
     with Child("-m", "zroute", "check", "after", cwd=tmp_path) as check:
         assert check.end(None) == 0, check.err
-    with Child(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_after.py", fresh=True, cwd=tmp_path, env=alone
-    ) as child:
+    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_after.py", fresh=True, cwd=tmp_path) as child:
         assert child.end(None) == 0, child.out
 
 
@@ -434,7 +426,7 @@ def test_the_test_of_a_web_application_passes(shop: Path) -> None:
     for name in ("fastapi", "httpx", "anyio"):
         pytest.importorskip(name)
     flags = ("-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "test_shop.py")
-    with Child("-m", "pytest", *flags, fresh=True, cwd=shop, env={**path(shop), "PYTEST_ADDOPTS": ""}) as program:
+    with Child("-m", "pytest", *flags, fresh=True, cwd=shop, env=path(shop)) as program:
         assert program.end(None) == 0, program.out
 
 

@@ -310,14 +310,13 @@ def test_the_tests_of_the_page_on_testing_pass(tmp_path: Path) -> None:
     written = write_files(HOW_TO / "test-your-app.md", folder)
     number = written["test_quotes.py"].count("\ndef test_")
     assert number >= 12
-    alone = {"PYTEST_ADDOPTS": ""}
     with Child(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "shop/test_quotes.py", fresh=True, cwd=tmp_path, env=alone
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "shop/test_quotes.py", fresh=True, cwd=tmp_path
     ) as child:
         assert child.end(None) == 0, child.out
         assert child.out[-1].startswith(f"{number} passed")
     anyio = ("-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "test_async.py")
-    with Child("-m", "pytest", *anyio, fresh=True, cwd=folder, env=alone) as child:
+    with Child("-m", "pytest", *anyio, fresh=True, cwd=folder) as child:
         assert child.end(None) == 0, child.out
         assert child.out[-1].startswith("1 passed")
     with Child("-m", "twisted.trial", "test_with_trial", fresh=True, cwd=folder) as child:
@@ -378,7 +377,7 @@ def test_the_test_files_of_a_page_pass(page: Path, tmp_path: Path) -> None:
     written = write_files(page, tmp_path)
     number = sum(text.count("\ndef test_") for text in written.values())
     flags = ("-q", "-p", "no:cacheprovider")
-    with Child("-m", "pytest", *flags, fresh=True, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as child:
+    with Child("-m", "pytest", *flags, fresh=True, cwd=tmp_path) as child:
         assert child.end(None) == 0, child.out
         assert number > 0
         assert child.out[-1].startswith(f"{number} passed")
@@ -710,9 +709,7 @@ def test_the_programs_of_a_page_work(page: Path, tmp_path: Path) -> None:
 def test_the_tests_of_the_tutorial_pass(tmp_path: Path) -> None:
     """The test file of the tutorial passes."""
     write_files(TUTORIAL, tmp_path)
-    with Child(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", fresh=True, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}
-    ) as child:
+    with Child("-m", "pytest", "-q", "-p", "no:cacheprovider", fresh=True, cwd=tmp_path) as child:
         assert child.end(None) == 0, child.out
 
 

@@ -596,7 +596,8 @@ def test_messages_before_the_answer_to_a_ping_are_handled_first(server: NatsServ
                     await asyncio.sleep(0.005)
             one.client.resume()
             await done(answered)
-            assert order == ["message", "read", "answer"]
+            # What arrives beside the message and the answer may end a read of its own.
+            assert (order[0], set(order[1:-1]), order[-1]) == ("message", {"read"}, "answer")
 
     play(scenario())
 

@@ -35,8 +35,7 @@ def test_everything_works_on_this_reactor(name: str) -> None:
         pytest.skip("epoll is Linux's")
     plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:asyncio"]
     arguments = ["-q", *plugins, "-o", "addopts="]
-    alone = {"PYTEST_ADDOPTS": ""}  # a coverage floor is for the whole suite
-    with Child("-m", "tests.sockets.on_reactor", name, *arguments, *MODULES, fresh=True, env=alone) as child:
+    with Child("-m", "tests.sockets.on_reactor", name, *arguments, *MODULES, fresh=True) as child:
         code = child.end(None, PATIENCE * 10)  # some eighty tests
     report = "\n".join(child.out[-80:] + child.err[-20:])
     assert code == 0, report

@@ -29,8 +29,7 @@ def pytest_run(folder: Path, source: str, *flags: str) -> subprocess.CompletedPr
         "error",
         *flags,
     ]
-    environment = {**os.environ, "PYTEST_ADDOPTS": ""}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_fixtures_are_there_without_a_line_of_set_up(tmp_path: Path) -> None:
