@@ -31,7 +31,15 @@ from chaos.proxy import TroubleProxy
 from chaos.victim import PUBLISHED
 from tests.support import PATIENCE, Child, free_port
 from zroute.errors import EnvelopeError
-from zroute.messages.control import MARKER, Marker, pack_marker, pack_statements, parse_marker, parse_statement
+from zroute.messages.control import (
+    FAREWELL,
+    MARKER,
+    Marker,
+    pack_marker,
+    pack_statements,
+    parse_marker,
+    parse_statement,
+)
 from zroute.messages.wire import MAGIC, NUL, Kind, parse_header
 
 BATCH = 400
@@ -69,6 +77,7 @@ class Liar:
         self._epoch = secrets.randbits(63) + 8
         self._port = free_port()
         self.markers: dict[int, bytes] = {}
+        self._asked: list[Marker] = []  # the markers that it has not answered
         self._broken = False
         self.proxy = TroubleProxy(self._port) if proxied else None
         self.endpoint = self.proxy.endpoint if self.proxy else f"tcp://127.0.0.1:{self._port}"
@@ -107,30 +116,42 @@ class Liar:
             self.bind()
 
     def is_cut(self) -> bool:
-        """Return True if a connection has ended since the last call of `was_cut`."""
+        """Return True if a connection or a subscription has ended since the last call of `was_cut`.
+
+        A reader that sends its subscriptions again withdraws them first, and then misses a few messages.
+        """
         while self._monitor.poll(0):
             self._monitor.recv_multipart()
             self._broken = True
+        self._hear()
         return self._broken
 
     def was_cut(self) -> bool:
-        """Return True if a connection has ended since the last call."""
+        """Return True if a connection or a subscription has ended since the last call."""
         cut, self._broken = self.is_cut(), False
         return cut
 
-    def listen(self) -> int:
-        """Answer the readers' markers honestly; return the number of answers."""
-        answers = 0
+    def _hear(self) -> None:
+        """Read the readers' subscriptions and withdrawals."""
         while self.socket.poll(0):
             told = self.socket.recv()
-            marker = told[1:]
-            if told[:1] == b"\1" and (asked := marker_in(marker)) is not None:
-                self.markers[asked.subscriber] = marker  # the newest of each reader
-                arguments = {"epoch": self._epoch, "name": self._name, "partial": False, "sent_at": time.time_ns()}
-                known = [] if asked.is_ping else [(prefix, 0) for prefix in asked.prefixes]
-                for frame in pack_statements(Kind.JOIN, marker, known, **arguments):  # type: ignore[arg-type]
-                    self.socket.send(frame)
-                    answers += 1
+            if told[:1] == b"\0":
+                self._broken |= not told[1:].startswith((MARKER, FAREWELL))
+            elif (marker := marker_in(told[1:])) is not None:
+                self.markers[marker.subscriber] = marker.topic  # the newest of each reader
+                self._asked.append(marker)
+
+    def listen(self) -> int:
+        """Answer the readers' markers honestly; return the number of answers."""
+        self._hear()
+        answers = 0
+        for marker in self._asked:
+            arguments = {"epoch": self._epoch, "name": self._name, "partial": False, "sent_at": time.time_ns()}
+            known = [] if marker.is_ping else [(prefix, 0) for prefix in marker.prefixes]
+            for frame in pack_statements(Kind.JOIN, marker.topic, known, **arguments):  # type: ignore[arg-type]
+                self.socket.send(frame)
+                answers += 1
+        self._asked.clear()
         return answers
 
     def wait_for_readers(self) -> int:

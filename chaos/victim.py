@@ -98,8 +98,9 @@ class Reader:
 
         @app.subscribe(startswith(""))
         def everything(body: bytes, envelope: Envelope) -> None:
-            self.calls["everything"] += 1
-            if not (isinstance(body, bytes) and envelope.body == body):
+            valid = isinstance(body, bytes) and envelope.body == body
+            self.calls["everything"] += 1  # not earlier: a message with an unreadable envelope is a decode error
+            if not valid:
                 self.invalid.append(repr(envelope))
 
     def _validate(self, order: object) -> None:
