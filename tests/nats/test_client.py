@@ -246,18 +246,19 @@ def test_a_ping_is_answered_after_all_messages(server: NatsServer, direct: bool)
     play(scenario())
 
 
-def test_finish_reads_what_was_sent_and_nothing_later(server: NatsServer, direct: bool) -> None:
-    """After `finish`, everything has arrived that was sent before, and nothing else arrives."""
+def test_the_end_of_a_subscription_reads_what_was_sent_and_nothing_later(server: NatsServer, direct: bool) -> None:
+    """When a ping after the end of a subscription is answered, everything earlier has arrived, and nothing later."""
 
     async def scenario() -> None:
         async with connected(server.url, direct=direct) as one, connected(server.url) as two:
-            one.client.subscribe(b"a", one.take)
+            subscribed = one.client.subscribe(b"a", one.take)
             await one.ready()
             one.client.pause()
             for number in range(3_000):
                 two.client.publish(b"a", b"%d" % number)
             await two.ready()
-            finished = one.client.finish()
+            one.client.unsubscribe([subscribed])
+            finished = one.client.ping()
             assert not finished.called
             one.client.resume()
             assert await done(finished)

@@ -287,15 +287,6 @@ class Client:
         self._task = asyncio.get_running_loop().create_task(self._run())
         return self._started
 
-    def finish(self) -> Deferred[bool]:
-        """End all subscriptions, and read what the server has sent before.
-
-        The Deferred fires with True when everything was passed to the subscribers, and with False if the connection
-        ends before. The caller decides how long to wait. It must `resume` a paused client.
-        """
-        self.unsubscribe(tuple(self._subscriptions))
-        return self.ping()
-
     def close(self, seconds: float = 0.0) -> Deferred[None]:
         """Disconnect, after up to ``seconds`` in which the server receives everything.
 
