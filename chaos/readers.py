@@ -28,9 +28,8 @@ import json, sys, time
 from twisted.internet.task import deferLater
 from zroute import App, History, Limits
 
-ENDPOINT, READERS, TOTAL, RATE, PAD = sys.argv[1], *map(int, sys.argv[2:])
-# A queue for a tenth of a second: messages of an outage are lost, and do not wait for the next proxy.
-app = App(pub=ENDPOINT, codec="raw", name="feed", limits=Limits(send_queue=RATE // 10))
+ENDPOINT, READERS, TOTAL, RATE, PAD, QUEUE = sys.argv[1], *map(int, sys.argv[2:])
+app = App(pub=ENDPOINT, codec="raw", name="feed", limits=Limits(send_queue=QUEUE))
 numbers = app.publisher("numbers.{x}", bytes, history=History(messages=200_000, bytes=256 << 20))
 pad = bytes(PAD)
 
@@ -70,9 +69,9 @@ RECOVERS = sys.argv[6] == "recover"
 class Reader:
     def __init__(self, name: int) -> None:
         self.app = App(sub=ENDPOINT, codec="raw", name=f"reader-{name}", recover=RECOVERS)
-        self.recovered, self.whole_at = 0, 0.0
+        self.recovered, self.whole_at, self.requests = 0, 0.0, 0
         self.app.every(0.05)(self.watch)
-        times = array("d", bytes(8 * int(TOTAL)))  # when each message was handled
+        self.times = times = array("d", bytes(8 * int(TOTAL)))  # when each message was handled
         twice = disordered = 0
         last = -1
 
@@ -90,12 +89,12 @@ class Reader:
 
         @self.app.on_shutdown
         def end() -> None:
-            delays = sorted(time - number / RATE for number, time in enumerate(times) if time)
-            stats, recoveries = self.app.stats, self.app._live.run._accounts._recoveries
+            until, stats = times[0] + TOTAL / RATE, self.app.stats
+            delays = sorted(time - number / RATE for number, time in enumerate(times) if 0 < time <= until)
             print(json.dumps({
-                "handled": len(delays), "lost": stats.lost, "unknown": stats.unknown_losses,
+                "handled": sum(time > 0 for time in times), "lost": stats.lost, "unknown": stats.unknown_losses,
                 "recovered": stats.recovered, "twice": twice, "disordered": disordered,
-                "requests": recoveries._session.requests if recoveries else 0,
+                "requests": self.requests,
                 "p50": delays[len(delays) // 2], "p99": delays[len(delays) * 99 // 100], "whole_at": self.whole_at,
             }), flush=True)
 
@@ -103,6 +102,8 @@ class Reader:
         recovered = self.app.stats.recovered
         if recovered > self.recovered:
             self.recovered, self.whole_at = recovered, monotonic()
+        if self.times[0] and RECOVERS and monotonic() <= self.times[0] + TOTAL / RATE:
+            self.requests = self.app._live.run._accounts._recoveries._session.requests
 
 readers = [Reader(name) for name in range(MANY)]
 
@@ -124,10 +125,12 @@ def run(
     """Publish at ``rate`` for ``seconds``, kill the proxy in between, and return the figures.
 
     The proxy is killed when a third of the messages were handled. ``whole_seconds`` is the time from the moment at
-    which the next proxy listens until the last reader has handled its last recovered message.
+    which the next proxy listens until the last reader has handled its last recovered message. ``p50_ms`` and ``p99_ms``
+    are the delays of the messages that were handled while the publisher was sending, at the slowest reader;
+    ``requests`` are those of this time. Afterwards, a reader that was too slow may work off a backlog.
 
     Args:
-        readers: The number of readers, each a process.
+        readers: The number of readers.
         rate: The messages per second.
         seconds: The duration of the stream.
         away: The time in seconds without a proxy; 0 leaves the first proxy alone.
@@ -146,7 +149,9 @@ def run(
             )
             for many in (len(range(at, readers, processes)) for at in range(processes))
         ]
-        arguments = f"connect:{front}", str(readers), str(total), str(rate), str(pad)
+        # With a queue for a tenth of a second, messages of an outage are lost, and do not wait for the next proxy.
+        queue = rate // 10 if away else 10_000
+        arguments = f"connect:{front}", *map(str, (readers, total, rate, pad, queue))
         publisher = stack.enter_context(Child("-c", PUBLISHER, *arguments, env=UNMEASURED))
         publisher.line_with("joined")
         before = sum(_told(each.out)["cpu"] for each in reading)
