@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 
-from chaos import asking, jobs, joins, lives, nats, nats_jobs, nonsense, wakeups
+from chaos import asking, jobs, joins, lives, nats, nats_jobs, nonsense, readers, wakeups
 from chaos.bystanders import Bystanders
 from chaos.keyed import drawn
 from chaos.scenario import Scenario
@@ -107,6 +107,14 @@ def test_a_liar_with_an_unknown_key_is_not_heard(seed: int, topology: str, troub
 def test_bystanders_of_trouble_keep_every_message(seed: int, topology: str, trouble: str, host: str) -> None:
     """When publisher A dies, freezes or is replaced, publisher B loses no message and no connection."""
     Bystanders(seed, topology=topology, trouble=trouble, host=host, watched=10.0, steady=True).play()
+
+
+def test_readers_behind_a_killed_proxy_get_everything() -> None:
+    """When a proxy dies and another one takes its place, each of several readers gets all messages, once, in order."""
+    found = readers.run(sized(6, 3), 1_000, 4.0)
+    assert found["handled"] == found["sent"]
+    assert found["recovered"] > 0
+    assert (found["lost"], found["unknown"], found["twice"], found["disordered"]) == (0, 0, 0, 0)
 
 
 @pytest_twisted.ensureDeferred

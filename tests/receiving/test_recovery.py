@@ -777,6 +777,63 @@ def test_a_steady_small_loss_is_not_given_up() -> None:
     assert stream.recovery.missing.total == 2
 
 
+def catch_up(stream: Stream, seconds: int, *, live: int, filled: int, waits: bool = False) -> None:
+    """Let ``live`` messages arrive, and ``filled`` missing ones be filled and delivered, in each tick."""
+    end = 100_000
+    stream.miss(1, end)
+    for _ in range(seconds * round(1 / TICK)):
+        first = stream.recovery.missing.first
+        if first is None:
+            break
+        if not stream.recovery.asked:
+            stream.ask()
+        stream.answer(*range(first, first + filled))
+        stream.take()
+        for number in range(end + 1, end + live + 1):
+            stream.arrive(number)
+        end += live
+        if waits:
+            stream.ask()
+        stream.tick()
+
+
+def test_held_messages_are_no_second_queue() -> None:
+    """If handlers are slower than the live messages, a stream gives up, although ever less is missing."""
+    stream = Stream()
+    catch_up(stream, 10, live=60, filled=30)
+    assert not len(stream.recovery.missing)
+    assert stream.now == 1.0
+
+
+@pytest.mark.parametrize(("live", "filled", "waits"), [(60, 30, True), (30, 60, False)])
+def test_a_stream_that_waits_for_its_publisher_or_catches_up_is_not_given_up(
+    live: int, filled: int, waits: bool
+) -> None:
+    """Slow answers do not end a recovery, and neither do handlers that are faster than the live messages."""
+    stream = Stream()
+    catch_up(stream, 60, live=live, filled=filled, waits=waits)
+    assert stream.recovery.missing.total == 100_000 - 60 * round(1 / TICK) * filled
+
+
+def test_a_rest_becomes_short_again_only_if_everything_is_read() -> None:
+    """With a backlog in the socket, losses are not known yet, so the stream does not count as whole."""
+    for emptied, rests in ((True, 1), (False, 2)):
+        stream = Stream()
+        stream.miss(1, 1)
+        stream.ask()
+        stream.answer(refused=True)
+        stream.take()
+        stream.tick(int((1 + WHOLE_SECONDS) / TICK) + 1, emptied=emptied)
+        assert stream.miss(2, 2)
+        stream.ask()
+        stream.answer(refused=True)
+        stream.take()
+        begun = stream.now
+        while not stream.miss(3, 3):
+            stream.tick()
+        assert stream.now - begun == rests
+
+
 def test_a_subscriber_that_was_stopped_is_not_judged_for_this_time() -> None:
     """After a pause of the process, or while it still reads, no second has passed and no request is late."""
     stream = Stream()

@@ -35,10 +35,16 @@ slow subscriber therefore does not ask for more than it can handle. A request wh
 it keeps up. The rule is: **in each second, the number of missing messages must decrease, or all messages that were
 missing at its beginning must arrive.** Otherwise everything missing is given up, and the stream *rests*: its losses are
 counted at once. The rest takes 1, 2, 4 … 60 seconds, and is 1 second again after `WHOLE_SECONDS` without a missing
-message. Catching up may thus take any time, and a steady small loss is always recovered, but overload ends the recovery
+message and without a backlog. Catching up may thus take any time, and a steady small loss is always recovered, but overload ends the recovery
 after one or two seconds. A second consists of four ticks in which the stream could ask or lost more messages; a
 subscriber that was stopped is not judged for that time. Nor is a second judged in which a request had no answer: the
 number of tries limits that.
+
+A slow handler can satisfy this rule while the held messages become a second queue, because only delivered messages make
+room for the next request. The second rule is therefore: **in a second in which handlers are too slow, everything
+missing is given up, too.** In such a second, more messages arrive than are delivered, more wait than a second can
+deliver, and the stream did not wait for answers. The first such second begins with the first request: messages that
+were in the queues before are not judged. A stream that waits for its publisher may hold any number.
 """
 
 from __future__ import annotations
@@ -259,6 +265,9 @@ class StreamRecovery:
         self._before = 0  # the number of missing messages at the last tick
         self._mark = 0  # the last missing message when the second began
         self._progress = False  # True if an answer has brought something since the second began
+        self._came = self._delivered = 0  # new and delivered messages since the second began
+        self._waited = 0  # ticks of the present second in which a request was open
+        self._has_asked = False  # True from the first request of a recovery on
 
     @property
     def active(self) -> bool:
@@ -277,6 +286,7 @@ class StreamRecovery:
 
         Return False if the stream rests: the messages are then lost, and the caller must count them.
         """
+        self._came += last - first + 1
         if now < self._rest_until:
             if not self.active:
                 return False
@@ -290,6 +300,7 @@ class StreamRecovery:
     def _add(self, first: int, last: int, now: float) -> None:
         if not len(self.missing):
             self._begin_second(last - first + 1, last)
+            self._has_asked = False
         self.missing.add(first, last)
         if len(self.missing) > RANGES_MAX:
             self._give_up(now)
@@ -297,9 +308,11 @@ class StreamRecovery:
     def _begin_second(self, total: int, last: int) -> None:
         self._judged, self._then, self._before, self._mark = 0, total, total, last
         self._progress = False
+        self._came = self._delivered = self._waited = 0
 
     def arrive(self, arrival: Arrival, now: float) -> None:
         """Hold a message that follows all others. Without room, it is missing too."""
+        self._came += arrival.last - arrival.first + 1
         if self._hold.has_room(arrival.size):
             self._put(arrival.first, arrival.last, arrival)
             self._release()
@@ -382,6 +395,7 @@ class StreamRecovery:
         ready = self.ready.popleft()
         if isinstance(ready, Ready):
             self._hold.give_back(ready.size)
+            self._delivered += ready.last - ready.first + 1 if ready.arrival is not None else 0
         return ready
 
     def deliver(self, many: int, frame: Any, size: int) -> None:
@@ -418,6 +432,9 @@ class StreamRecovery:
             return []
         self._asked_at = now
         self._requests.append(number & 0xFFFF)
+        if not self._has_asked and self.missing.last is not None:
+            self._has_asked = True
+            self._begin_second(self.missing.total, self.missing.last)
         return list(islice(self.missing, RANGES_ASKED))
 
     def answer(
@@ -474,7 +491,7 @@ class StreamRecovery:
         if self.replay is not None:
             return
         if not len(self.missing):
-            if now < self._rest_until:
+            if now < self._rest_until or not emptied:  # with a backlog, losses are not known yet
                 self._whole_since = now
             elif now - self._whole_since >= WHOLE_SECONDS:
                 self._rest = 1.0
@@ -486,17 +503,26 @@ class StreamRecovery:
             self._asked_at = None
             self._fail(now)
         total = self.missing.total
-        self._judged += emptied or total > self._before
+        if emptied or total > self._before:
+            self._judged += 1
+            self._waited += self.asked
         self._before = total
         first, last = self.missing.first, self.missing.last
         if self._judged < _SECOND or first is None or last is None:
             return
         # While a request is open and brings nothing, its tries are counted instead.
         unanswered = waits and not self._progress
-        if total >= self._then and first <= self._mark and not unanswered:
+        if (total >= self._then and first <= self._mark and not unanswered) or self._is_slow():
             self._give_up(now)
         else:
             self._begin_second(total, last)
+
+    def _is_slow(self) -> bool:
+        """Return True if handlers were too slow in the present second."""
+        if not self._has_asked or self._came <= self._delivered or 2 * self._waited >= _SECOND:
+            return False
+        held = (each.last - each.first + 1 for _, _, each in self._held if each.arrival is not None)
+        return self.missing.total + sum(held) > self._delivered
 
     def _give_up(self, now: float) -> None:
         """Count everything missing as lost, and rest."""
