@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -129,7 +130,7 @@ def test_none_is_no_state() -> None:
     with TestApp(feed, desk):
         pass
     assert got == []
-    assert feed.stats.snapshot_errors == 0
+    assert (feed.stats.snapshots, feed.stats.snapshot_errors) == (0, 0)
 
 
 def _raises(symbol: str) -> int:
@@ -153,17 +154,25 @@ def test_a_failure_is_counted_and_logged(snapshot: Any, error: type, caplog: pyt
 
 
 @pytest.mark.parametrize("function", ["snapshot", "topics"])
-def test_a_function_can_not_end_the_reactor(function: str) -> None:
-    """SystemExit of either function is counted like another error, and does not reach the reactor."""
+@pytest.mark.parametrize(
+    ("error", "code", "errors"), [(SystemExit(3), 3, 0), (KeyboardInterrupt(), None, 1), (GeneratorExit(), None, 1)]
+)
+def test_an_exit_stops_the_app_as_in_handlers(
+    function: str, error: BaseException, code: int | None, errors: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SystemExit of either function stops the app and is no failure; other errors that are no Exception are counted."""
 
     def leave(**_: str) -> Any:
-        raise SystemExit(3)
+        raise error
 
     given: dict[str, Any] = {"snapshot": lambda symbol: 1, "topics": lambda: [{"symbol": "A"}], function: leave}
     feed, desk, _, got = _apps(**given)
-    with TestApp(feed, desk, raise_errors=False):
-        pass
-    assert (got, feed.stats.snapshot_errors) == ([], 1)
+    t = TestApp(feed, desk, raise_errors=False)
+    with suppress(KeyboardInterrupt), t:  # a test ends with it, as with Ctrl-C
+        t.advance(1)
+    assert (t.exit_code, got, t.failures) == (code, [], [error])
+    assert (feed.stats.snapshots, feed.stats.snapshot_errors) == (0, errors)
+    assert ("a snapshot function" in caplog.text) == bool(errors)
 
 
 def test_a_failure_of_topics_is_counted_and_logged() -> None:
@@ -268,7 +277,7 @@ def test_a_subscriber_counts_a_failed_snapshot_as_lost() -> None:
     cache = Cache(3, lambda symbol: {"00000": 1, "00001": "wrong", "00002": None}[symbol])
     cache.kept.join(marker(7))
     assert [(number, topic) for _, number, topic, _ in cache.sent] == [(1, b"b.00000"), (3, b"")]
-    assert [type(error) for error in cache.errors] == [type(None), EncodeError, type(None)]
+    assert [type(error) for error in cache.errors] == [type(None), EncodeError]
 
 
 def test_snapshots_are_sent_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,10 +201,9 @@ class World:
         for desk in self.desks:
             if {symbol: desk.books.get(symbol) for symbol in truth} != truth:
                 raise NeverWholeError
-        # A late answer over a slow path may look like the correction of a forged frame. The account then goes back, and
-        # messages are handled twice, until the snapshots that the subscriber requests arrive.
-        certain = [desk for desk in self.desks if not desk.service.transport.corrected]  # type: ignore[union-attr]
-        found = sum(desk.wrong for desk in certain), sum(desk.snapshots for desk in self.desks)
+        # No frame was forged, so no account was set back, however late an answer came over a slow path.
+        assert not any(desk.service.transport.corrected for desk in self.desks)  # type: ignore[union-attr]
+        found = sum(desk.wrong for desk in self.desks), sum(desk.snapshots for desk in self.desks)
         lost = sum(desk.app.stats.lost for desk in self.desks)
         for service in [desk.service for desk in self.desks] + [self.feeds[-1].service]:
             self.stop(service)

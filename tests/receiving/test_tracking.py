@@ -1297,6 +1297,17 @@ def test_the_second_copy_of_an_answer_sets_nothing_back() -> None:
     assert [received(tracker, number) for number in range(4, 9)] == [DUPLICATE] * 5
 
 
+def test_a_late_answer_sets_nothing_back() -> None:
+    """A question was asked before a loss; its answer arrives behind later messages, which took a faster path."""
+    tracker = joined(b"a")
+    received(tracker, 1)
+    tracker.join(b"N", 1, again=True)  # the publisher answers: 1
+    assert received(tracker, 5) == Gap(b"a", 7, 2, 4)
+    assert received(tracker, 5) is DUPLICATE
+    assert tracker.stated(7, b"N", stated((b"a", 1))) == [Joined(7, "", False)]
+    assert [received(tracker, number) for number in range(2, 7)] == [DUPLICATE] * 4 + [None]
+
+
 def test_one_refused_message_is_one_question() -> None:
     """A duplicate leads to one question; after its answer the publisher is not asked again."""
     tracker = joined(b"a")

@@ -68,6 +68,10 @@ PLACES = {
     "publish middleware around a result": "@app.publish_middleware\ndef mw(call, route):\n"
     "    return (lambda message: sys.exit(CODE)) if route.name == 'out' else call\n"
     "@app.publisher('out', int)\n@app.subscribe('go')\ndef on(n: int): return n",
+    "snapshot": "app.publisher('book', int, snapshot=lambda: sys.exit(CODE))\n@app.subscribe('book')\n"
+    "def on(n: int): ...",
+    "topics": "app.publisher('book.{b}', int, snapshot=lambda: 1, topics=lambda: sys.exit(CODE))\n"
+    "@app.subscribe('book.{b}')\ndef on(n: int, b: str): ...",
     "stop in a resource": "@app.every(0.01)\ndef on(db: Db): app.stop()\n@app.resource\ndef db() -> Iterator[Db]:\n"
     "    yield Db()\n    app.stop(CODE)",
     "stop in an async resource": "@app.every(0.01)\ndef on(db: Db): app.stop()\n@app.resource\n"

@@ -300,6 +300,32 @@ def test_a_test_that_puts_a_job_gets_the_error_of_its_last_attempt() -> None:
             t.put("other", 1)
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+def test_system_exit_stops_the_worker_and_is_no_failure_there(batch: int | None) -> None:
+    """As for messages, no hook is called, and the job counts as handled; at its owner, it has failed."""
+    worker, hooked = App(work=JOBS, name="worker"), list[object]()
+
+    def leave(jobs: Any) -> None:
+        raise SystemExit(3)
+
+    async def one(job: Resize) -> None:
+        leave(job)
+
+    async def several(jobs: list[Resize]) -> None:
+        leave(jobs)
+
+    worker.work("jobs.{kind}", batch=batch)(several if batch else one)
+    worker.on_error(BaseException)(lambda error, envelope: hooked.append(error))
+    with TestApp(worker, raise_errors=False) as t:
+        t.put("jobs.a", Resize("x.png"), Resize("y.png"))
+        t.advance(1)
+        assert t.exit_code == 3
+        exits = [error for error in t.failures if isinstance(error, SystemExit)]
+    assert hooked == []
+    assert (worker.stats.handled, worker.stats.failed) == (2, 0)
+    assert len(exits) == (1 if batch else 2)
+
+
 def test_a_timeout_is_a_failure() -> None:
     """An async call that takes too long is cancelled, and the job is tried again."""
     worker, calls = App(work=JOBS), []

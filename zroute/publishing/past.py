@@ -14,14 +14,17 @@ made, in each tick, so the frames of two publications are in order to within a q
 Each answer says how many messages are left. The subscriber thus notices messages that a history has dropped between two
 requests.
 
+**Work.** Peers choose their requests, so `PastSearch.work` counts the blocks and frames that an answer had to look at.
+Sums of messages take constant time, because each part has the running total of its frames.
+
 This module sends nothing and reads no clock.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
 from operator import attrgetter
 
 import attrs
@@ -34,6 +37,9 @@ __all__ = ["INDEX_BITS", "PastSearch"]
 INDEX_BITS = 16
 """The number of low bits of a position that contain the index of a frame in its block."""
 
+_LIVE_MAX = 16
+"""The number of subscribers for which a search remembers the messages behind their numbers."""
+
 _order = attrgetter("order")
 
 
@@ -42,7 +48,7 @@ class _Part:
     """The frames of a subscription in one block.
 
     ``indexes`` are those of the frames in the block, ``total`` is the number of messages, and ``last`` is the number of
-    the last frame.
+    the last frame. ``sums`` are the numbers of messages before each frame; empty if each frame is one message.
     """
 
     block: Block
@@ -51,12 +57,15 @@ class _Part:
     frames: list[bytes]
     total: int = 0
     last: int = 0
+    sums: Sequence[int] = ()
 
     @classmethod
     def of(cls, block: Block, prefix: bytes) -> _Part:
         found = [(index, frame) for index, frame in enumerate(block.frames, block.dropped) if frame.startswith(prefix)]
         part = cls(block, len(prefix), [index for index, _ in found], [frame for _, frame in found])
-        part.total = _messages(part.frames)
+        sums = list(accumulate(map(many_of, part.frames), initial=0))
+        part.total = sums[-1]
+        part.sums = sums if part.total > len(part.frames) else ()
         part.last = part.number(part.frames[-1]) if part.frames else 0
         return part
 
@@ -67,21 +76,20 @@ class _Part:
         """Forget the frames that the block has dropped since the last call."""
         gone = bisect_left(self.indexes, self.block.dropped)
         if gone:
-            self.total -= _messages(self.frames[:gone])
-            self.indexes, self.frames = self.indexes[gone:], self.frames[gone:]
+            self.total -= self.between(0, gone)
+            self.indexes, self.frames, self.sums = self.indexes[gone:], self.frames[gone:], self.sums[gone:]
 
     def end(self, upto: int) -> int:
         """Return the number of frames up to the message ``upto``."""
         return len(self.frames) if self.last <= upto else bisect_right(self.frames, upto, key=self.number)
 
-    def messages(self, upto: int, first: int = 0) -> int:
-        """Return the number of messages from a frame on, up to the message ``upto``."""
-        end = self.end(upto)
-        return self.total if not first and end == len(self.frames) else _messages(self.frames[first:end])
+    def between(self, first: int, end: int) -> int:
+        """Return the number of messages in the frames from ``first`` to before ``end``."""
+        return self.sums[end] - self.sums[first] if self.sums else end - first
 
-
-def _messages(frames: Iterable[bytes]) -> int:
-    return sum(map(many_of, frames))
+    def messages(self, upto: int) -> int:
+        """Return the number of messages up to the message ``upto``."""
+        return self.between(0, self.end(upto))
 
 
 class PastSearch:
@@ -89,6 +97,10 @@ class PastSearch:
 
     A search holds only frames that the rings still contain. Large messages have a block of their own, so there may be
     many blocks. Lists of them are therefore made again only if the rings have changed.
+
+    Attributes:
+        work: The number of frames and blocks that were looked at, without those that `prepare` has yielded. The caller
+            may set it to 0.
     """
 
     def __init__(self, rings: Sequence[Ring], prefix: bytes) -> None:
@@ -100,6 +112,7 @@ class PastSearch:
         self._low = 0  # all blocks from this index on are scanned
         self._left: list[int] = []  # the messages in the last n blocks, for each n
         self._live: dict[int, list[tuple[int, int]]] = {}  # see `_behind`
+        self.work = 0
 
     @property
     def found(self) -> int:
@@ -122,6 +135,7 @@ class PastSearch:
         least = past.since.value if not past.position and past.since.mode is SinceMode.LAST else None
         for at in range(len(self._blocks) - 1 if least is not None else self._low - 1, begin - 1, -1):
             block = self._blocks[at]
+            self.work += 1
             part = self._parts.get(block.order)
             if part is None:
                 part = self._parts[block.order] = _Part.of(block, self._prefix)
@@ -156,6 +170,7 @@ class PastSearch:
             return bisect_left(self._blocks, past.position >> INDEX_BITS, key=_order)
         if past.since.mode in (SinceMode.AGE, SinceMode.TIME):
             time, blocks = _time(past, now), self._blocks
+            self.work += len(blocks)
             return next((at for at, block in enumerate(blocks) if block.last_at >= time), len(blocks))
         return 0
 
@@ -168,12 +183,15 @@ class PastSearch:
         order, index = position >> INDEX_BITS, position & ((1 << INDEX_BITS) - 1)
         begin = max(bisect_left(self._blocks, order, key=_order), self._low)
         left = self._left[len(self._blocks) - begin]
-        left -= sum(many for block, many in self._behind(past.upto) if block >= order)
+        behind = self._behind(past.upto)
+        left -= sum(many for block, many in behind if block >= order)
+        self.work += len(behind)
         entries: list[tuple[int, bytes]] = []
         for at in range(begin, len(self._blocks)):
             part = self._parts[self._blocks[at].order]
             first = bisect_left(part.indexes, index) if part.block.order == order else 0
-            left = max(left - _messages(part.frames[:first]), 0)  # a peer chooses the position
+            left = max(left - part.between(0, first), 0)  # a peer chooses the position
+            self.work += 1
             for place in range(first, part.end(past.upto)):
                 if size <= 0:
                     return PastAnswer(past.position, left), entries, True
@@ -189,6 +207,9 @@ class PastSearch:
         """
         if upto not in self._live:
             parts = [self._parts[block.order] for block in self._blocks[self._low :]]
+            self.work += len(parts)
+            if len(self._live) >= _LIVE_MAX:
+                del self._live[next(iter(self._live))]
             self._live[upto] = [
                 (part.block.order, part.total - part.messages(upto)) for part in parts if part.last > upto
             ]
@@ -199,11 +220,13 @@ class PastSearch:
         if past.position or past.since.mode is SinceMode.ALL:
             return past.position
         parts = [self._parts[block.order] for block in self._blocks[self._low :]]
+        self.work += len(parts)
         if past.since.mode is SinceMode.LAST:
             return self._latest(past, parts)
         time = _time(past, now)
         for part in parts:
             if part.block.last_at >= time:
+                self.work += len(part.frames)
                 for index, frame in zip(part.indexes, part.frames, strict=True):
                     if sent_at(frame) >= time:
                         return part.block.order << INDEX_BITS | index
@@ -213,10 +236,15 @@ class PastSearch:
     def _latest(past: Past, parts: list[_Part]) -> int:
         least, position = past.since.value, (parts[-1].block.order + 1 if parts else 1) << INDEX_BITS
         for part in reversed(parts):
-            for place in reversed(range(part.end(past.upto))):
-                if least <= 0:
-                    return position
-                least -= many_of(part.frames[place])
+            end = part.end(past.upto)
+            if least <= 0:
+                break
+            if end:
+                # The last frame before which the part has too many messages.
+                before = part.between(0, end) - least
+                place = bisect_right(range(end), before, key=lambda frame: part.between(0, frame)) - 1
+                place = max(place, 0)
+                least -= part.between(place, end)
                 position = part.block.order << INDEX_BITS | part.indexes[place]
         return position
 

@@ -68,8 +68,8 @@ class Publisher:
     """A function that is called when the first subscriber of a publication joins, or the last leaves. Set it before
     `open`.
     """
-    on_failure: Callable[[BaseException], object] = staticmethod(lambda error: None)
-    """A function that is called with each error of a snapshot function. Set it before `open`."""
+    on_failure: Callable[[BaseException, str], object] = staticmethod(lambda error, where: None)
+    """A function that is called with each error of a snapshot function, and its line. Set it before `open`."""
 
     def __init__(
         self,
@@ -376,12 +376,14 @@ class Publisher:
         if error is None:
             self._stats.snapshots += 1
             return
-        self._stats.snapshot_errors += 1
-        name = self._choices.name
-        text = "%s: a snapshot function (%s) failed: %s: %s"
-        facts = name, functions.where, type(error).__name__, printable(error)
-        self._reports(("snapshot", functions), f"{name}: failed snapshots", logging.ERROR, text, *facts, error=error)
-        self.on_failure(error)
+        if not isinstance(error, SystemExit):  # as in handlers, it is no failure
+            self._stats.snapshot_errors += 1
+            name = self._choices.name
+            text = "%s: a snapshot function (%s) failed: %s: %s"
+            facts = name, functions.where, type(error).__name__, printable(error)
+            called = f"{name}: failed snapshots"
+            self._reports(("snapshot", functions), called, logging.ERROR, text, *facts, error=error)
+        self.on_failure(error, functions.where)
 
     # -- full caches --------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md``
   more. A subscriber that is 10 s behind can then catch up in 10 s.
 - Histories are scanned at `BLOCK` frames in each period of 10 ms: about 5 % of the time. The results are used for all
   requests of a subscription for up to `KNOWN_SECONDS`, and contain at most `FOUND` frames in total.
+- A request that can't be answered at once waits for the next period, so a flood of requests costs one look at each.
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ _SEAL_SECONDS = 0.05
 """The minimum time in seconds between two blocks that are made for requests, which limits the number of blocks."""
 
 _ANSWER_COST = 5_000
-"""The cost of an answer in addition to its bytes, in bytes. It limits empty answers to 4,000 per second."""
+_RANGE_COST = 500
+"""The cost of an answer, and of each range that it is about, in addition to its bytes.
+
+They limit empty answers to 4,000 per second, and those about many single messages to fewer than 1,000.
+"""
 
 _Key = tuple[int, "bytes | None"]
 """The key of a waiting request: a subscriber, and the subscription whose past it asks for."""
@@ -140,7 +145,9 @@ class HistoryAnswers:
         if len(self._waiting) < WAITING or key in self._waiting:
             begins = request.past is not None and not request.past.position
             self._waiting[key] = request, self._seals + begins
-            self._answer_some()
+            # Only this one, because peers may send many requests in a turn. The others wait for a timer.
+            if self._bytes.left > 0:
+                self._answer_one(key)
 
     def tick(self, now: float) -> None:
         """Enforce the bounds of the histories. Call this method at each `TICK`."""
@@ -171,23 +178,30 @@ class HistoryAnswers:
 
         A request whose messages have not been found yet does not delay the next ones.
         """
-        for key, (request, seal) in tuple(self._waiting.items()):
+        for key in tuple(self._waiting):
             if self._bytes.left <= 0:
                 break
-            last = self._counters.carried(request.prefix)
-            if last is None:
+            self._answer_one(key)
+
+    def _answer_one(self, key: _Key) -> None:
+        """Answer a request, unless its messages have not been found yet."""
+        request, seal = self._waiting[key]
+        last = self._counters.carried(request.prefix)
+        if last is None:
+            del self._waiting[key]
+            past = None if request.past is None else PastAnswer(request.past.position, 0)
+            self._answer(request, [], refused=True, past=past)
+        elif request.past is not None:
+            if (search := self._past(request.prefix, request.past, seal)) is not None:
                 del self._waiting[key]
-                past = None if request.past is None else PastAnswer(request.past.position, 0)
-                self._answer(request, [], refused=True, past=past)
-            elif request.past is not None:
-                if (search := self._past(request.prefix, request.past, seal)) is not None:
-                    del self._waiting[key]
-                    answer, found, more = search.window(request.past, self._clock_ns(), WINDOW)
-                    self._answer(request, found, more=more, past=answer)
-            elif (searches := self._search(request, last)) is not None:
-                del self._waiting[key]
-                entries, more = self._entries(request.ranges, searches)
-                self._answer(request, entries, more=more)
+                answer, found, more = search.window(request.past, self._clock_ns(), WINDOW)
+                self._frames.spend(search.work)
+                search.work = 0
+                self._answer(request, found, more=more, past=answer)
+        elif (searches := self._search(request, last)) is not None:
+            del self._waiting[key]
+            entries, more = self._entries(request.ranges, searches)
+            self._answer(request, entries, more=more)
 
     def _answer(
         self,
@@ -201,7 +215,7 @@ class HistoryAnswers:
         frames = pack_recovery_answers(
             request, entries, epoch=self._epoch, sent_at=self._clock_ns(), more=more, refused=refused, past=past
         )
-        self._bytes.spend(_ANSWER_COST + sum(map(len, frames)))
+        self._bytes.spend(_ANSWER_COST + _RANGE_COST * len(request.ranges) + sum(map(len, frames)))
         self._send(pack_box(request.subscriber), frames)
 
     def _search(self, request: RecoveryRequest, last: int) -> list[Search] | None:

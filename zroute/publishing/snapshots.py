@@ -67,7 +67,7 @@ class SnapshotCalls:
         flush: Sends the held messages of a topic.
         waits: Returns True while a message of a topic waits to be sent.
         numbers: Returns a value that changes with each message of a topic.
-        made: Called after each call of a user's function, with its error or None.
+        made: Called with None after each snapshot that was made, and with each error of a user's function.
         add: Adds a topic that may have a snapshot.
         discard: Removes such a topic.
     """
@@ -202,7 +202,7 @@ class Snapshots:
                 continue
             try:
                 yield from self._update(outlet, tuple(functions.topics()))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # also SystemExit, for which the reactor would drop the socket
                 self._calls.made(functions, error)
 
     def _update(self, outlet: CompiledPublication, every: Sequence[Mapping[str, object]]) -> Iterator[None]:
@@ -266,10 +266,9 @@ class Snapshots:
             given = {name: convert(captured[name]) for name, convert in functions.converters.items()}
             state = functions.make(**given)
             if state is None:
-                self._calls.made(functions, None)
                 return NoSnapshot.NOTHING
             made = self._encoded(outlet, functions, topic, state)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # also SystemExit, for which the reactor would drop the socket
             self._calls.made(functions, error)
             return NoSnapshot.FAILED
         finally:

@@ -27,8 +27,10 @@ from zroute.receiving.hearing import Signs
 
 __all__ = ["ACCOUNTS", "AccountEvent", "Claim", "RemotePublisher", "State", "SubscriptionState"]
 
-Claim = tuple[int, int, bool]
-"""A detected loss: its first number, its last number, and True if the number of lost messages is unknown."""
+Claim = tuple[int, int, bool, int]
+"""A detected loss: its first number, its last number, True if the number of lost messages is unknown, and how many
+markers had been sent before.
+"""
 
 _CLAIMS_MAX = 16
 """The maximum number of claims per account that can still be corrected. Older claims are considered true."""
@@ -53,16 +55,20 @@ class SubscriptionState:
     expected: int = 0
     claims: list[Claim] | None = None
 
-    def claim(self, first: int, last: int, unknown: bool) -> None:
+    def claim(self, first: int, last: int, unknown: bool, asked: int) -> None:
         """Record a loss that the number in a frame implies."""
-        self.claims = [*(self.claims or ())[1 - _CLAIMS_MAX :], (first, last, unknown)]
+        self.claims = [*(self.claims or ())[1 - _CLAIMS_MAX :], (first, last, unknown, asked)]
 
-    def is_claimed_beyond(self, number: int) -> bool:
-        """Return True if only claimed losses have moved the account past ``number``."""
+    def is_claimed_beyond(self, number: int, asked: int) -> bool:
+        """Return True if only claimed losses have moved the account past ``number``.
+
+        The first of them was claimed before marker ``asked`` was sent.
+        """
         if not self.claims or self.expected > self.claims[-1][1] + 1 + _TAKEN_MAX:
             return False
-        first = next((first for first, last, _ in self.claims if last > number), None)
-        return first is not None and first <= number + 1
+        claims = ((first, before) for first, last, _, before in self.claims if last > number)
+        first, before = next(claims, (number + 2, asked))
+        return first <= number + 1 and before < asked
 
 
 class State(Enum):

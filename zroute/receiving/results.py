@@ -305,10 +305,13 @@ class Results:
     def failed_job(self, delivery: BoundRoute, error: BaseException, raw: RawFrames, many: int, attempt: int) -> None:
         """Count and log an error that a handler of jobs raised, and call a hook.
 
-        The owner decides whether to retry the job. SystemExit stops the app.
+        The owner decides whether to retry the job. SystemExit is not counted as an error: it stops the app, and the job
+        counts as handled here.
         """
         if isinstance(error, SystemExit):
+            delivery.route.stats.handled += many
             self._leave(error, delivery.route.name, delivery.route.route.where)
+            return
         delivery.route.stats.handler_error += many
         rejected = isinstance(error, Reject)
         level, shown = (logging.WARNING, None) if rejected else (logging.ERROR, error)

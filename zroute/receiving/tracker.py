@@ -129,7 +129,8 @@ class Tracker:
         self._subscriptions: frozenset[bytes] = frozenset()
         self._counted: frozenset[bytes] = frozenset()  # the subscriptions that publishers count
         self._publishers: dict[int, RemotePublisher] = {}
-        self._markers: set[bytes] = set()  # the markers whose answers complete a join
+        self._markers: dict[bytes, int] = {}  # the markers whose answers complete a join, each with its place
+        self._asked = 0  # the number of markers so far
         self._pings: deque[bytes] = deque(maxlen=PINGS_MAX)
         self._earlier: deque[bytes] = deque(maxlen=EARLIER_MAX)  # former markers for these subscriptions
         self._previous: float | None = None  # the time of the last check
@@ -200,7 +201,8 @@ class Tracker:
         if not again:
             self._earlier += self._markers
             self._markers.clear()
-        self._markers.add(marker)
+        self._asked += 1
+        self._markers[marker] = self._asked
         for publisher in self._publishers.values():
             # For new subscriptions, a publisher sends its kept messages again.
             publisher.gave_all &= again
@@ -289,7 +291,7 @@ class Tracker:
             return None
         # In another generation, counting has begun again, so the difference of the numbers means nothing.
         unknown = expected >> COUNT_BITS != last >> COUNT_BITS
-        stream.claim(expected, last, unknown)
+        stream.claim(expected, last, unknown, self._asked)
         if unknown:
             return UnknownLoss(stream.publisher, (stream.prefix,), "no longer knows how many messages it sent")
         return Gap(stream.prefix, stream.publisher, expected, last)
@@ -302,7 +304,7 @@ class Tracker:
         """
         claims, wrong, unknown = stream.claims or [], 0, 0
         stream.expected, stream.claims = last + 1, None
-        for first, claimed, is_unknown in claims:
+        for first, claimed, is_unknown, asked in claims:
             if claimed > last and is_unknown and first <= last and first >> COUNT_BITS == last >> COUNT_BITS:
                 yield Gap(stream.prefix, stream.publisher, first, last)  # these were refused as duplicates
                 unknown += 1
@@ -313,7 +315,7 @@ class Tracker:
                 # The numbers up to `last` were really sent, so only those after it were wrongly counted.
                 wrong += claimed - max(last, first - 1)
             if first <= last:  # this part may be forged too; a later answer will show it
-                stream.claim(first, min(claimed, last), is_unknown)
+                stream.claim(first, min(claimed, last), is_unknown, asked)
         yield Corrected(stream.publisher, stream.prefix, wrong, unknown)
 
     # -- control frames
@@ -371,13 +373,16 @@ class Tracker:
         publisher.parts = statement.part + 1
         events: list[Event] = []
         for prefix, number in statement.numbers:
-            events += self._named(publisher, prefix, number, latest)
+            events += self._named(publisher, prefix, number, self._markers.get(marker, 0))
         if publisher.parts == statement.parts:
             events += self._completed(publisher, statement, goodbye, latest)
         return events
 
-    def _named(self, publisher: RemotePublisher, prefix: bytes, number: int, latest: bool) -> Iterable[Event]:
-        """Process the number of one subscription in an answer."""
+    def _named(self, publisher: RemotePublisher, prefix: bytes, number: int, asked: int) -> Iterable[Event]:
+        """Process the number of one subscription in an answer.
+
+        ``asked`` is the place of the marker among all markers; 0 for a former marker.
+        """
         if prefix not in self._subscriptions and prefix not in publisher.leaving:
             return ()  # a subscription of another subscriber: a marker with a summary may match more
         publisher.named.add(prefix)
@@ -389,25 +394,27 @@ class Tracker:
         if publisher.leaving and not stream.expected:
             publisher.standing[prefix] = number  # until the answer is complete, former accounts count its topics
             return ()
-        if latest and number + 1 < stream.expected and self._is_forged(publisher, stream, number):
+        if asked and number + 1 < stream.expected and self._is_forged(publisher, stream, number, asked):
             return self._set_back(stream, number)
-        if latest and number + 1 >= stream.expected:
+        if asked and number + 1 >= stream.expected:
             self._refused.pop(stream, None)  # the refused messages were real duplicates
         found = self._stands(stream, number)
         return () if found is None else (found,)
 
-    def _is_forged(self, publisher: RemotePublisher, stream: SubscriptionState, number: int) -> bool:
+    def _is_forged(self, publisher: RemotePublisher, stream: SubscriptionState, number: int, asked: int) -> bool:
         """Return True if a forged claim has advanced an account past ``number``.
 
         ``number`` is the number of the last message, as stated by the publisher itself. A faster path may also have
         advanced the account, so all of these conditions must be true:
 
         - This is the first answer to the newest marker. A slower path delivers the same answer again.
+        - The marker was sent after the claim. A publisher that had sent a message with the claimed number before it
+          received the marker would state this number, or a higher one, however late its answer arrives.
         - A claim has advanced the account, few messages were accepted since then, and ``number`` is not lower than the
           numbers of the messages that were received before the claim.
         - Messages are refused, or there is only one path, which keeps the order.
         """
-        if publisher.state is not State.JOINING or not stream.is_claimed_beyond(number):
+        if publisher.state is not State.JOINING or not stream.is_claimed_beyond(number, asked):
             return False
         return self._refused.pop(stream, None) == stream.expected or len(publisher.signs.links) == 1
 

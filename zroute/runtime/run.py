@@ -267,7 +267,7 @@ class Run:
         given = self.transport, self.ends.pub, self._stats, self._reports, self._environment.wall
         self._publisher = Publisher(self.plan.choices, self.reactor, *given)
         self._publisher.on_subscribers = self._subscribers_changed
-        self._publisher.on_failure = lambda error: self._environment.observe(error, False)
+        self._publisher.on_failure = self._snapshot_failed
         self._outcomes.carried = self._publisher.carried
         # Before the on_startup functions, which may send requests; `answer` follows after them.
         self._requests.open(self.transport, self.ends, [route for route in handlers if route.route.kind == "reply"])
@@ -634,6 +634,13 @@ class Run:
         self._stats.hook_errors += 1
         self._reports(what, f"{self.name}: {what}", logging.ERROR, f"an {what} function failed", error=error)
         self._environment.observe(error, False)
+
+    def _snapshot_failed(self, error: BaseException, where: str) -> None:
+        """Handle an error of a snapshot function, which the publisher has counted."""
+        if isinstance(error, SystemExit):
+            self._leave(error, "a snapshot function", where)
+        else:
+            self._environment.observe(error, False)
 
     def from_thread(self, call: Callable[[], Any]) -> Any:
         """See `zroute.planning.plan.RunningApp`, also for the next method."""

@@ -124,7 +124,7 @@ class Bed:
         for service in self._services:
             service.reports, service.owns_pool = False, True
         self._bus.requests.begin(reactor, self._wall)
-        self._bus.jobs.wall = self._wall
+        self._bus.wall = self._bus.jobs.wall = self._wall
 
     def _raise_unless_started(self, service: AppService, outcome: list[Any]) -> None:
         if not outcome:

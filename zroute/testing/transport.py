@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -18,10 +18,12 @@ from zroute.endpoints import SIDES, Ends, Form, ResolvedAddresses, parse_endpoin
 from zroute.errors import EnvelopeError, UsageError
 from zroute.messages.control import BEATS
 from zroute.messages.frames import Parse
+from zroute.messages.recovery import Since, SinceMode
 from zroute.messages.topics import Pattern, matches, minimal_cover
-from zroute.messages.wire import MAGIC, NUL, RecoveredFrame, pack_kept, parse_header
+from zroute.messages.wire import MAGIC, NUL, RecoveredFrame, ReplayedFrame, pack_kept, parse_header
 from zroute.options import READ_BUDGET
 from zroute.planning.plan import Plan
+from zroute.publishing.history import sent_at
 from zroute.publishing.snapshots import Made, Snapshots
 from zroute.receiving.events import Gap
 from zroute.receiving.session import SubscriberSession
@@ -69,16 +71,18 @@ class Bus:
 
     An app receives the messages of the other apps. An app receives its own messages in two cases: if it has no
     endpoints, or if it subscribes to an address to which it publishes. When an app subscribes, it also receives the
-    messages that the other apps keep (``keep="last"``).
+    messages that the other apps keep (``keep="last"``), and with ``since`` the messages in their histories.
 
     Attributes:
         sent: all published messages, with the plan of the publishing app.
         unheard: the messages from outside that no handler and no `on_unrouted` function receives.
         requests: the requests of the apps.
         jobs: the connections between owners of jobs and workers.
+        wall: returns the time in seconds since the Unix epoch.
     """
 
     def __init__(self) -> None:
+        self.wall: Callable[[], float] = lambda: 0.0
         self.sent: list[tuple[Plan | None, tuple[bytes, ...]]] = []
         self.unheard: list[tuple[bytes, ...]] = []
         self._members: list[MemoryTransport] = []
@@ -119,18 +123,29 @@ class Bus:
             if member.hears(sender):
                 (member.lose(sender, frames) if lost else member.arrive(frames, member.form_of(sender), None, sender))
 
-    def joined(self, member: MemoryTransport, before: tuple[bytes, ...]) -> None:
-        """Deliver the kept messages of new subscriptions to ``member``.
+    def joined(self, member: MemoryTransport, before: tuple[bytes, ...], past: Mapping[bytes, Since]) -> None:
+        """Deliver the past and the kept messages of new subscriptions to ``member``.
 
-        The member already has the kept messages of the subscriptions ``before``.
+        The member already has the kept messages of the subscriptions ``before``. ``past`` contains the subscriptions
+        with a past, and its beginning.
         """
-        kept = [each for sender in self._members if member.hears(sender) for each in sender.kept.items()]
-        new = [(topic, rest) for topic, rest in kept if not topic.startswith(before)]
+        senders = [sender for sender in self._members if member.hears(sender)]
+        earlier = [
+            frame
+            for sender in senders
+            for subscription, since in past.items()
+            for frame in sender.past(subscription, since, int(self.wall() * 1e9))
+        ]
+        member.replay(earlier)
+        replayed = set(earlier)
+        kept = [each for sender in senders for each in sender.kept.items()]
+        new = [
+            (topic, rest) for topic, rest in kept if not topic.startswith(before) and topic + NUL + rest not in replayed
+        ]
         if new:
             member.give(new)
-        for sender in self._members:
-            if member.hears(sender):
-                member.give_states(sender.states.epoch, sender.states.make(before, member.subscriptions))
+        for sender in senders:
+            member.give_states(sender.states.epoch, sender.states.make(before, member.subscriptions))
 
     def number(self, sender: MemoryTransport, pattern: Pattern) -> int:
         """Return the number of members that subscribe to a pattern of ``sender``."""
@@ -214,6 +229,23 @@ class States:
                     yield topic, made
 
 
+class _Accounts(SubscriberSession):
+    """The accounts of an app in a test, which leave the past to the transport.
+
+    Attributes:
+        past: The subscriptions whose past the app has not received yet, and its beginning.
+    """
+
+    past: Mapping[bytes, Since] = {}
+
+    def recover(
+        self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
+    ) -> Any:
+        """See `zroute.transport.Accounts`."""
+        self.past = {subscription: begin for subscription, begin in since.items() if subscription in replay}
+        return super().recover(subscriptions, {})
+
+
 class MemoryTransport:
     """The transport of one app in a test.
 
@@ -234,7 +266,7 @@ class MemoryTransport:
     def __init__(self, request: TransportRequest, bus: Bus, reactor: Clock, plan: Plan | None = None) -> None:
         self.plan = plan
         self._request = request
-        self.accounts = SubscriberSession(request.reactor, request.stats, _log, request.app.name, request.found)
+        self.accounts = _Accounts(request.reactor, request.stats, _log, request.app.name, request.found)
         self._bus = bus
         self._reactor = reactor
         self._context = copy_context()
@@ -251,6 +283,7 @@ class MemoryTransport:
         self._woken = False
         self._listening = False
         self.kept: dict[bytes, bytes] = {}
+        self._history: list[bytes] = []
         self.states = States()
         self.subscribers_changed: Callable[[], None] = lambda: None
         self._answer: Callable[[], None] = lambda: None
@@ -327,7 +360,8 @@ class MemoryTransport:
         """Receive messages with the patterns' prefixes, and the matching kept messages."""
         before, self._listening = self._subscriptions, True
         self._subscriptions = minimal_cover(pattern.subscription for pattern in patterns)
-        self._bus.joined(self, before)
+        past, self.accounts.past = self.accounts.past, {}
+        self._bus.joined(self, before, past)
         self._bus.changed()
 
     def count_subscribers(self, changed: Callable[[], None]) -> Callable[[Pattern], int]:
@@ -378,12 +412,37 @@ class MemoryTransport:
         return self is not sender or self._request.ends.hears_itself
 
     def keep(self, frames: tuple[bytes, ...]) -> None:
-        """Keep a message as the latest of its topic, if the header requests this."""
+        """Keep a message for apps that subscribe later.
+
+        It is kept as the latest of its topic if the header requests this, and in the history of its publisher.
+        """
+        if self.has_history(frames):
+            self._history.append(frames[0])
         if self.plan is not None and self.plan.choices.wire != "tracked":
             return
         topic, _, rest = frames[0].partition(NUL)
         if rest.startswith(MAGIC) and parse_header(rest).keeps:
             self.kept[topic] = rest
+
+    def past(self, subscription: bytes, since: Since, now: int) -> list[bytes]:
+        """Return the messages of a subscription in the histories of the app.
+
+        ``now`` is in nanoseconds since the Unix epoch.
+        """
+        found = [frame for frame in self._history if frame.startswith(subscription)]
+        if since.mode is SinceMode.ALL:
+            return found
+        if since.mode is SinceMode.LAST:
+            return found[-since.value :]
+        begin = since.value if since.mode is SinceMode.TIME else now - since.value
+        return [frame for frame in found if sent_at(frame) >= begin]
+
+    def replay(self, past: Collection[bytes]) -> None:
+        """Put messages of the past into the inbox."""
+        self._inbox.extend((None, (ReplayedFrame.of(frame, frame),), None) for frame in past)
+        self._request.stats.replayed += len(past)
+        if past:
+            self._wake()
 
     def give(self, kept: Iterable[tuple[bytes, bytes]]) -> None:
         """Put kept messages into the inbox, as their publishers would send them.
