@@ -815,6 +815,23 @@ def test_a_stream_that_waits_for_its_publisher_or_catches_up_is_not_given_up(
     assert stream.recovery.missing.total == 100_000 - 60 * round(1 / TICK) * filled
 
 
+def test_a_small_backlog_is_not_overload() -> None:
+    """In some seconds of a steady loss, a little more arrives than is delivered; nothing is given up."""
+    stream, filled = Stream(), 0
+    for at in range(400):
+        stream.miss(10 * at + 1, 10 * at + 2)
+        for number in range(10 * at + 3, 10 * at + 11):
+            stream.arrive(number)
+        due = at - 1 - at // 4 % 2  # answers take one tick or two, second by second
+        if filled < due:
+            stream.ask()
+            stream.answer(*(10 * each + number for each in range(filled, due) for number in (1, 2)))
+            filled = due
+        assert all(delivered for _, _, delivered in stream.take())
+        stream.tick()
+    assert stream.recovery.missing.total == 2 * (400 - filled)
+
+
 def test_a_rest_becomes_short_again_only_if_everything_is_read() -> None:
     """With a backlog in the socket, losses are not known yet, so the stream does not count as whole."""
     for emptied, rests in ((True, 1), (False, 2)):
