@@ -434,8 +434,8 @@ def _check(publisher: Publisher, chance: random.Random, prefix: bytes, sent: dic
 # -- bad peers ---------------------------------------------------------------------------------------------
 
 
-def test_each_subscriber_has_one_waiting_request() -> None:
-    """While the budget is used up, only the newest request of a subscriber waits, and it keeps its place."""
+def test_each_subscription_of_a_subscriber_has_one_waiting_request() -> None:
+    """While the budget is used up, only the newest request for a subscription waits, and it keeps its place."""
     publisher = Publisher(History(messages=9))
     publisher.subscribe(b"a")
     publisher.publish(b"a")
@@ -448,6 +448,25 @@ def test_each_subscriber_has_one_waiting_request() -> None:
     boxes = [box for box, _ in publisher.sent]
     assert boxes == [pack_box(1), pack_box(2)]
     assert publisher.take(1)[0].number == 5
+
+
+def test_requests_for_several_subscriptions_are_all_answered() -> None:
+    """A subscriber that asks for many subscriptions in one turn gets an answer to each, in order."""
+    publisher = Publisher(History(messages=9_000))
+    prefixes = [b"a%d." % number for number in range(50)]
+    publisher.subscribe(*prefixes)
+    for _ in range(100):
+        for prefix in prefixes:
+            publisher.publish(prefix)
+    publisher.tick()
+    for prefix in prefixes:
+        publisher.ask(prefix, (1, 100), who=1)
+    publisher.clock.pump([0.01] * 200)
+    answered = [
+        parse_recovery_answer(frame.partition(NUL)[2][HEADER_SIZE:]) for _, sent in publisher.sent for frame in sent
+    ]
+    assert list(dict.fromkeys(answer.prefix for answer in answered)) == prefixes
+    assert sum(len(answer.messages) for answer in answered) == 5_000
 
 
 def test_the_number_of_waiting_requests_is_limited() -> None:

@@ -6,8 +6,10 @@ table of routes are simulated. The runs know all messages that were sent, and co
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import defaultdict, deque
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -41,9 +43,11 @@ from zroute.publishing.history import History
 from zroute.publishing.recovery import HistoryAnswers
 from zroute.receiving import recovery
 from zroute.receiving.events import Ended, Gap, Joined, UnknownLoss, Verdict
+from zroute.receiving.recovering import Recoveries, RecoveryCalls
 from zroute.receiving.recovery import (
     REST_MAX,
     TRIES,
+    WAITING_COST,
     WHOLE_SECONDS,
     Arrival,
     Hold,
@@ -53,6 +57,8 @@ from zroute.receiving.recovery import (
 )
 from zroute.receiving.recovery_session import RecoverySession
 from zroute.receiving.tracker import Tracker
+from zroute.stats import Stats
+from zroute.throttle import ThrottledLog
 
 SUBSCRIBER = 0xC0FFEE
 PREFIXES = (b"a.", b"b.")
@@ -562,6 +568,42 @@ def test_a_message_without_a_number_waits_behind_the_last_one() -> None:
     assert [each.arrival and each.arrival.frame for each in ready] == ["5-5", "6-6", "kept", "7-7"]
 
 
+def test_waiting_messages_are_limited_by_their_bytes() -> None:
+    """Kept messages that find no room are refused, however many a publisher sends behind a gap."""
+    stream = Stream(Hold(messages=2, size=10_000))
+    stream.miss(5, 6)
+    held = sum(stream.recovery.wait(6, "kept", 1_000 - WAITING_COST) for _ in range(100))
+    assert held == 10
+    stream.fill(5)
+    stream.fill(6)
+    assert len(stream.take()) == 2 + held
+    assert (stream.hold.messages, stream.hold.size) == (0, 0)
+
+
+def test_lost_ranges_and_waiting_messages_are_looked_at_once() -> None:
+    """The end of a stream with many gaps and many snapshots between them takes linear work, and splits the losses."""
+    looked = 0
+
+    class Watched(deque[int]):
+        def __iter__(self) -> Iterator[int]:
+            nonlocal looked
+            for number in super().__iter__():
+                looked += 1
+                yield number
+
+    stream = Stream()
+    stream.recovery._waiting = Watched()
+    for first in range(1, 3_000, 6):
+        stream.miss(first, first + 3)
+        stream.recovery.wait(first + 1, "snapshot", 1)
+        stream.arrive(first + 4)
+        stream.arrive(first + 5)
+    stream.recovery.end()
+    assert looked == 500
+    first, second, *_ = [ready for ready in stream.take() if not ready[2]]
+    assert (first, second) == ((1, 2, False), (3, 4, False))
+
+
 def test_a_stream_asks_once_and_only_when_all_was_delivered() -> None:
     """There is one open request, and none while entries are ready."""
     stream = Stream()
@@ -906,6 +948,26 @@ def session(*epochs: int) -> tuple[RecoverySession, list[RecoveryRequest]]:
     for epoch in epochs:
         found.stated(epoch, history=True)
     return found, asked
+
+
+def test_the_end_of_one_recovery_is_told_while_another_goes_on() -> None:
+    """What waits for one publisher, such as its goodbye, does not wait for the recovery of another."""
+    ended: list[bool] = []
+    whole: Any = lambda: ended.append(recoveries.recovers(1))  # noqa: E731
+    ignored: Any = lambda *_: None  # noqa: E731
+    calls = RecoveryCalls(ignored, ignored, ignored, ignored, ignored, ignored, whole, str)
+    clock = Clock()
+    recoveries = Recoveries(SUBSCRIBER, clock, Stats(), calls, "reader", ThrottledLog(logging.getLogger(), clock))
+    for epoch in (1, 2):
+        recoveries.stated(epoch, history=True)
+        assert recoveries.missed(Gap(b"a.", epoch, 5, 9))
+    recoveries.ask()
+    assert ended[-1]
+    recoveries.end_stream(1, b"a.")
+    list(recoveries.take())
+    recoveries.ask()
+    assert recoveries.busy
+    assert not ended[-1]
 
 
 def test_a_publisher_without_history_is_never_asked() -> None:

@@ -5,7 +5,7 @@ The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md``
 
 **Limits.** Peers choose their requests, so each kind of work is limited:
 
-- Each subscriber has at most one waiting request for lost messages, and one for the past of each subscription. A newer
+- For each subscription, a subscriber has at most one waiting request for lost messages, and one for the past. A newer
   one takes its place. At most `WAITING` requests wait in total, because a peer can invent subscribers.
 - An answer has at most `WINDOW` bytes of messages, and one message more. The subscriber then asks again, so that
   subscribers take turns.
@@ -71,8 +71,8 @@ _RANGE_COST = 500
 They limit empty answers to 4,000 per second, and those about many single messages to fewer than 1,000.
 """
 
-_Key = tuple[int, "bytes | None"]
-"""The key of a waiting request: a subscriber, and the subscription whose past it asks for."""
+_Key = tuple[int, bool, bytes]
+"""The key of a waiting request: a subscriber, True if it asks for the past, and the subscription."""
 
 Send = Callable[[bytes, "list[bytes]"], object]
 """A function that sends the frames of an answer to a box. Frames that cannot be sent now are dropped."""
@@ -141,7 +141,7 @@ class HistoryAnswers:
             return
         if request.epoch != self._epoch:
             return
-        key = request.subscriber, None if request.past is None else request.prefix
+        key = request.subscriber, request.past is not None, request.prefix
         if len(self._waiting) < WAITING or key in self._waiting:
             begins = request.past is not None and not request.past.position
             self._waiting[key] = request, self._seals + begins

@@ -30,7 +30,7 @@ from zroute.messages.recovery import BOX, Since, parse_recovery_answer
 from zroute.messages.topics import Topic
 from zroute.messages.wire import RecoveredFrame, ReplayedFrame
 from zroute.receiving.accounts import SubscriptionState
-from zroute.receiving.events import Event, Gap, LostPast, UnknownLoss, Verdict
+from zroute.receiving.events import Event, Gap, LostKept, LostPast, UnknownLoss, Verdict
 from zroute.receiving.recovery import Ready, StreamRecovery
 from zroute.receiving.recovery_session import Admit, RecoverySession
 from zroute.receiving.replay import PastLoss
@@ -51,7 +51,7 @@ class RecoveryCalls:
         tell: Handles events that precede a message.
         lost: Reports a gap whose messages stay lost.
         moved: Makes the table look up the accounts of its next messages again.
-        whole: Called when the last recovery has ended, or a replay.
+        whole: Called when recoveries or replays may have ended. Others may still be busy.
         named: Returns the name of a publisher for log lines.
     """
 
@@ -161,8 +161,11 @@ class Recoveries:
         self.busy = True
 
     def wait(self, account: Any, raw: Any) -> bool:
-        """Return True if a kept message waits until its stream has recovered."""
-        return self.active(account) and self._session.wait(account, raw, _size(raw))
+        """Return True if a kept message waits until its stream has recovered, or is lost because too many wait."""
+        stream = self._session.active_stream(account) if self.active(account) else None
+        if stream is not None and not stream.wait(account.expected - 1, raw, _size(raw)):
+            self._calls.tell([LostKept(account.publisher, 1)])
+        return stream is not None
 
     def hears(self, topic: bytes) -> bool:
         """Return True if ``topic`` is a box: that of this subscriber, or of another one."""
@@ -210,8 +213,8 @@ class Recoveries:
         if not self._closed:
             self._session.ask(self._clock.seconds())
         self.busy = self._session.is_active
-        if self._session.settle() or not self.busy:
-            self._calls.whole()
+        self._session.settle()
+        self._calls.whole()
 
     def _hold(self, epoch: int, subscription: bytes) -> None:
         """Take a stream that begins to recover out of the loop of the table."""

@@ -35,10 +35,10 @@ slow subscriber therefore does not ask for more than it can handle. A request wh
 it keeps up. The rule is: **in each second, the number of missing messages must decrease, or all messages that were
 missing at its beginning must arrive.** Otherwise everything missing is given up, and the stream *rests*: its losses are
 counted at once. The rest takes 1, 2, 4 … 60 seconds, and is 1 second again after `WHOLE_SECONDS` without a missing
-message and without a backlog. Catching up may thus take any time, and a steady small loss is always recovered, but overload ends the recovery
-after one or two seconds. A second consists of four ticks in which the stream could ask or lost more messages; a
-subscriber that was stopped is not judged for that time. Nor is a second judged in which a request had no answer: the
-number of tries limits that.
+message and without a backlog. Catching up may thus take any time, and a steady small loss is always recovered, but
+overload ends the recovery after one or two seconds. A second consists of four ticks in which the stream could ask or
+lost more messages; a subscriber that was stopped is not judged for that time. Nor is a second judged in which a request
+had no answer: the number of tries limits that.
 
 A slow handler can satisfy this rule while the held messages become a second queue, because only delivered messages make
 room for the next request. The second rule is therefore: **in a second in which handlers are too slow, everything
@@ -51,9 +51,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import attrs
@@ -69,6 +69,7 @@ __all__ = [
     "RANGES_MAX",
     "REST_MAX",
     "TRIES",
+    "WAITING_COST",
     "WHOLE_SECONDS",
     "Arrival",
     "Hold",
@@ -80,6 +81,9 @@ __all__ = [
 HELD_MESSAGES = 50_000
 HELD_BYTES = 64 << 20
 """The maximum number and size of held messages of an app. Further messages are missing, and recovered later."""
+
+WAITING_COST = 200
+"""The memory in bytes of a kept message or snapshot that waits, in addition to its frame."""
 
 TRIES = 4
 """The number of requests without an answer after which a stream gives up."""
@@ -139,6 +143,10 @@ class Hold:
         """Count a message that is held from now on."""
         self.messages += 1
         self.size += size
+
+    def has_bytes(self, size: int) -> bool:
+        """Return True if there is room for ``size`` bytes, whatever the number of messages is."""
+        return self.size + size <= self._size
 
     def give_back(self, size: int) -> None:
         """Count a message that is no longer held."""
@@ -322,14 +330,18 @@ class StreamRecovery:
         else:
             self._add(arrival.first, arrival.last, now)
 
-    def wait(self, number: int, frame: Any, size: int) -> None:
+    def wait(self, number: int, frame: Any, size: int) -> bool:
         """Hold a message that has no number in the stream, behind the message ``number``.
 
-        It is held even if there is no room, because it is not in the history; its publisher limits such messages.
+        It is not in the history, so only the bytes of the hold limit such messages. Return False if there is no room.
         """
+        size += WAITING_COST
+        if not self._hold.has_bytes(size):
+            return False
         self._put(number, number, Arrival(number, number, frame, size), waits=True)
         self._waiting.append(number)
         self._release()
+        return True
 
     def fill(self, arrival: Arrival) -> bool:
         """Record an earlier message; return True if it was missing.
@@ -350,15 +362,6 @@ class StreamRecovery:
         return bool(found)
 
     def _put(self, first: int, last: int, arrival: Arrival | None, *, waits: bool = False) -> None:
-        # A snapshot replaces the messages before it, but not those after it: a loss on both sides becomes two.
-        if arrival is None and self._waiting:
-            for number in self._waiting:
-                if first <= number < last:
-                    self._put_one(first, number, None)
-                    first = number + 1
-        self._put_one(first, last, arrival, waits=waits)
-
-    def _put_one(self, first: int, last: int, arrival: Arrival | None, *, waits: bool = False) -> None:
         size = arrival.size if arrival is not None else 0
         self._hold.take(size)
         self._order += 1
@@ -455,8 +458,8 @@ class StreamRecovery:
         progress = False
         for arrival in arrivals:
             progress |= self.fill(arrival)
-        for lowest, highest in gone:
-            progress |= self._lose(lowest, highest)
+        missing = self.missing
+        progress |= self._lose(sorted(chain.from_iterable(missing.take(lowest, highest) for lowest, highest in gone)))
         self._release()
         if progress:
             self._tries, self._progress = 0, True
@@ -467,11 +470,22 @@ class StreamRecovery:
             if not progress:
                 self._fail(now)
 
-    def _lose(self, first: int, last: int) -> bool:
-        found = self.missing.take(first, last)
-        for lowest, highest in found:
-            self._put(lowest, highest, None)
-        return bool(found)
+    def _lose(self, lost: Sequence[Range]) -> bool:
+        """Put ascending ranges of lost messages into their places; return True if there are any.
+
+        A snapshot replaces the messages before it, but not those after it, so a loss on both sides becomes two. Ranges
+        and snapshots both ascend: each is looked at once, however many a peer sends.
+        """
+        waiting = iter(self._waiting if lost else ())
+        number = next(waiting, None)
+        for first, last in lost:
+            while number is not None and number < last:
+                if number >= first:
+                    self._put(first, number, None)
+                    first = number + 1
+                number = next(waiting, None)
+            self._put(first, last, None)
+        return bool(lost)
 
     def _fail(self, now: float) -> None:
         self._tries += 1
@@ -533,7 +547,6 @@ class StreamRecovery:
 
     def end(self) -> None:
         """Count everything missing as lost: the publisher or the subscription has ended."""
-        for lowest, highest in self.missing.clear():
-            self._put(lowest, highest, None)
+        self._lose(self.missing.clear())
         self._requests.clear()
         self._release()

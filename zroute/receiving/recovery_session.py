@@ -70,7 +70,7 @@ class RecoverySession:
         self._subscriber = subscriber
         self._send = send
         self._hold = hold or Hold()
-        self._publishers: set[int] = set()  # with a history
+        self._publishers: dict[int, None] = {}  # with a history; the first one is forgotten first
         self._streams: dict[_Key, StreamRecovery] = {}
         self._settled: dict[_Key, None] = {}  # streams that need no replay any more
 
@@ -81,7 +81,7 @@ class RecoverySession:
         if history:
             if len(self._publishers) >= PUBLISHERS_MAX and epoch not in self._publishers:
                 self.end(next(iter(self._publishers)))  # publishers can be forged
-            self._publishers.add(epoch)
+            self._publishers[epoch] = None
         else:
             self.end(epoch)
             for prefix in self.since:
@@ -89,7 +89,7 @@ class RecoverySession:
 
     def end(self, epoch: int) -> None:
         """Give up all recoveries from a publisher, which has ended."""
-        self._publishers.discard(epoch)
+        self._publishers.pop(epoch, None)
         for (publisher, _), stream in self._streams.items():
             if publisher == epoch:
                 _end(stream)
@@ -152,8 +152,8 @@ class RecoverySession:
         """Return True until the past of all subscriptions was delivered."""
         return any(publisher == epoch and each.catches_up for (publisher, _), each in self._streams.items())
 
-    def settle(self) -> bool:
-        """Return True if a replay, and what waited for it, has been delivered.
+    def settle(self) -> None:
+        """Record which replays, and what waited for them, have been delivered.
 
         Call this method when nothing is ready any more.
         """
@@ -162,7 +162,6 @@ class RecoverySession:
             self._streams[key].catches_up = False
             if self.subscriptions is not None and key[1] not in self.subscriptions:
                 del self._streams[key]
-        return bool(caught_up)
 
     def awaits(self, account: SubscriptionState) -> bool:
         """Return True if the replay must begin as soon as the account has begun."""
@@ -293,16 +292,10 @@ class RecoverySession:
             stream = self._streams[key] = StreamRecovery(self._hold)
         return stream.miss(gap.first, gap.last, now)
 
-    def wait(self, account: SubscriptionState, frame: Any, size: int) -> bool:
-        """Hold a message without a number behind those of its stream.
-
-        Return False if the stream does not recover, so that the caller must deliver the message.
-        """
+    def active_stream(self, account: SubscriptionState) -> StreamRecovery | None:
+        """Return the stream of an account if it recovers."""
         stream = self._streams.get((account.publisher, account.prefix))
-        if stream is None or not stream.active:
-            return False
-        stream.wait(account.expected - 1, frame, size)
-        return True
+        return stream if stream is not None and stream.active else None
 
     def ready(self) -> Iterator[tuple[tuple[int, bytes], StreamRecovery, Ready | PastLoss]]:
         """Yield what must be delivered or reported now.
