@@ -11,7 +11,7 @@ from benchmarks.coalesced import COALESCED, FLOOD
 from benchmarks.latency import BARE
 from benchmarks.on_nats import WITH_HEADER
 from benchmarks.peers_nats import FASTSTREAM, NATS_PY
-from benchmarks.publish import BESIDE_COALESCED, BESIDE_KEPT, FOUR, ONE
+from benchmarks.publish import BESIDE_COALESCED, BESIDE_KEPT, FOUR, ONE, WITH_HISTORY
 from benchmarks.running import Result
 from benchmarks.workloads import BY_HAND, PLAIN, TRACKED, TXZMQ
 
@@ -45,6 +45,8 @@ GOALS = (
     Goal("publish, tracked, four overlapping ones / the same", "publish-json", FOUR, BY_HAND, 2.2),
     Goal("publish, beside an unrelated keep='last' / alone", "publish-beside", BESIDE_KEPT, TRACKED, 1.1),
     Goal("publish, beside an unrelated coalesce=True / alone", "publish-beside", BESIDE_COALESCED, TRACKED, 1.1),
+    Goal("publish, 60 bytes, 10,000 kept in a history / none", "publish-history-60", WITH_HISTORY, TRACKED, 1.05),
+    Goal("publish, 1,024 bytes, the same", "publish-history-1024", WITH_HISTORY, TRACKED, 1.25),
     Goal("route match, not in the cache: 100,000 patterns / 10, busy desks", "match-busy", MOST, LEAST, 1.5),
     Goal("route match, the same, topics of all desks", "match-scattered", MOST, LEAST, 1.5),
     Goal("a message to ten handlers of one type / to one", "handlers", PLAIN, f"{PLAIN}, one handler", 2.0),

@@ -35,6 +35,9 @@ TOPICS = 100
 PUBLISHED = {"published by hand": BY_HAND, "published plain": PLAIN, "published tracked": TRACKED}
 """The contestants that publish, and the wire of each."""
 
+HISTORIES = {"published": 0, "published with a history": publish.KEPT}
+"""The contestants that publish texts of 60 bytes, and the number of messages in the history of each."""
+
 MIDDLEWARE, SCOPED = "one middleware", "a message-scoped resource"
 ISOLATE, HEADERS, ENVELOPE = "App(isolate=True)", "messages with headers", "a handler with an Envelope"
 AROUND = (TRACKED, MIDDLEWARE, SCOPED, ISOLATE, HEADERS, ENVELOPE)
@@ -68,7 +71,9 @@ def _counted(kind: str, read: int, topics: int) -> int:
 
 def measure(kind: str, topics: int = 1) -> Figures:
     """Return the instructions per message; the first messages of all topics are not counted."""
-    least = max(int(kind in PUBLISHED), topics * (topics > 1))  # a publishing loop needs at least one message
+    least = max(
+        int(kind in PUBLISHED or kind in HISTORIES), topics * (topics > 1)
+    )  # a publishing loop needs at least one message
     return {INSTRUCTIONS: (_counted(kind, MESSAGES, topics) - _counted(kind, least, topics)) / (MESSAGES - least)}
 
 
@@ -79,6 +84,12 @@ def groups(scale: Scale) -> list[Group]:
         _group(INSTRUCTIONS, title.format("received"), (BY_HAND, PLAIN, TRACKED), scale),
         _group(f"{INSTRUCTIONS}-topics", title.format("received"), (BY_HAND, PLAIN, TRACKED), scale, TOPICS),
         _group(f"{INSTRUCTIONS}-published", title.format("published"), tuple(PUBLISHED), scale),
+        _group(
+            f"{INSTRUCTIONS}-history",
+            f"instructions to publish 60 bytes, {publish.KEPT:,} kept",
+            tuple(HISTORIES),
+            scale,
+        ),
         _group(f"{INSTRUCTIONS}-around", title.format("received, with more around its handler"), AROUND, scale),
     ]
 
@@ -97,6 +108,9 @@ def run(kind: str, read: int, topics: int = 1) -> None:
             publish.by_hand(read, "json")
         else:
             publish.zroute_publish(read, "json", "plain" if wire == PLAIN else "tracked")
+        return
+    if kind in HISTORIES:
+        publish.texts(read, 60, kept=HISTORIES[kind])
         return
     work = workloads.quotes(MESSAGES) if topics == 1 else workloads.many_topics(MESSAGES, topics)
     feed = Feed(work)

@@ -17,7 +17,7 @@ from benchmarks import peers_c, workloads
 from benchmarks.receive import StillReactor
 from benchmarks.running import Contestant, Figures, Group, measured
 from benchmarks.workloads import BY_HAND, NUL, PLAIN, QUOTE, TOPIC, TRACKED, Quote, Scale, encoder
-from zroute import App
+from zroute import App, History
 from zroute.endpoints import Endpoint
 from zroute.messages.control import pack_marker
 from zroute.messages.wire import parse_header
@@ -30,10 +30,13 @@ __all__ = [
     "BURST",
     "ENDPOINT",
     "FOUR",
+    "KEPT",
     "ONE",
+    "WITH_HISTORY",
     "arrived",
     "groups",
     "subscriber",
+    "texts",
 ]
 
 ENDPOINT = "inproc://published"
@@ -44,6 +47,12 @@ ALONE = (b"stocks.",)
 OVERLAPPING = (b"s", b"stocks", b"stocks.", TOPIC)
 ONE, FOUR = f"{TRACKED}, one live subscription", f"{TRACKED}, four overlapping ones"
 BESIDE_KEPT, BESIDE_COALESCED = f"{TRACKED}, beside keep='last'", f"{TRACKED}, beside coalesce=True"
+
+WITH_HISTORY = f"{TRACKED}, with a history"
+KEPT = 10_000
+"""The messages that a history keeps."""
+_A_MESSAGE = 1e-4
+"""The seconds between two messages of a publisher with a history, whose ticks move its messages to blocks."""
 
 
 def subscriber(context: zmq.Context[Any], subscriptions: Sequence[bytes]) -> zmq.Socket[bytes]:
@@ -149,6 +158,40 @@ def zroute_publish(
     return figures
 
 
+def texts(count: int, size: int, *, kept: int = 0) -> Figures:
+    """Measure ``publish`` of JSON texts of ``size`` bytes, to one subscriber.
+
+    ``kept`` is the number of messages in the publisher's history, which is full when the measurement begins; 0 for no
+    history.
+    """
+    context: zmq.Context[Any] = zmq.Context()
+    app, clock = App(pub=ENDPOINT, codec="json", context=context), StillReactor()
+    publication = app.publisher(TOPIC.decode(), str, history=History(messages=kept) if kept else None)
+    service = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
+    service.startService()
+    sub, text = subscriber(context, ALONE), "x" * (size - 2)
+    sub.connect(ENDPOINT)
+    clock.advance(0)
+    join(sub, clock, service, ALONE)
+
+    def publish(many: int) -> None:
+        for done in range(0, many, BURST):
+            now = min(BURST, many - done)
+            for _ in range(now):
+                publication.publish(text)
+            clock.advance(now * _A_MESSAGE)
+
+    publish(KEPT)
+    before = len(arrived(sub))
+    figures = measured(partial(publish, count), count)
+    assert len(arrived(sub)) >= count, before  # with beats
+    assert service.transport is not None
+    assert service.transport.pub is not None
+    service.transport.pub.close(0)
+    context.destroy(linger=0)
+    return figures
+
+
 def _check(arrived: list[bytes], count: int, counted: int) -> None:
     """Check that all messages arrived.
 
@@ -200,6 +243,20 @@ def _beside(count: int) -> Group:
     )
 
 
+def _with_history(count: int, size: int) -> Group:
+    kept = {TRACKED: 0, WITH_HISTORY: KEPT}
+    return Group(
+        f"publish-history-{size}",
+        f"publish, texts of {size:,} bytes as JSON, {KEPT:,} of them kept in a history",
+        tuple(Contestant(name, partial(texts, count, size, kept=many)) for name, many in kept.items()),
+        TRACKED,
+    )
+
+
 def groups(scale: Scale) -> list[Group]:
     """Return all groups of publishing."""
-    return [*(_group(scale.count, codec) for codec in ("json", "msgpack")), _beside(scale.count)]
+    return [
+        *(_group(scale.count, codec) for codec in ("json", "msgpack")),
+        _beside(scale.count),
+        *(_with_history(scale.count, size) for size in (60, 1_024)),
+    ]

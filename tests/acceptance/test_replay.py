@@ -332,3 +332,25 @@ def test_a_wrong_since_is_refused(since: Any) -> None:
     app = App(sub="tcp://127.0.0.1:1")
     with pytest.raises(SignatureError, match=r"since=.*expected"):
         app.subscribe("orders.>", since=since)(print)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_wider_handler_without_a_past_repeats_none() -> None:
+    """If a handler without since is attached to a wider subscription, the other one does not get its past again."""
+    address = free_endpoint()
+    feed = App(pub=f"bind:{address}", codec="json", name="feed")
+    orders = feed.publisher("orders.{key}", int, history=History(messages=1000))
+    reader, got, wide = App(sub=address, codec="json", name="reader"), Mailbox[int](), Mailbox[int]()
+    reader.subscribe("orders.a", since="all")(got.put)
+    async with running(feed):
+        orders.publish(0, key="a")
+        async with running(reader):
+            await reader.ready(1, state=True)
+            orders.publish(1, key="a")
+            await got.until(2)
+            reader.attach("orders.>", wide.put)
+            await reader.ready(1, state=True)
+            orders.publish(2, key="a")
+            assert await got.until(3) == [0, 1, 2]
+            assert await wide.until(1) == [2]
+            assert reader.stats.replayed == 1

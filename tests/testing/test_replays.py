@@ -145,3 +145,16 @@ def test_a_second_handler_gets_the_past_of_its_own_subscription() -> None:
         again, _ = _attached(desk, "all", "orders.b")
         t.advance(0)
         assert (len(first), len(second), len(again)) == (2, 1, 1)
+
+
+def test_a_wider_handler_without_a_past_repeats_none() -> None:
+    """A handler without since that is attached to a wider subscription receives live messages only."""
+    feed, desk, orders = _feed(**HISTORY)
+    with TestApp(feed, desk) as t:
+        orders.publish(1, key="a")
+        got, _ = _attached(desk, "all", "orders.a")
+        t.advance(0)
+        wide, _ = _attached(desk, None, ">")
+        orders.publish(2, key="a")
+        t.advance(0)
+        assert (got, wide) == ([("replayed", 1), 2], [2])

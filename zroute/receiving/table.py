@@ -181,8 +181,8 @@ class RouteTable:
         self._accounts = accounts
         matcher, past = self._matcher, frozenset[bytes]()
         if matcher.since and (before is None or attached is not None):
-            routes_with_past = self.routes if attached is None else (attached,)
-            past = frozenset(each.subscription for route in routes_with_past for each in route.patterns)
+            asking = self.routes if attached is None else (attached,) if attached.options.since else ()
+            past = frozenset(each.subscription for route in asking for each in route.patterns)
         self._recovery: Recoveries | None = accounts.recover(matcher.recovered, matcher.since, past)
         self._parts: _Parts = _Parts() if before is None else before._parts
         self._unpacked: Remainder = Remainder() if before is None else before._unpacked
