@@ -47,7 +47,7 @@ def outcome(received: list[bytes], *, direct: bool) -> tuple[Any, ...]:
 
     with pytest.MonkeyPatch.context() as patch:
         if not direct:
-            patch.setattr(TopicCache, "_make_direct", lambda *_: None)
+            patch.setattr(TopicCache, "direct_of", lambda *_: None)
         wired = Wired(app)
         tracker = wired.accounts._tracker
         tracker.subscribe([PREFIX])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from struct import Struct
 from struct import error as StructError  # noqa: N812
 from typing import Any, Protocol, TypeAlias
@@ -209,18 +209,38 @@ class CompiledRoute:
         return CompiledRoute(self.name, self.route, self.patterns, call, self.lists, self.outlets, around)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class BoundRoute:
-    """A route for one topic, with the segments that its pattern captured.
+    """A route for one topic.
 
-    ``captures`` contains the captured segments as text. ``arguments`` contains the segments that the handler takes as
-    parameters, converted to the types of these parameters.
+    The cache of topics creates it for each new topic, so it contains only what each message needs. The text of the
+    topic and the captured segments are rarely needed, and are computed from ``wire``.
+
+    Attributes:
+        route: The route.
+        wire: The bytes of the topic.
+        pattern: The pattern of the route that matches the topic; None if the captured segments must not be used.
+        arguments: The captured segments that the handler takes as parameters, converted to the types of these
+            parameters.
     """
 
     route: CompiledRoute
-    topic: Topic
-    captures: Mapping[str, str]
-    arguments: Mapping[str, Any]
+    wire: bytes
+    pattern: Pattern | None = None
+    arguments: Mapping[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def topic(self) -> Topic:
+        """The topic as text."""
+        return Topic.from_wire(self.wire)
+
+    @cached_property
+    def captures(self) -> Mapping[str, str]:
+        """The captured segments as text."""
+        if self.pattern is None or not self.pattern.captures:
+            return {}
+        found = self.pattern.captured(self.wire.split(self.pattern.separator))
+        return {name: segment.decode() for name, segment in found.items()}
 
 
 @attrs.frozen(eq=False)
@@ -589,13 +609,14 @@ _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ{HEADER_SIZE - HEAD_SIZE - 8 + 1}x").u
 
 @attrs.frozen(eq=False)
 class KnownHead:
-    """The head of the only publisher of a topic, and its account.
+    """The head of the only publisher of a topic, its account, and the codec number in the head.
 
     ``admit`` decides about a message of the account whose number is not the expected one.
     """
 
     head: bytes
     account: Any
+    number: int
     admit: Admit
 
 

@@ -49,6 +49,7 @@ from zroute.stats import Stats
 __all__ = ["TopicCache", "TopicEntry"]
 
 _ENTRY, _ROUTE, _CAPTURE, _CLOSURE, _STEP, _HEADS, _HEAD = 800, 270, 130, 560, 420, 350, 170
+_DIRECT = 900
 """The sizes of the parts of an entry in bytes.
 
 The order is: the entry, each route, each capture of a route, a closure, each step of a closure, the dict of heads, and
@@ -57,9 +58,6 @@ each head. These are upper bounds; a test compares them with the real memory use
 
 _MAKERS = 1_000
 """The most makers of closures. The heads of publishers, which peers choose, are part of their keys."""
-
-_COPIES = (3, 2)
-"""The number of copies of a topic's bytes: in the entry, and in the captures of each route."""
 
 _LISTED = (JSON.number, MSGPACK.number)  # codecs that can decode a whole list in one call
 # A body that begins like a tracked header, to find the decoders that refuse such bodies.
@@ -71,10 +69,11 @@ class TopicEntry:
     """The routes and closures of one topic.
 
     Attributes:
-        topic: The topic as text.
+        wire: The topic.
         subscription: Our subscription that matches the topic, or empty bytes if no subscription matches.
         deliveries: The routes of the topic.
         unrouted: Counts a message of a topic without routes; None if the topic has routes.
+        known: The only head of the topic, while its closure also reads the header; else None.
         plain: Delivers bodies without a tracked header; None before the first such body.
         others: The closures that deliver the other bodies. The key is the codec number, and True for large bodies.
         coalesced: The functions for coalesced frames, by the same key; None if a list can't be decoded in one call.
@@ -83,10 +82,11 @@ class TopicEntry:
         sends_json: True if the app's codec is msgpack, and a body without a stated codec was JSON.
     """
 
-    topic: Topic
+    wire: bytes
     subscription: bytes
     deliveries: tuple[BoundRoute, ...]
     unrouted: Deliver | None
+    known: KnownHead | None = attrs.field(init=False, default=None)
     plain: Deliver | None = attrs.field(init=False, default=None)
     others: dict[tuple[int, bool], Deliver] = attrs.field(init=False, factory=dict)
     coalesced: dict[tuple[int, bool], DeliverCoalesced | None] = attrs.field(init=False, factory=dict)
@@ -94,14 +94,19 @@ class TopicEntry:
     heads: int = attrs.field(init=False, default=0)
     sends_json: bool = attrs.field(init=False, default=False)
 
+    @property
+    def topic(self) -> Topic:
+        """The topic as text."""
+        return Topic.from_wire(self.wire)
+
 
 class TopicCache:
     """The entries of received topics, up to `TOPIC_CACHE` bytes.
 
     The loop of the table looks up topics in ``direct`` and ``tracked``. For a topic with plain bodies, ``direct``
     contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. The keys of that dict are heads,
-    the constant parts of publishers' headers. The values are the account and the closure. While such a topic has one
-    head only, and one handler, ``direct`` contains a closure that also reads the header.
+    the constant parts of publishers' headers. The values are the account and the closure. While a topic has one head
+    only, and one handler, ``direct`` contains a closure that also reads the header, and ``tracked`` contains nothing.
 
     A topic in ``multipart``, or longer than `MAX_TOPIC` bytes, is not cached. Its messages always take the slow path of
     the table.
@@ -136,6 +141,7 @@ class TopicCache:
         self._budget.share(self._drop)
         self._decoders: dict[tuple[object, object, int, bool], Decode] = {}
         self._makers: dict[tuple[object, ...], DeliverMaker] = {}
+        self._heads: dict[tuple[bytes, int], KnownHead] = {}
         self._matcher = matcher
         self._codecs = codecs
         self._outcomes = outcomes
@@ -164,15 +170,37 @@ class TopicCache:
 
         From now on, the loop finds this closure, unless the topic has tracked publishers.
         """
-        topic, deliver = entry.topic.wire, entry.plain
+        topic, deliver = entry.wire, entry.plain
         if deliver is None:
             # Without a decoder that fails, only the first bytes show a tracked header.
             made = self._make_plain(entry) if entry.unrouted is None else _told_apart(entry.unrouted)
             deliver = entry.plain = made
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
-        if topic in self._entries and topic not in self.tracked:
+        if entry.known is None and topic in self._entries and topic not in self.tracked:
             self.direct[topic] = deliver
         return deliver
+
+    def direct_of(self, entry: TopicEntry, number: int, head: bytes, account: Any, admit: Admit) -> Deliver | None:
+        """Return the closure that also reads the header, if ``head`` is the first head of a topic with one handler.
+
+        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path. ``number`` is the
+        codec that the head states. ``admit`` decides about messages of the account with another number than the
+        expected one.
+        """
+        topic = entry.wire
+        if entry.known is not None or topic in self.tracked or self._entries.get(topic) is not entry:
+            return None
+        key = (head, id(account))
+        known = self._heads.get(key)
+        if known is None:
+            if len(self._heads) >= _MAKERS:
+                self._heads.clear()
+            known = self._heads[key] = KnownHead(head, account, number, admit)
+        entry.known = known
+        direct = self.direct[topic] = self._for_one(entry, number, self._outcomes.undecodable, known=known)
+        entry.heads = _DIRECT
+        self._budget.take(_DIRECT)  # last, because it may drop this topic
+        return direct
 
     def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver, admit: Admit) -> None:
         """Store the closure for the messages of a topic that begin with ``head``.
@@ -180,11 +208,16 @@ class TopicCache:
         From now on, the loop finds this closure. Plain bodies of the topic then take the slow path. ``admit`` decides
         about messages of the account with another number than the expected one.
         """
-        topic = entry.topic.wire
+        topic = entry.wire
         # The topic is not cached: it is too long, may have further parts, or was dropped in the meantime.
         if self._entries.get(topic) is not entry:
             return
         self.direct.pop(topic, None)
+        if (known := entry.known) is not None:
+            self._forget_known(entry)
+            self.remember_head(entry, known.head, known.account, self.deliver(entry, known.number, b""), admit)
+            if self._entries.get(topic) is not entry:
+                return
         heads = self.tracked.setdefault(topic, {})
         # The first head of a topic is no further miss, because `_enter` has counted one.
         if heads and head not in heads:
@@ -196,23 +229,14 @@ class TopicCache:
             # The closures in `others` are already part of the size of the entry.
             size += _HEAD + _CLOSURE * (deliver not in entry.others.values())
         heads[head] = account, deliver
-        if len(heads) == 1:
-            direct = self._make_direct(entry, deliver, KnownHead(head, account, admit))
-            if direct is not None:
-                self.direct[topic] = direct
-                size += _CLOSURE + _STEP
         entry.heads += size
         self._budget.take(size)  # last, because it may drop this topic
 
-    def _make_direct(self, entry: TopicEntry, deliver: Deliver, known: KnownHead) -> Deliver | None:
-        """Return a closure that also reads the header, for a topic with one handler.
-
-        The result is None if ``deliver`` is not the closure of one handler.
-        """
-        number = next((number for (number, _), each in entry.others.items() if each is deliver), None)
-        if number is None or len(entry.deliveries) != 1:
-            return None
-        return self._for_one(entry, number, self._outcomes.undecodable, known=known)
+    def _forget_known(self, entry: TopicEntry) -> None:
+        """Delete the closure that also reads the header."""
+        self.direct.pop(entry.wire, None)
+        self._budget.give_back(entry.heads)
+        entry.known, entry.heads = None, 0
 
     def _for_one(
         self, entry: TopicEntry, number: int, refuse: Refuse, *, large: bool = False, known: KnownHead | None = None
@@ -223,11 +247,12 @@ class TopicCache:
         """
         (delivery,) = entry.deliveries
         route = delivery.route
-        head = None if known is None else (known.head, id(known.account))  # the maker keeps the account alive
-        key = (route, number, large, refuse, head)
+        key = (route, number, large, refuse, known)
         make = self._makers.get(key)
         if make is not None:
-            return make(route.call.bind(delivery.arguments, entry.topic), delivery)
+            call = route.call
+            # A further topic of a handler without captures and topics needs no text.
+            return make(call.bind(delivery.arguments, entry.topic) if call.constants else call.function, delivery)
         (step,) = self._steps(entry, number, large=large)
         make = deliver_maker(step, self._outcomes, refuse, known)
         # A decoder that tries JSON first or later belongs to one topic.
@@ -257,18 +282,18 @@ class TopicCache:
 
     def forget_heads(self) -> None:
         """Delete all heads; the next message of each publisher takes the slow path."""
-        for topic in self.tracked:
-            self.direct.pop(topic, None)
-            entry = self._entries[topic]
-            self._budget.give_back(entry.heads)
-            entry.heads = 0
+        for entry in self._entries.values():
+            if entry.heads:
+                self._forget_known(entry)
         self.tracked.clear()
+        self._heads.clear()
         self._makers.clear()
 
     def clear(self) -> None:
         """Delete all entries, so that their closures are created again."""
         for cache in (self._entries, self.direct, self.tracked):
             cache.clear()
+        self._heads.clear()
         self._makers.clear()  # the flow of a route may have become active
         self._budget.give_back(self._budget.used)
 
@@ -278,7 +303,7 @@ class TopicCache:
 
     def _grow(self, entry: TopicEntry, size: int) -> None:
         """Add ``size`` bytes to the size of an entry, if it is in the cache."""
-        if self._entries.get(entry.topic.wire) is entry:
+        if self._entries.get(entry.wire) is entry:
             entry.size += size
             self._budget.take(size)
 
@@ -317,13 +342,12 @@ class TopicCache:
     # -- entries ----------------------------------------------------------------------------------------
 
     def _enter(self, topic: bytes) -> TopicEntry:
-        name = Topic.from_wire(topic)
-        deliveries = tuple(self._matcher.deliveries(topic, name))
+        deliveries = self._matcher.deliveries(topic)
         unrouted = None if deliveries else self._make_unrouted(topic)
-        entry = TopicEntry(name, self._matcher.subscription(topic) or b"", deliveries, unrouted)
+        entry = TopicEntry(topic, self._matcher.subscription(topic) or b"", deliveries, unrouted)
         self._budget.miss()
         if len(topic) > MAX_TOPIC:
-            self._outcomes.long_topic(name)
+            self._outcomes.long_topic(entry.topic)
         elif topic not in self._multipart:
             self._entries[topic] = entry
             self._grow(entry, _size(topic, deliveries))
@@ -427,7 +451,9 @@ class TopicCache:
         if not entry.sends_json:
             entry.sends_json, entry.plain = True, None
             entry.others.clear()
-            self.direct.pop(entry.topic.wire, None)
+            if entry.known is not None:
+                self._forget_known(entry)
+            self.direct.pop(entry.wire, None)
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
         schema, codec = route.call.schema, route.options.codec
@@ -450,9 +476,11 @@ class TopicCache:
 
 def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
     """Return the size of an entry without closures, in bytes."""
-    routes, captures = len(deliveries), sum(len(each.captures) for each in deliveries)
-    once, for_each = _COPIES
-    return _ENTRY + _ROUTE * routes + _CAPTURE * captures + (once + for_each * routes) * len(topic)
+    size = _ENTRY + len(topic)
+    for each in deliveries:
+        captures = 0 if each.pattern is None else len(each.pattern.captures)
+        size += _ROUTE + captures * (_CAPTURE + 2 * len(topic))
+    return size
 
 
 def _told_apart(deliver: Deliver) -> Deliver:
