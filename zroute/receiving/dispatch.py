@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from struct import Struct
 from struct import error as StructError  # noqa: N812
 from typing import Any, Protocol, TypeAlias
@@ -214,7 +214,7 @@ class BoundRoute:
     """A route for one topic.
 
     The cache of topics creates it for each new topic, so it contains only what each message needs. The text of the
-    topic and the captured segments are rarely needed, and are computed from ``wire``.
+    topic is rarely needed, and is computed on each access.
 
     Attributes:
         route: The route.
@@ -222,21 +222,25 @@ class BoundRoute:
         pattern: The pattern of the route that matches the topic; None if the captured segments must not be used.
         arguments: The captured segments that the handler takes as parameters, converted to the types of these
             parameters.
+        kept: The captured segments as text, for a route that publishes its results; else None.
     """
 
     route: CompiledRoute
     wire: bytes
     pattern: Pattern | None = None
     arguments: Mapping[str, Any] = attrs.field(factory=dict)
+    kept: Mapping[str, str] | None = None
 
     @property
     def topic(self) -> Topic:
         """The topic as text."""
         return Topic.from_wire(self.wire)
 
-    @cached_property
+    @property
     def captures(self) -> Mapping[str, str]:
         """The captured segments as text."""
+        if self.kept is not None:
+            return self.kept
         if self.pattern is None or not self.pattern.captures:
             return {}
         found = self.pattern.captured(self.wire.split(self.pattern.separator))
@@ -445,7 +449,7 @@ def invocation(delivery: BoundRoute, topic: Topic, outcomes: DispatchCallbacks) 
     """
     route = delivery.route
     call, chain, scope = route.call, route.around.chain, route.around.scope
-    function = call.bind(delivery.arguments, topic)
+    function = call.bind(delivery.arguments, delivery.wire)
     if route.lists is not None and route.lists.keyword is not None:
         function = partial(_by_name, function, route.lists.keyword)
     if scope is not None:
@@ -609,9 +613,9 @@ _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ{HEADER_SIZE - HEAD_SIZE - 8 + 1}x").u
 
 @attrs.frozen(eq=False)
 class KnownHead:
-    """The head of the only publisher of a topic, its account, and the codec number in the head.
+    """The head of the only publisher of a topic, and its account.
 
-    ``admit`` decides about a message of the account whose number is not the expected one.
+    ``number`` is the codec number in the head. ``admit`` decides about a message of the account whose number is not the expected one.
     """
 
     head: bytes

@@ -139,14 +139,18 @@ class Matcher:
             function = identity(route.route.function)
             if function in seen:
                 continue
-            arguments: Mapping[str, Any] | None = _NO_ARGUMENTS
+            arguments: Mapping[str, Any] = _NO_ARGUMENTS
             if route.call.constants.converters:
-                arguments = route.call.convert(match.captures)
-                if arguments is None:
+                converted = route.call.convert(match.captures)
+                if converted is None:
                     continue
+                arguments = converted
             # Only now: if a segment had the wrong type, another pattern of the function may still match.
             seen.add(function)
-            found.append(BoundRoute(route, topic, match.pattern, arguments))
+            delivery = BoundRoute(route, topic, match.pattern, arguments)
+            if route.outlets:  # each result needs them
+                delivery.kept = delivery.captures
+            found.append(delivery)
             if self._only_first:
                 break
         return tuple(found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -48,12 +48,18 @@ from zroute.stats import Stats
 
 __all__ = ["TopicCache", "TopicEntry"]
 
-_ENTRY, _ROUTE, _CAPTURE, _CLOSURE, _STEP, _HEADS, _HEAD = 800, 270, 130, 560, 420, 350, 170
-_DIRECT = 900
-"""The sizes of the parts of an entry in bytes.
+_ENTRY, _ROUTE, _SEGMENTS, _SEGMENT, _PARTIAL = 330, 160, 190, 80, 230
+"""The sizes of the parts of an entry without its closures, in bytes.
 
-The order is: the entry, each route, each capture of a route, a closure, each step of a closure, the dict of heads, and
-each head. These are upper bounds; a test compares them with the real memory use.
+The order is: the entry, each route, a dict of captured segments, each captured segment, and the function with its
+constant arguments. All sizes are upper bounds; a test compares them with the real memory use.
+"""
+
+_SHARED, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 560, 300, 350, 170
+"""The sizes of the closures of an entry, in bytes.
+
+The order is: a closure whose maker all topics of the handler share, any other closure, each step of such a closure, the
+dict of heads, and each head.
 """
 
 _MAKERS = 1_000
@@ -62,6 +68,10 @@ _MAKERS = 1_000
 _LISTED = (JSON.number, MSGPACK.number)  # codecs that can decode a whole list in one call
 # A body that begins like a tracked header, to find the decoders that refuse such bodies.
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
+
+
+_EMPTY: Final[dict[Any, Any]] = {}
+"""The empty dict of all entries without such closures. Most entries have none."""
 
 
 @attrs.define(eq=False)
@@ -88,8 +98,8 @@ class TopicEntry:
     unrouted: Deliver | None
     known: KnownHead | None = attrs.field(init=False, default=None)
     plain: Deliver | None = attrs.field(init=False, default=None)
-    others: dict[tuple[int, bool], Deliver] = attrs.field(init=False, factory=dict)
-    coalesced: dict[tuple[int, bool], DeliverCoalesced | None] = attrs.field(init=False, factory=dict)
+    others: dict[tuple[int, bool], Deliver] = attrs.field(init=False, default=_EMPTY)
+    coalesced: dict[tuple[int, bool], DeliverCoalesced | None] = attrs.field(init=False, default=_EMPTY)
     size: int = attrs.field(init=False, default=0)
     heads: int = attrs.field(init=False, default=0)
     sends_json: bool = attrs.field(init=False, default=False)
@@ -172,18 +182,21 @@ class TopicCache:
         """
         topic, deliver = entry.wire, entry.plain
         if deliver is None:
-            # Without a decoder that fails, only the first bytes show a tracked header.
-            made = self._make_plain(entry) if entry.unrouted is None else _told_apart(entry.unrouted)
-            deliver = entry.plain = made
-            self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
+            if entry.unrouted is None:
+                deliver, size = self._make_plain(entry)
+            else:  # without a decoder that fails, only the first bytes show a tracked header
+                deliver, size = _told_apart(entry.unrouted), _CLOSURE
+            entry.plain = deliver
+            self._grow(entry, size)
         if entry.known is None and topic in self._entries and topic not in self.tracked:
             self.direct[topic] = deliver
         return deliver
 
     def direct_of(self, entry: TopicEntry, number: int, head: bytes, account: Any, admit: Admit) -> Deliver | None:
-        """Return the closure that also reads the header, if ``head`` is the first head of a topic with one handler.
+        """Return the closure that also reads the header, or None.
 
-        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path. ``number`` is the
+        The result is None unless ``head`` is the first head of the topic. The topic must have one handler. From now on,
+        the loop finds this closure. Plain bodies of the topic then take the slow path. ``number`` is the
         codec that the head states. ``admit`` decides about messages of the account with another number than the
         expected one.
         """
@@ -197,9 +210,9 @@ class TopicCache:
                 self._heads.clear()
             known = self._heads[key] = KnownHead(head, account, number, admit)
         entry.known = known
-        direct = self.direct[topic] = self._for_one(entry, number, self._outcomes.undecodable, known=known)
-        entry.heads = _DIRECT
-        self._budget.take(_DIRECT)  # last, because it may drop this topic
+        direct, size = self._for_one(entry, number, self._outcomes.undecodable, known=known)
+        self.direct[topic], entry.heads = direct, size
+        self._budget.take(size)  # last, because it may drop this topic
         return direct
 
     def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver, admit: Admit) -> None:
@@ -240,8 +253,8 @@ class TopicCache:
 
     def _for_one(
         self, entry: TopicEntry, number: int, refuse: Refuse, *, large: bool = False, known: KnownHead | None = None
-    ) -> Deliver:
-        """Return the closure of a topic with one handler.
+    ) -> tuple[Deliver, int]:
+        """Return the closure of a topic with one handler, and its size in bytes.
 
         The topics of a handler share the maker of their closures, if possible. A further topic then costs a tenth.
         """
@@ -250,9 +263,7 @@ class TopicCache:
         key = (route, number, large, refuse, known)
         make = self._makers.get(key)
         if make is not None:
-            call = route.call
-            # A further topic of a handler without captures and topics needs no text.
-            return make(call.bind(delivery.arguments, entry.topic) if call.constants else call.function, delivery)
+            return make(route.call.bind(delivery.arguments, entry.wire), delivery), _SHARED
         (step,) = self._steps(entry, number, large=large)
         make = deliver_maker(step, self._outcomes, refuse, known)
         # A decoder that tries JSON first or later belongs to one topic.
@@ -260,7 +271,7 @@ class TopicCache:
             if len(self._makers) >= _MAKERS:
                 self._makers.clear()
             self._makers[key] = make
-        return make(step.call.function, delivery)
+        return make(step.call.function, delivery), _CLOSURE + _STEP
 
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         """Drop some heads of a topic that has too many heads."""
@@ -319,12 +330,15 @@ class TopicCache:
         deliver = entry.others.get(kind)
         if deliver is None:
             if len(entry.deliveries) == 1:
-                deliver = self._for_one(entry, number, self._outcomes.undecodable, large=kind[1])
+                deliver, size = self._for_one(entry, number, self._outcomes.undecodable, large=kind[1])
             else:
                 steps = self._steps(entry, number, large=kind[1])
                 deliver = make_deliver(steps, self._outcomes, self._outcomes.undecodable)
+                size = _CLOSURE + _STEP * len(steps)
+            if entry.others is _EMPTY:
+                entry.others, size = {}, size + _SEGMENTS
             entry.others[kind] = deliver
-            self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
+            self._grow(entry, size + _SEGMENT)
         return deliver
 
     def deliver_coalesced(self, entry: TopicEntry, number: int, *, large: bool) -> DeliverCoalesced | None:
@@ -335,6 +349,8 @@ class TopicCache:
         key = (number, large)
         # Not `get`: None is a result too.
         if key not in entry.coalesced:
+            if entry.coalesced is _EMPTY:
+                entry.coalesced = {}
             entry.coalesced[key] = self._make_deliver_coalesced(entry, number, large=large)
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
         return entry.coalesced[key]
@@ -366,8 +382,8 @@ class TopicCache:
 
     # -- closures ---------------------------------------------------------------------------------------
 
-    def _make_plain(self, entry: TopicEntry) -> Deliver:
-        """Return the closure for bodies without a header.
+    def _make_plain(self, entry: TopicEntry) -> tuple[Deliver, int]:
+        """Return the closure for bodies without a header, and its size in bytes.
 
         The closure returns `TRACKED` for a body with a tracked header. If every decoder fails on such a body, the
         closure checks for a header only after a decode error, so the check costs nothing for valid messages.
@@ -375,11 +391,12 @@ class TopicCache:
         if len(entry.deliveries) == 1 and self._refuses_plain(entry):
             return self._for_one(entry, 0, self._refuse_plain)
         steps = self._steps(entry, 0, large=False)
+        size = _CLOSURE + _STEP * len(steps)
         if all(_refuses_magic(step, self._codecs.default) for step in steps):
             if len(steps) == 1:
                 return self._for_one(entry, 0, self._refuse_plain)
-            return make_deliver(steps, self._outcomes, self._refuse_plain)
-        return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable))
+            return make_deliver(steps, self._outcomes, self._refuse_plain), size
+        return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable)), size + _CLOSURE
 
     def _refuses_plain(self, entry: TopicEntry) -> bool:
         """Return True if a maker of plain closures is known for a handler."""
@@ -450,7 +467,7 @@ class TopicCache:
     def _found_json(self, entry: TopicEntry) -> None:
         if not entry.sends_json:
             entry.sends_json, entry.plain = True, None
-            entry.others.clear()
+            entry.others = _EMPTY
             if entry.known is not None:
                 self._forget_known(entry)
             self.direct.pop(entry.wire, None)
@@ -478,8 +495,16 @@ def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
     """Return the size of an entry without closures, in bytes."""
     size = _ENTRY + len(topic)
     for each in deliveries:
-        captures = 0 if each.pattern is None else len(each.pattern.captures)
-        size += _ROUTE + captures * (_CAPTURE + 2 * len(topic))
+        size += _ROUTE
+        if each.kept is not None:
+            size += _SEGMENTS + _SEGMENT * len(each.kept) + len(topic)
+        if each.arguments:
+            size += _SEGMENTS + _SEGMENT * len(each.arguments) + len(topic)
+        constants = each.route.call.constants
+        if constants:
+            size += _PARTIAL
+        if constants.topic:
+            size += _SEGMENT + len(topic)
     return size
 
 
