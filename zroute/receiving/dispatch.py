@@ -615,7 +615,8 @@ _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ{HEADER_SIZE - HEAD_SIZE - 8 + 1}x").u
 class KnownHead:
     """The head of the only publisher of a topic, and its account.
 
-    ``number`` is the codec number in the head. ``admit`` decides about a message of the account whose number is not the expected one.
+    ``number`` is the codec number in the head. ``admit`` decides about a message of the account whose number is not the
+    expected one.
     """
 
     head: bytes
