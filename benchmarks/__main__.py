@@ -21,6 +21,7 @@ from benchmarks import (
     chart,
     coalesced,
     goals,
+    growth,
     instructions,
     latency,
     machine,
@@ -30,13 +31,12 @@ from benchmarks import (
     publish,
     receive,
     report,
-    scale,
     two_processes,
 )
 from benchmarks.running import Group, Result, run
 from benchmarks.workloads import Scale
 
-PARTS = (receive, coalesced, publish, matching, two_processes, latency, asking, on_nats, scale, memory, instructions)
+PARTS = (receive, coalesced, publish, matching, two_processes, latency, asking, on_nats, growth, memory, instructions)
 QUICK = Scale(
     count=300, seconds=0.1, patterns=100, topics=100, requests=20, routes=100, topics_seen=1_000, instructions=False
 )

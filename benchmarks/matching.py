@@ -10,7 +10,7 @@ from benchmarks.running import CPU, Contestant, Figures, Group
 from benchmarks.workloads import Scale
 from zroute.receiving.trie import Trie, build
 
-__all__ = ["groups"]
+__all__ = ["groups", "measure"]
 
 
 @cache
@@ -18,7 +18,8 @@ def _table(size: int) -> Trie[int]:
     return build((pattern, number) for number, pattern in enumerate(bench_trie.patterns(size)))
 
 
-def _match(size: int, stream: str) -> Figures:
+def measure(size: int, stream: str) -> Figures:
+    """Match topics of a stream against ``size`` patterns."""
     table = _table(size)
     asked = bench_trie.topics(size, stream, random.Random(0))
     return {CPU: bench_trie.measure(table, asked)}
@@ -32,7 +33,7 @@ def groups(scale: Scale) -> list[Group]:
         Group(
             f"match-{stream}",
             f"route match, topic not in the cache, {titles[stream]}",
-            tuple(Contestant(f"{size:,} patterns", partial(_match, size, stream)) for size in sizes),
+            tuple(Contestant(f"{size:,} patterns", partial(measure, size, stream)) for size in sizes),
             "10 patterns",
         )
         for stream in bench_trie.STREAMS

@@ -213,7 +213,7 @@ def test_a_subclass_of_app_is_injected_by_its_own_type_too() -> None:
         got.append((desk, app))
 
     (trigger,) = app.compile().parts.triggers
-    trigger.call.bind({}, None)()  # type: ignore[arg-type]
+    trigger.call.bind({}, b"")()
     assert got == [(app, app)]
 
 

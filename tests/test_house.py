@@ -23,7 +23,7 @@ from twisted.internet.task import Clock
 from tests.publishing.joined import ADDRESS, joined
 from tests.pure import Wired, plain, tracked
 from tests.support import PATIENCE, ROOT
-from zroute import App, Topic
+from zroute import App
 from zroute.sockets.pubsub import SubConnection
 
 LAW = {
@@ -477,7 +477,7 @@ def test_a_resource_is_bound_by_a_partial() -> None:
     def handle(message: Quote, x: str, ledger: Ledger) -> None: ...
 
     call = app.compile().parts.routes[0].call.supply({Ledger: LEDGER})
-    bound = call.bind({"x": "b"}, Topic("a.b"))
+    bound = call.bind({"x": "b"}, b"a.b")
     assert isinstance(bound, partial)
     assert bound.func is handle
     assert bound.keywords == {"x": "b", "ledger": LEDGER}

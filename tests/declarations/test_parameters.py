@@ -551,5 +551,5 @@ def test_a_call_without_constants_is_the_function_itself() -> None:
     def handle(message: int) -> None: ...
 
     call = planned(handle)
-    assert call.bind({}, Topic("a")) is handle
+    assert call.bind({}, b"a") is handle
     assert planned(lambda: None).schema is NO_BODY

@@ -319,7 +319,7 @@ def test_a_timer_may_be_given_the_app() -> None:
         got.append(app)
 
     (trigger,) = app.compile().parts.triggers
-    trigger.call.bind({}, Topic())()
+    trigger.call.bind({}, b"")()
     assert got == [app]
 
 

@@ -384,7 +384,7 @@ def test_malformed_headers_do_not_travel_on(caplog: pytest.LogCaptureFixture) ->
     frame = tracked("in", "a", headers=TRACE)
     map_of_one = frame.index(b"\x81\xabtraceparent")
     malformed = frame[:map_of_one] + b"\xc1" + frame[map_of_one + 1 :]
-    wired.outcomes.settle(BoundRoute(route, Topic("in"), {}, {}), one("a"), malformed)
+    wired.outcomes.settle(BoundRoute(route, b"in"), one("a"), malformed)
     assert [headers for *_, headers in wired.sent] == [OWN]
     assert wired.errors == [(errors[0], True)]
     assert "so zroute copies no headers to the results: headers that are not a msgpack map" in caplog.text

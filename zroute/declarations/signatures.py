@@ -80,12 +80,15 @@ class Constants:
     def __bool__(self) -> bool:
         return bool(self.converters or self.topic or self.given)
 
-    def of(self, captured: Mapping[str, Any], topic: Topic) -> dict[str, Any]:
+    def of(self, captured: Mapping[str, Any], topic: bytes) -> dict[str, Any]:
         """Return the arguments by name for messages of ``topic``.
 
         ``captured`` is the result of `Call.convert`.
         """
-        return {**captured, **dict.fromkeys(self.topic, topic), **self.given}
+        constants = {**captured, **self.given}
+        if self.topic:  # most functions do not take the topic, so it is not decoded for them
+            constants |= dict.fromkeys(self.topic, Topic.from_wire(topic))
+        return constants
 
 
 @attrs.frozen
@@ -144,16 +147,16 @@ class Call:
         }
         return attrs.evolve(self, constants=attrs.evolve(self.constants, given=given))
 
-    def bind(self, captured: Mapping[str, Any], topic: Topic) -> Callable[..., Any]:
+    def bind(self, captured: Mapping[str, Any], topic: bytes) -> Callable[..., Any]:
         """Return the function with its constant arguments for ``topic`` bound.
 
         Constant arguments are the same for all messages of the topic. The caller passes the body by position or, if
         ``by_name`` is True, the body and the envelope by name. A `functools.partial` adds no Python frame to the call.
         A partial is fastest when it binds leading parameters by position, so these are bound by position.
         """
-        constants = self.constants.of(captured, topic)
-        if not constants:
+        if not self.constants:
             return self.function
+        constants = self.constants.of(captured, topic)
         before: list[Any] = []
         for name in self.order:
             if self.by_name or name not in constants:

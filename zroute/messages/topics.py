@@ -219,7 +219,7 @@ class Pattern:
         """True if the pattern is a single topic, without wildcards and captures."""
         return self._is_segments and all(isinstance(segment, bytes) for segment in self.segments)
 
-    @property
+    @cached_property
     def is_template(self) -> bool:
         """True if all wildcards are captures, so that `topic` can fill the pattern."""
         return self._is_segments and ANY not in self.segments
@@ -616,6 +616,8 @@ def _segment_text(value: object) -> str | None:
 
     The result is None if the value can't be converted.
     """
+    if type(value) is str:  # most captures
+        return value
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, bool):

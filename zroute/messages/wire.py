@@ -504,8 +504,19 @@ def topic_header(
     """
     flags = max(len(lengths) - 1, 0) << COUNTERS_SHIFT | (Flags.KEEPS if keeps else 0)
     head = topic + NUL + _heads_of_data(epoch)[(lengths[0] << 16 if lengths else 0) | flags << 8 | codec]
-    # For a topic of 6 bytes and two counters, the format is ">23sQqBQ".
-    return partial(Struct(f">{len(head)}sQq" + "BQ" * (len(lengths) - 1)).pack, head)
+    return partial(_topic_packer(len(head), max(len(lengths) - 1, 0)), head)
+
+
+@cache  # the lengths of topics and the number of counters have a limit
+def _topic_packer(size: int, further: int) -> Callable[..., bytes]:
+    """Return the function that packs a header and the topic before it.
+
+    Its arguments are topic and head, the number, the time, and the ``further`` counters.
+    ``size`` is the number of bytes of topic and head. For a topic of 6 bytes and two counters, the format is
+    ">23sQqBQ".
+    """
+    packer: Callable[..., bytes] = Struct(f">{size}sQq" + "BQ" * further).pack
+    return packer
 
 
 HeaderMaker: TypeAlias = Callable[[Sequence[Numbered], int], bytes]

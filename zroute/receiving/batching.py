@@ -152,9 +152,9 @@ class _Taking:
         self._most = route.lists.most
         self._flow = _flow_of(route)
         self._frames = route.options.stale_after is not None or route.options.dead is not None
-        self._key = delivery.topic if route.lists.one_topic else None
+        self._key = delivery.wire if route.lists.one_topic else None
         # A list of several topics has no captures: those of its first message are wrong for the others.
-        self._delivery = delivery if route.lists.one_topic else attrs.evolve(delivery, captures={})
+        self._delivery = delivery if route.lists.one_topic else attrs.evolve(delivery, pattern=None, kept=None)
         self._function = function
 
     def make_one(self) -> Callable[[Any, RawFrames], None]:

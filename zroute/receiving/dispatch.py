@@ -209,18 +209,42 @@ class CompiledRoute:
         return CompiledRoute(self.name, self.route, self.patterns, call, self.lists, self.outlets, around)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class BoundRoute:
-    """A route for one topic, with the segments that its pattern captured.
+    """A route for one topic.
 
-    ``captures`` contains the captured segments as text. ``arguments`` contains the segments that the handler takes as
-    parameters, converted to the types of these parameters.
+    The cache of topics creates it for each new topic, so it contains only what each message needs. The text of the
+    topic is rarely needed, and is computed on each access.
+
+    Attributes:
+        route: The route.
+        wire: The bytes of the topic.
+        pattern: The pattern of the route that matches the topic; None if the captured segments must not be used.
+        arguments: The captured segments that the handler takes as parameters, converted to the types of these
+            parameters.
+        kept: The captured segments as text, for a route that publishes its results; else None.
     """
 
     route: CompiledRoute
-    topic: Topic
-    captures: Mapping[str, str]
-    arguments: Mapping[str, Any]
+    wire: bytes
+    pattern: Pattern | None = None
+    arguments: Mapping[str, Any] = attrs.field(factory=dict)
+    kept: Mapping[str, str] | None = None
+
+    @property
+    def topic(self) -> Topic:
+        """The topic as text."""
+        return Topic.from_wire(self.wire)
+
+    @property
+    def captures(self) -> Mapping[str, str]:
+        """The captured segments as text."""
+        if self.kept is not None:
+            return self.kept
+        if self.pattern is None or not self.pattern.captures:
+            return {}
+        found = self.pattern.captured(self.wire.split(self.pattern.separator))
+        return {name: segment.decode() for name, segment in found.items()}
 
 
 @attrs.frozen(eq=False)
@@ -425,7 +449,7 @@ def invocation(delivery: BoundRoute, topic: Topic, outcomes: DispatchCallbacks) 
     """
     route = delivery.route
     call, chain, scope = route.call, route.around.chain, route.around.scope
-    function = call.bind(delivery.arguments, topic)
+    function = call.bind(delivery.arguments, delivery.wire)
     if route.lists is not None and route.lists.keyword is not None:
         function = partial(_by_name, function, route.lists.keyword)
     if scope is not None:
@@ -591,11 +615,13 @@ _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ{HEADER_SIZE - HEAD_SIZE - 8 + 1}x").u
 class KnownHead:
     """The head of the only publisher of a topic, and its account.
 
-    ``admit`` decides about a message of the account whose number is not the expected one.
+    ``number`` is the codec number in the head. ``admit`` decides about a message of the account whose number is not the
+    expected one.
     """
 
     head: bytes
     account: Any
+    number: int
     admit: Admit
 
 

@@ -112,8 +112,8 @@ class InFlight:
         else:  # a plain function returned its first Deferred: from now on, its messages wait for each other
             route.flow.activate()
             self._reading.reclassify()
-            route.flow.start(delivery.topic)
-            self._await(PendingCall(delivery, _begun_already, raw), delivery.topic, running)
+            route.flow.start(delivery.wire)
+            self._await(PendingCall(delivery, _begun_already, raw), delivery.wire, running)
 
     def _call(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames | None) -> Deferred[Any] | None:
         """Make the call of a job, in a context of its own.
@@ -167,7 +167,7 @@ class InFlight:
 
     def _enqueue(self, delivery: BoundRoute, call: Callable[[], Any], raw: RawFrames) -> None:
         """Make the call now if it need not wait, else queue it."""
-        route, key, job = delivery.route, delivery.topic, PendingCall(delivery, call, raw)
+        route, key, job = delivery.route, delivery.wire, PendingCall(delivery, call, raw)
         if route in self._pumping or not route.flow.try_start(key):
             self._put(key, job)
             return

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from zroute.errors import UsageError
 from zroute.functions import annotated, identity
 from zroute.logs import printable
 from zroute.messages.recovery import Since
 from zroute.messages.schema import describe
-from zroute.messages.topics import Pattern, Topic, minimal_cover
+from zroute.messages.topics import Pattern, minimal_cover
 from zroute.receiving.dispatch import BoundRoute, CompiledRoute
 from zroute.receiving.trie import build
 
@@ -97,6 +98,10 @@ def _by_subscription(routes: Sequence[CompiledRoute]) -> dict[bytes, list[tuple[
     return found
 
 
+_NO_ARGUMENTS: Mapping[str, Any] = {}
+"""The arguments of all routes whose handlers take no captured segment."""
+
+
 class Matcher:
     """The patterns of ``routes``, and the ``subscriptions`` that cover the patterns.
 
@@ -109,7 +114,7 @@ class Matcher:
         self.recovered = recovered_subscriptions(routes)
         self.since = replayed_subscriptions(routes)
         self._trie = build((pattern, route) for route in routes for pattern in route.patterns)
-        self._subscribed = frozenset(self.subscriptions)
+        self._subscribed = {each: each for each in self.subscriptions}
         self._lengths = sorted({len(each) for each in self.subscriptions})
         self._only_first = only_first
 
@@ -117,27 +122,38 @@ class Matcher:
         """Return the subscription that matches the topic, or None.
 
         This method tries one look-up per length, because thousands of subscriptions have only a few different lengths.
+        All topics of a subscription share the object of its bytes.
         """
-        starts = (topic[:length] for length in self._lengths)
-        return next((each for each in starts if each in self._subscribed), None)
+        for length in self._lengths:
+            found = self._subscribed.get(topic[:length])
+            if found is not None:
+                return found
+        return None
 
-    def deliveries(self, topic: bytes, name: Topic) -> Iterator[BoundRoute]:
-        """Yield the routes of a topic, the most specific first, each function only once."""
+    def deliveries(self, topic: bytes) -> tuple[BoundRoute, ...]:
+        """Return the routes of a topic, the most specific first, each function only once."""
         seen: set[object] = set()
+        found = []
         for match in self._trie.match(topic):
             route = match.value
-            if identity(route.route.function) in seen:
+            function = identity(route.route.function)
+            if function in seen:
                 continue
-            captured = match.captures
-            arguments = route.call.convert(captured)
-            if arguments is None:
-                continue
+            arguments: Mapping[str, Any] = _NO_ARGUMENTS
+            if route.call.constants.converters:
+                converted = route.call.convert(match.captures)
+                if converted is None:
+                    continue
+                arguments = converted
             # Only now: if a segment had the wrong type, another pattern of the function may still match.
-            seen.add(identity(route.route.function))
-            captures = {key: value.decode() for key, value in captured.items()}
-            yield BoundRoute(route, name, captures, arguments)
+            seen.add(function)
+            delivery = BoundRoute(route, topic, match.pattern, arguments)
+            if route.outlets:  # each result needs them
+                delivery.kept = delivery.captures
+            found.append(delivery)
             if self._only_first:
-                return
+                break
+        return tuple(found)
 
     def misfit(self, topic: bytes) -> str:
         """Return a text about a captured segment that has the wrong type for its route.

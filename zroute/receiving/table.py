@@ -612,14 +612,20 @@ class RouteTable:
             self._stats.control += 1
             return
         entry = self._entries.of(topic)
-        deliver = self._entries.deliver(entry, header.codec, body)
-        if header.keeps:
-            deliver = self._latest.noting(header.epoch, topic, deliver)
         account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
         # A former subscription may still count the topic, and its length differs from that of the present one.
         length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
         counters = header.counters
         ours, further = counters[0][0] == length, len(counters) - 1
+        if ours and len(entry.deliveries) == 1 and self._is_direct(header, body, account):
+            # The usual first message of a topic: one closure then serves this and all further messages.
+            direct = self._entries.direct_of(entry, header.codec, fixed[:HEAD_SIZE], account, self._admit)
+            if direct is not None:
+                self._deliver(direct, fixed + body, raw)
+                return
+        deliver = self._entries.deliver(entry, header.codec, body)
+        if header.keeps:
+            deliver = self._latest.noting(header.epoch, topic, deliver)
         # The loop can deliver frames with this head if the position of our counter is known.
         named = ours or not further or any(span == length for span, _ in counters)
         held = self._is_held(account)
@@ -634,6 +640,14 @@ class RouteTable:
         if admitted or (admitted is None and self._admit(account, header.number(length), raw)):
             self._check_size(body)
             self._deliver(deliver, body, raw)
+
+    def _is_direct(self, header: Header, body: bytes, account: Any) -> bool:
+        """Return True if a closure that also reads the header can deliver a message.
+
+        The loop passes only such messages to the closures.
+        """
+        simple = header.size == HEADER_SIZE and not header.keeps
+        return simple and 0 < len(body) <= self._short and not self._is_held(account)
 
     def _past_counters(self, header: Header, ours: int, account: Any, deliver: Deliver) -> Deliver:
         """Return ``deliver`` for frames with further counters.
@@ -785,7 +799,7 @@ class RouteTable:
 
         The closure checks their numbers itself, because a frame advances the account by more than 1.
         """
-        codec, keeps, at = header.codec, header.keeps, len(entry.topic.wire) + 1
+        codec, keeps, at = header.codec, header.keeps, len(entry.wire) + 1
 
         def deliver(body: bytes, raw: RawFrames) -> int | None:
             assert isinstance(raw, bytes)  # the loop gives frames
@@ -798,7 +812,7 @@ class RouteTable:
             if number and not self._admit(account, number, raw, many):
                 return COUNTED
             if keeps:
-                self._latest.note(header.epoch, entry.topic.wire, fixed)
+                self._latest.note(header.epoch, entry.wire, fixed)
             self._unpack(entry, coalesced, fixed, raw)
             return COUNTED
 
@@ -809,7 +823,7 @@ class RouteTable:
 
         The frame itself is already counted as one received message.
         """
-        many, topic, stats = coalesced.many, entry.topic.wire, self._stats
+        many, topic, stats = coalesced.many, entry.wire, self._stats
         made: list[bytes] = []
 
         def frames() -> list[bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -48,22 +48,30 @@ from zroute.stats import Stats
 
 __all__ = ["TopicCache", "TopicEntry"]
 
-_ENTRY, _ROUTE, _CAPTURE, _CLOSURE, _STEP, _HEADS, _HEAD = 800, 270, 130, 560, 420, 350, 170
-"""The sizes of the parts of an entry in bytes.
+_ENTRY, _ROUTE, _SEGMENTS, _SEGMENT, _PARTIAL = 330, 160, 190, 80, 230
+"""The sizes of the parts of an entry without its closures, in bytes.
 
-The order is: the entry, each route, each capture of a route, a closure, each step of a closure, the dict of heads, and
-each head. These are upper bounds; a test compares them with the real memory use.
+The order is: the entry, each route, a dict of captured segments, each captured segment, and the function with its
+constant arguments. All sizes are upper bounds; a test compares them with the real memory use.
+"""
+
+_SHARED, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 560, 300, 350, 170
+"""The sizes of the closures of an entry, in bytes.
+
+The order is: a closure whose maker all topics of the handler share, any other closure, each step of such a closure, the
+dict of heads, and each head.
 """
 
 _MAKERS = 1_000
 """The most makers of closures. The heads of publishers, which peers choose, are part of their keys."""
 
-_COPIES = (3, 2)
-"""The number of copies of a topic's bytes: in the entry, and in the captures of each route."""
-
 _LISTED = (JSON.number, MSGPACK.number)  # codecs that can decode a whole list in one call
 # A body that begins like a tracked header, to find the decoders that refuse such bodies.
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
+
+
+_EMPTY: Final[dict[Any, Any]] = {}
+"""The empty dict of all entries without such closures. Most entries have none."""
 
 
 @attrs.define(eq=False)
@@ -71,10 +79,11 @@ class TopicEntry:
     """The routes and closures of one topic.
 
     Attributes:
-        topic: The topic as text.
+        wire: The topic.
         subscription: Our subscription that matches the topic, or empty bytes if no subscription matches.
         deliveries: The routes of the topic.
         unrouted: Counts a message of a topic without routes; None if the topic has routes.
+        known: The only head of the topic, while its closure also reads the header; else None.
         plain: Delivers bodies without a tracked header; None before the first such body.
         others: The closures that deliver the other bodies. The key is the codec number, and True for large bodies.
         coalesced: The functions for coalesced frames, by the same key; None if a list can't be decoded in one call.
@@ -83,16 +92,22 @@ class TopicEntry:
         sends_json: True if the app's codec is msgpack, and a body without a stated codec was JSON.
     """
 
-    topic: Topic
+    wire: bytes
     subscription: bytes
     deliveries: tuple[BoundRoute, ...]
     unrouted: Deliver | None
+    known: KnownHead | None = attrs.field(init=False, default=None)
     plain: Deliver | None = attrs.field(init=False, default=None)
-    others: dict[tuple[int, bool], Deliver] = attrs.field(init=False, factory=dict)
-    coalesced: dict[tuple[int, bool], DeliverCoalesced | None] = attrs.field(init=False, factory=dict)
+    others: dict[tuple[int, bool], Deliver] = attrs.field(init=False, default=_EMPTY)
+    coalesced: dict[tuple[int, bool], DeliverCoalesced | None] = attrs.field(init=False, default=_EMPTY)
     size: int = attrs.field(init=False, default=0)
     heads: int = attrs.field(init=False, default=0)
     sends_json: bool = attrs.field(init=False, default=False)
+
+    @property
+    def topic(self) -> Topic:
+        """The topic as text."""
+        return Topic.from_wire(self.wire)
 
 
 class TopicCache:
@@ -100,8 +115,8 @@ class TopicCache:
 
     The loop of the table looks up topics in ``direct`` and ``tracked``. For a topic with plain bodies, ``direct``
     contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. The keys of that dict are heads,
-    the constant parts of publishers' headers. The values are the account and the closure. While such a topic has one
-    head only, and one handler, ``direct`` contains a closure that also reads the header.
+    the constant parts of publishers' headers. The values are the account and the closure. While a topic has one head
+    only, and one handler, ``direct`` contains a closure that also reads the header, and ``tracked`` contains nothing.
 
     A topic in ``multipart``, or longer than `MAX_TOPIC` bytes, is not cached. Its messages always take the slow path of
     the table.
@@ -136,6 +151,7 @@ class TopicCache:
         self._budget.share(self._drop)
         self._decoders: dict[tuple[object, object, int, bool], Decode] = {}
         self._makers: dict[tuple[object, ...], DeliverMaker] = {}
+        self._heads: dict[tuple[bytes, int], KnownHead] = {}
         self._matcher = matcher
         self._codecs = codecs
         self._outcomes = outcomes
@@ -164,15 +180,40 @@ class TopicCache:
 
         From now on, the loop finds this closure, unless the topic has tracked publishers.
         """
-        topic, deliver = entry.topic.wire, entry.plain
+        topic, deliver = entry.wire, entry.plain
         if deliver is None:
-            # Without a decoder that fails, only the first bytes show a tracked header.
-            made = self._make_plain(entry) if entry.unrouted is None else _told_apart(entry.unrouted)
-            deliver = entry.plain = made
-            self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
-        if topic in self._entries and topic not in self.tracked:
+            if entry.unrouted is None:
+                deliver, size = self._make_plain(entry)
+            else:  # without a decoder that fails, only the first bytes show a tracked header
+                deliver, size = _told_apart(entry.unrouted), _CLOSURE
+            entry.plain = deliver
+            self._grow(entry, size)
+        if entry.known is None and topic in self._entries and topic not in self.tracked:
             self.direct[topic] = deliver
         return deliver
+
+    def direct_of(self, entry: TopicEntry, number: int, head: bytes, account: Any, admit: Admit) -> Deliver | None:
+        """Return the closure that also reads the header, or None.
+
+        The result is None unless ``head`` is the first head of the topic. The topic must have one handler. From now on,
+        the loop finds this closure. Plain bodies of the topic then take the slow path. ``number`` is the
+        codec that the head states. ``admit`` decides about messages of the account with another number than the
+        expected one.
+        """
+        topic = entry.wire
+        if entry.known is not None or topic in self.tracked or self._entries.get(topic) is not entry:
+            return None
+        key = (head, id(account))
+        known = self._heads.get(key)
+        if known is None:
+            if len(self._heads) >= _MAKERS:
+                self._heads.clear()
+            known = self._heads[key] = KnownHead(head, account, number, admit)
+        entry.known = known
+        direct, size = self._for_one(entry, number, self._outcomes.undecodable, known=known)
+        self.direct[topic], entry.heads = direct, size
+        self._budget.take(size)  # last, because it may drop this topic
+        return direct
 
     def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver, admit: Admit) -> None:
         """Store the closure for the messages of a topic that begin with ``head``.
@@ -180,11 +221,16 @@ class TopicCache:
         From now on, the loop finds this closure. Plain bodies of the topic then take the slow path. ``admit`` decides
         about messages of the account with another number than the expected one.
         """
-        topic = entry.topic.wire
+        topic = entry.wire
         # The topic is not cached: it is too long, may have further parts, or was dropped in the meantime.
         if self._entries.get(topic) is not entry:
             return
         self.direct.pop(topic, None)
+        if (known := entry.known) is not None:
+            self._forget_known(entry)
+            self.remember_head(entry, known.head, known.account, self.deliver(entry, known.number, b""), admit)
+            if self._entries.get(topic) is not entry:
+                return
         heads = self.tracked.setdefault(topic, {})
         # The first head of a topic is no further miss, because `_enter` has counted one.
         if heads and head not in heads:
@@ -196,38 +242,28 @@ class TopicCache:
             # The closures in `others` are already part of the size of the entry.
             size += _HEAD + _CLOSURE * (deliver not in entry.others.values())
         heads[head] = account, deliver
-        if len(heads) == 1:
-            direct = self._make_direct(entry, deliver, KnownHead(head, account, admit))
-            if direct is not None:
-                self.direct[topic] = direct
-                size += _CLOSURE + _STEP
         entry.heads += size
         self._budget.take(size)  # last, because it may drop this topic
 
-    def _make_direct(self, entry: TopicEntry, deliver: Deliver, known: KnownHead) -> Deliver | None:
-        """Return a closure that also reads the header, for a topic with one handler.
-
-        The result is None if ``deliver`` is not the closure of one handler.
-        """
-        number = next((number for (number, _), each in entry.others.items() if each is deliver), None)
-        if number is None or len(entry.deliveries) != 1:
-            return None
-        return self._for_one(entry, number, self._outcomes.undecodable, known=known)
+    def _forget_known(self, entry: TopicEntry) -> None:
+        """Delete the closure that also reads the header."""
+        self.direct.pop(entry.wire, None)
+        self._budget.give_back(entry.heads)
+        entry.known, entry.heads = None, 0
 
     def _for_one(
         self, entry: TopicEntry, number: int, refuse: Refuse, *, large: bool = False, known: KnownHead | None = None
-    ) -> Deliver:
-        """Return the closure of a topic with one handler.
+    ) -> tuple[Deliver, int]:
+        """Return the closure of a topic with one handler, and its size in bytes.
 
         The topics of a handler share the maker of their closures, if possible. A further topic then costs a tenth.
         """
         (delivery,) = entry.deliveries
         route = delivery.route
-        head = None if known is None else (known.head, id(known.account))  # the maker keeps the account alive
-        key = (route, number, large, refuse, head)
+        key = (route, number, large, refuse, known)
         make = self._makers.get(key)
         if make is not None:
-            return make(route.call.bind(delivery.arguments, entry.topic), delivery)
+            return make(route.call.bind(delivery.arguments, entry.wire), delivery), _SHARED
         (step,) = self._steps(entry, number, large=large)
         make = deliver_maker(step, self._outcomes, refuse, known)
         # A decoder that tries JSON first or later belongs to one topic.
@@ -235,7 +271,7 @@ class TopicCache:
             if len(self._makers) >= _MAKERS:
                 self._makers.clear()
             self._makers[key] = make
-        return make(step.call.function, delivery)
+        return make(step.call.function, delivery), _CLOSURE + _STEP
 
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         """Drop some heads of a topic that has too many heads."""
@@ -257,18 +293,18 @@ class TopicCache:
 
     def forget_heads(self) -> None:
         """Delete all heads; the next message of each publisher takes the slow path."""
-        for topic in self.tracked:
-            self.direct.pop(topic, None)
-            entry = self._entries[topic]
-            self._budget.give_back(entry.heads)
-            entry.heads = 0
+        for entry in self._entries.values():
+            if entry.heads:
+                self._forget_known(entry)
         self.tracked.clear()
+        self._heads.clear()
         self._makers.clear()
 
     def clear(self) -> None:
         """Delete all entries, so that their closures are created again."""
         for cache in (self._entries, self.direct, self.tracked):
             cache.clear()
+        self._heads.clear()
         self._makers.clear()  # the flow of a route may have become active
         self._budget.give_back(self._budget.used)
 
@@ -278,7 +314,7 @@ class TopicCache:
 
     def _grow(self, entry: TopicEntry, size: int) -> None:
         """Add ``size`` bytes to the size of an entry, if it is in the cache."""
-        if self._entries.get(entry.topic.wire) is entry:
+        if self._entries.get(entry.wire) is entry:
             entry.size += size
             self._budget.take(size)
 
@@ -294,12 +330,15 @@ class TopicCache:
         deliver = entry.others.get(kind)
         if deliver is None:
             if len(entry.deliveries) == 1:
-                deliver = self._for_one(entry, number, self._outcomes.undecodable, large=kind[1])
+                deliver, size = self._for_one(entry, number, self._outcomes.undecodable, large=kind[1])
             else:
                 steps = self._steps(entry, number, large=kind[1])
                 deliver = make_deliver(steps, self._outcomes, self._outcomes.undecodable)
+                size = _CLOSURE + _STEP * len(steps)
+            if entry.others is _EMPTY:
+                entry.others, size = {}, size + _SEGMENTS
             entry.others[kind] = deliver
-            self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
+            self._grow(entry, size + _SEGMENT)
         return deliver
 
     def deliver_coalesced(self, entry: TopicEntry, number: int, *, large: bool) -> DeliverCoalesced | None:
@@ -310,6 +349,8 @@ class TopicCache:
         key = (number, large)
         # Not `get`: None is a result too.
         if key not in entry.coalesced:
+            if entry.coalesced is _EMPTY:
+                entry.coalesced = {}
             entry.coalesced[key] = self._make_deliver_coalesced(entry, number, large=large)
             self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
         return entry.coalesced[key]
@@ -317,13 +358,12 @@ class TopicCache:
     # -- entries ----------------------------------------------------------------------------------------
 
     def _enter(self, topic: bytes) -> TopicEntry:
-        name = Topic.from_wire(topic)
-        deliveries = tuple(self._matcher.deliveries(topic, name))
+        deliveries = self._matcher.deliveries(topic)
         unrouted = None if deliveries else self._make_unrouted(topic)
-        entry = TopicEntry(name, self._matcher.subscription(topic) or b"", deliveries, unrouted)
+        entry = TopicEntry(topic, self._matcher.subscription(topic) or b"", deliveries, unrouted)
         self._budget.miss()
         if len(topic) > MAX_TOPIC:
-            self._outcomes.long_topic(name)
+            self._outcomes.long_topic(entry.topic)
         elif topic not in self._multipart:
             self._entries[topic] = entry
             self._grow(entry, _size(topic, deliveries))
@@ -342,8 +382,8 @@ class TopicCache:
 
     # -- closures ---------------------------------------------------------------------------------------
 
-    def _make_plain(self, entry: TopicEntry) -> Deliver:
-        """Return the closure for bodies without a header.
+    def _make_plain(self, entry: TopicEntry) -> tuple[Deliver, int]:
+        """Return the closure for bodies without a header, and its size in bytes.
 
         The closure returns `TRACKED` for a body with a tracked header. If every decoder fails on such a body, the
         closure checks for a header only after a decode error, so the check costs nothing for valid messages.
@@ -351,11 +391,12 @@ class TopicCache:
         if len(entry.deliveries) == 1 and self._refuses_plain(entry):
             return self._for_one(entry, 0, self._refuse_plain)
         steps = self._steps(entry, 0, large=False)
+        size = _CLOSURE + _STEP * len(steps)
         if all(_refuses_magic(step, self._codecs.default) for step in steps):
             if len(steps) == 1:
                 return self._for_one(entry, 0, self._refuse_plain)
-            return make_deliver(steps, self._outcomes, self._refuse_plain)
-        return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable))
+            return make_deliver(steps, self._outcomes, self._refuse_plain), size
+        return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable)), size + _CLOSURE
 
     def _refuses_plain(self, entry: TopicEntry) -> bool:
         """Return True if a maker of plain closures is known for a handler."""
@@ -426,8 +467,10 @@ class TopicCache:
     def _found_json(self, entry: TopicEntry) -> None:
         if not entry.sends_json:
             entry.sends_json, entry.plain = True, None
-            entry.others.clear()
-            self.direct.pop(entry.topic.wire, None)
+            entry.others = _EMPTY
+            if entry.known is not None:
+                self._forget_known(entry)
+            self.direct.pop(entry.wire, None)
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
         schema, codec = route.call.schema, route.options.codec
@@ -450,9 +493,19 @@ class TopicCache:
 
 def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
     """Return the size of an entry without closures, in bytes."""
-    routes, captures = len(deliveries), sum(len(each.captures) for each in deliveries)
-    once, for_each = _COPIES
-    return _ENTRY + _ROUTE * routes + _CAPTURE * captures + (once + for_each * routes) * len(topic)
+    size = _ENTRY + len(topic)
+    for each in deliveries:
+        size += _ROUTE
+        if each.kept is not None:
+            size += _SEGMENTS + _SEGMENT * len(each.kept) + len(topic)
+        if each.arguments:
+            size += _SEGMENTS + _SEGMENT * len(each.arguments) + len(topic)
+        constants = each.route.call.constants
+        if constants:
+            size += _PARTIAL
+        if constants.topic:
+            size += _SEGMENT + len(topic)
+    return size
 
 
 def _told_apart(deliver: Deliver) -> Deliver:

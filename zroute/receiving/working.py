@@ -139,7 +139,7 @@ class Working:
         if len(frame.body) > self._max_message:
             reason = f"a body of {len(frame.body)} bytes; expected at most max_message={self._max_message}"
         if reason:
-            job.rejected(error_text(self._results.refused_job(BoundRoute(route, entry.topic, {}, {}), reason, raw)))
+            job.rejected(error_text(self._results.refused_job(BoundRoute(route, frame.topic), reason, raw)))
             return
         self._job = job
         self._cache.deliver(entry, frame.codec, frame.body)(frame.body, raw)

@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from zroute.awaiting import as_awaitable, loop_hint, was_cancelled, within
 from zroute.declarations.providers import Needed
 from zroute.declarations.resources import CompiledResource, MessageResources
-from zroute.messages.topics import Topic
 from zroute.publishing.producers import Start
 from zroute.receiving.scoped import Opening, Scope
 
@@ -75,7 +74,7 @@ class Resources:
         open resources.
         """
         for compiled in (each for each in self._compiled if each.scope == "app"):
-            one = _Resource(compiled, compiled.call.supply(self.objects).bind({}, Topic()), self._start)
+            one = _Resource(compiled, compiled.call.supply(self.objects).bind({}, b""), self._start)
             self._open.append(one)  # before the resource opens: a cancelled task may still have to clean up
             try:
                 self.objects[compiled.kind] = await one.open()

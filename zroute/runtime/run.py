@@ -725,7 +725,7 @@ class Run:
         return CompiledProducer(
             trigger.name,
             trigger.where,
-            self._report_results(trigger.call.supply(self._resources.objects)).bind({}, Topic()),
+            self._report_results(trigger.call.supply(self._resources.objects)).bind({}, b""),
             lambda value: publish(trigger.outlets, value, {}, trigger.name),
             trigger.schedule,
             is_generator_function(trigger.call.function),

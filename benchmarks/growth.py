@@ -1,8 +1,9 @@
-"""Scale: CPU per message with a growing number of topics or publishers.
+"""Growth: CPU per message with a growing number of topics, publishers or patterns.
 
-Topics are received or published; publishers share one topic. The measurement begins after each topic and publisher has
-been seen once, so it shows the lasting cost of a stream. The curve is flat while the caches hold all of them, and
-rises beyond that. ``cache misses`` is the share of messages that miss.
+Topics are received or published; publishers share one topic; patterns are matched without a cache. The measurement
+begins after each topic and publisher has been seen once, so it shows the lasting cost of a stream. The curve is flat
+while the caches hold all of them. With a million topics in turn, each message misses: its cost is that of a first
+message, including the removal of old entries. ``cache misses`` is the share of messages that miss.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
+import attrs
 import zmq
 
-from benchmarks import workloads
+from benchmarks import matching, workloads
 from benchmarks.feeds import Feed
 from benchmarks.publish import ALONE, BURST, ENDPOINT, arrived, join, subscriber
 from benchmarks.receive import Counter, StillReactor, read_all, reading
@@ -30,8 +32,12 @@ from zroute.runtime.service import AppService
 
 __all__ = ["MISSES", "groups"]
 
-TOPICS = (100, 1_000, 5_000, 20_000, 50_000, 70_000, 100_000)
-PUBLISHERS = (1, 10, 64, 100, 500, 1_000)
+TOPICS = (1, 100, 10_000, 50_000, 100_000, 1_000_000)
+PUBLISHERS = (1, 10, 100, 1_000)
+PATTERNS = (10, 1_000, 100_000)
+
+_FILLS = 200_000
+"""The number of topics that fill the caches. More topics are not seen twice: each message then misses."""
 
 MISSES = "cache misses"
 """Misses per message: 0 while the caches hold everything."""
@@ -39,7 +45,8 @@ MISSES = "cache misses"
 
 def received(topics: int, count: int, wire: str) -> Figures:
     """Read quotes to ``topics`` topics from a socket."""
-    work = workloads.many_topics(max(count, topics), topics)
+    first = min(topics, _FILLS)
+    work = attrs.evolve(workloads.many_topics(max(count, first), topics), first=first)
     feed = Feed(work)
     app = App(sub=feed.endpoint, codec=work.codec, context=feed.context)
     counter = Counter()
@@ -66,7 +73,8 @@ def published(topics: int, count: int, wire: Any) -> Figures:
     clock.advance(0)  # the app receives the subscription
     if wire == "tracked":
         join(sub, clock, service, ALONE)
-    count = max(count, topics)
+    first = min(topics, _FILLS)
+    count = max(count, first)
     quotes = cycle([Quote(f"s{number}", 187.23, 1200) for number in range(topics)])
 
     def publish(number: int) -> None:
@@ -75,11 +83,11 @@ def published(topics: int, count: int, wire: Any) -> Figures:
                 publication.publish(quote)
             clock.advance(0)  # the turn ends
 
-    publish(topics)
+    publish(first)
     misses = app.stats.cache_misses
     figures = measured(partial(publish, count), count)
     missed = (app.stats.cache_misses - misses) / count
-    assert len(arrived(sub)) >= count + topics
+    assert len(arrived(sub)) >= count + first
     assert service.transport is not None
     assert service.transport.pub is not None
     service.transport.pub.close(0)
@@ -123,35 +131,47 @@ def publishers(number: int, count: int) -> Figures:
     return {**figures, MISSES: (wired.stats.cache_misses - misses) / (rounds * number)}
 
 
-def _publishers(number: int) -> str:
-    return f"{number:,} publisher{'s' * (number > 1)}"
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number > 1)}"
 
 
 def groups(scale: Scale) -> list[Group]:
-    """Return the curves of received topics, published topics and publishers."""
+    """Return the curves of received topics, published topics, publishers and patterns."""
     topics = [number for number in TOPICS if number <= scale.topics_seen]
     senders = [number for number in PUBLISHERS if number <= scale.topics_seen // 10]
 
     def curve(measure: Any, wire: str) -> tuple[Contestant, ...]:
-        return tuple(Contestant(f"{number:,} topics", partial(measure, number, scale.count, wire)) for number in topics)
+        return tuple(
+            Contestant(_many(number, "topic"), partial(measure, number, scale.count, wire)) for number in topics
+        )
 
     return [
         *(
-            Group(
-                f"scale-received-{wire}", f"receive, topics in turn, {wire} wire", curve(received, wire), "100 topics"
-            )
+            Group(f"growth-received-{wire}", f"receive, topics in turn, {wire} wire", curve(received, wire), "1 topic")
             for wire in ("plain", "tracked")
         ),
         *(
             Group(
-                f"scale-published-{wire}", f"publish, topics in turn, {wire} wire", curve(published, wire), "100 topics"
+                f"growth-published-{wire}", f"publish, topics in turn, {wire} wire", curve(published, wire), "1 topic"
             )
             for wire in ("plain", "tracked")
         ),
         Group(
-            "scale-publishers",
+            "growth-publishers",
             "receive, publishers of one topic in turn, tracked wire, without sockets",
-            tuple(Contestant(_publishers(number), partial(publishers, number, scale.count)) for number in senders),
-            _publishers(1),
+            tuple(
+                Contestant(_many(number, "publisher"), partial(publishers, number, scale.count)) for number in senders
+            ),
+            _many(1, "publisher"),
+        ),
+        Group(
+            "growth-patterns",
+            "route match, topic not in the cache, topics of all desks alike",
+            tuple(
+                Contestant(_many(number, "pattern"), partial(matching.measure, number, "scattered"))
+                for number in PATTERNS
+                if number <= scale.patterns
+            ),
+            _many(10, "pattern"),
         ),
     ]
