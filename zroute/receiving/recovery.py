@@ -35,10 +35,10 @@ slow subscriber therefore does not ask for more than it can handle. A request wh
 it keeps up. The rule is: **in each second, the number of missing messages must decrease, or all messages that were
 missing at its beginning must arrive.** Otherwise everything missing is given up, and the stream *rests*: its losses are
 counted at once. The rest takes 1, 2, 4 … 60 seconds, and is 1 second again after `WHOLE_SECONDS` without a missing
-message and without a backlog. Catching up may thus take any time, and a steady small loss is always recovered, but overload ends the recovery
-after one or two seconds. A second consists of four ticks in which the stream could ask or lost more messages; a
-subscriber that was stopped is not judged for that time. Nor is a second judged in which a request had no answer: the
-number of tries limits that.
+message and without a backlog. Catching up may thus take any time, and a steady small loss is always recovered, but
+overload ends the recovery after one or two seconds. A second consists of four ticks in which the stream could ask or
+lost more messages; a subscriber that was stopped is not judged for that time. Nor is a second judged in which a request
+had no answer: the number of tries limits that.
 
 A slow handler can satisfy this rule while the held messages become a second queue, because only delivered messages make
 room for the next request. The second rule is therefore: **in a second in which handlers are too slow, everything
