@@ -45,6 +45,7 @@ def test_counters_can_be_read_by_their_old_names() -> None:
         ({"received": 5, "joins": 1}, {"lost": 0}),
         ({"received": 5, "lost": 3}, {"lost": 3}),  # a full queue has dropped the answer to the join
         ({"received": 5, "unknown_losses": 1}, {"lost": 0, "unknown_losses": 1}),
+        ({"joins": 1, "recovered": 1, "replayed": 2}, {"lost": 0, "recovered": 1, "replayed": 2}),
     ],
 )
 def test_losses_are_shown_if_one_was_counted(counted: dict[str, int], shown: dict[str, object]) -> None:

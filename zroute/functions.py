@@ -25,6 +25,7 @@ from typing import Any, cast
 __all__ = [
     "PACKAGE",
     "annotated",
+    "defined_at",
     "generator_of",
     "identity",
     "is_async_generator_function",
@@ -63,6 +64,12 @@ def users_line(function: object = None) -> str:
                 frame = each
                 break
     return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def defined_at(function: Callable[..., Any]) -> str:
+    """Return ``file:line`` where ``function`` is defined; empty if it has no Python code."""
+    code = _code(annotated(function))
+    return "" if code is None else f"{short_path(code.co_filename)}:{code.co_firstlineno}"
 
 
 def raised_at(error: BaseException) -> str:

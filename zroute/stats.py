@@ -260,6 +260,7 @@ def losses(stats: Stats) -> dict[str, object]:
     """
     # Publishers of other wires do not number messages. A full queue may drop the answer to a join, but not the numbers.
     untracked = stats.received > 0 and not (stats.joins or stats.lost or stats.unknown_losses)
-    seldom = {"recovered": stats.recovered, "unknown_losses": stats.unknown_losses, "duplicate": stats.duplicate}
+    names = ("recovered", "replayed", "unknown_losses", "duplicate")
+    seldom = {name: getattr(stats, name) for name in names}
     told: dict[str, object] = {"lost": NOT_COUNTED if untracked else stats.lost}
     return told | {name: count for name, count in seldom.items() if count}

@@ -65,7 +65,8 @@ class Publisher:
         app, kept = App(pub="tcp://127.0.0.1:1"), self.session.kept
         app.publisher("a.{n}", int, snapshot=self.full, topics=lambda: [{"n": n} for n in range(1_000)])
         ignore = lambda *_: None  # noqa: E731
-        calls = SnapshotCalls(ignore, lambda topic: False, lambda topic: 0, ignore, kept.add_state, kept.discard_state)
+        given = ignore, lambda topic: False, lambda topic: 0, ignore, ignore, kept.add_state, kept.discard_state
+        calls = SnapshotCalls(*given)
         kept.snapshots = Snapshots(self.clock, self.now_ns, 1_000, app.compile().parts.outlets, calls)
         for subscriber in range(JOINED):
             for topic in (*PREFIXES, pack_marker(subscriber << 16 | 1, PREFIXES)):

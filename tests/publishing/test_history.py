@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import attrs
@@ -127,10 +128,10 @@ class Answered:
         (History(messages=0), "expected messages of at least 1"),
         (History(messages=True), "expected messages of at least 1"),
         (History(messages=1.5), "expected messages of at least 1"),  # type: ignore[arg-type]
-        (History(seconds=0), "expected seconds of more than 0 and at most 120"),
-        (History(seconds=120.5), "expected seconds of more than 0 and at most 120"),
-        (History(seconds=float("nan")), "expected seconds of more than 0 and at most 120"),
-        (History(seconds="30"), "expected seconds of more than 0 and at most 120"),  # type: ignore[arg-type]
+        (History(seconds=0), "expected a number of seconds of more than 0 and at most 120"),
+        (History(seconds=120.5), "expected a number of seconds of more than 0 and at most 120"),
+        (History(seconds=float("nan")), "expected a number of seconds of more than 0 and at most 120"),
+        (History(seconds=timedelta(seconds=30)), "expected a number of seconds of more than 0"),  # type: ignore[arg-type]
         (History(bytes=0), "expected bytes of at least 1"),
         (History(messages=5, bytes=-1), "expected bytes of at least 1"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import attrs
@@ -11,9 +12,9 @@ import pytest
 from twisted.internet.task import Clock
 
 from zroute import App, EncodeError, Envelope, Routes, SignatureError, UsageError
+from zroute.functions import defined_at, name_of
 from zroute.messages.control import Marker, pack_marker, parse_marker
 from zroute.publishing import snapshots as module
-from zroute.publishing.publication import SnapshotFunctions
 from zroute.publishing.retained import LastValue, LastValueCache
 from zroute.publishing.snapshots import Made, SnapshotCalls, Snapshots
 from zroute.testing import TestApp
@@ -54,7 +55,7 @@ def test_a_function_that_is_not_plain_is_refused(function: Any) -> None:
         ({"snapshot": 5}, "snapshot=5: expected a function"),
         ({"snapshot": lambda book: 1}, "has the parameter 'book', but zroute calls .* by name: symbol"),
         ({"snapshot": lambda symbol: 1, "keep": "last"}, "keep='last' can't be combined with snapshot="),
-        ({"topics": list}, "topics=.* needs snapshot="),
+        ({"topics": list}, r"topics=list\(\) needs snapshot="),
         ({"snapshot": lambda symbol: 1, "topics": 5}, "topics=5: expected a function"),
         ({"snapshot": lambda symbol: 1, "topics": lambda x: []}, "has the parameter 'x', .* without arguments"),
         ({"snapshot": lambda symbol: 1, "topics": _async}, "must be a plain function"),
@@ -150,7 +151,8 @@ def test_a_failure_is_counted_and_logged(snapshot: Any, error: type, caplog: pyt
         assert [type(each) for each in t.failures] == [error]
     assert got == [("book.A", 3, "live")]
     assert (feed.stats.snapshots, feed.stats.snapshot_errors) == (0, 1)
-    assert f"a snapshot function ({HERE}" in caplog.text.replace("tests/publishing/", "")
+    line = f"could not get a snapshot of 'book.A' from {name_of(snapshot)} ({defined_at(snapshot)}): {error.__name__}:"
+    assert line in caplog.text
 
 
 @pytest.mark.parametrize("function", ["snapshot", "topics"])
@@ -172,16 +174,49 @@ def test_an_exit_stops_the_app_as_in_handlers(
         t.advance(1)
     assert (t.exit_code, got, t.failures) == (code, [], [error])
     assert (feed.stats.snapshots, feed.stats.snapshot_errors) == (0, errors)
-    assert ("a snapshot function" in caplog.text) == bool(errors)
+    assert ("could not get" in caplog.text) == bool(errors)
 
 
-def test_a_failure_of_topics_is_counted_and_logged() -> None:
-    """A topics function with a wrong capture is an error of a snapshot, and sends nothing."""
-    feed, desk, _, got = _apps(lambda symbol: 1, lambda: [{"wrong": "A"}])
+def test_a_failure_of_topics_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A topics function with a wrong capture is an error with its name and line, and sends nothing."""
+
+    def topics() -> list[dict[str, str]]:
+        return [{"wrong": "A"}]
+
+    feed, desk, _, got = _apps(lambda symbol: 1, topics)
     with TestApp(feed, desk, raise_errors=False):
         pass
     assert got == []
     assert feed.stats.snapshot_errors == 1
+    assert f"could not get the topics of snapshots from topics() ({defined_at(topics)}): TopicError:" in caplog.text
+
+
+def test_an_annotation_that_contradicts_the_schema_is_refused() -> None:
+    """A snapshot function is checked like a decorated function, as soon as the app is compiled."""
+
+    def state(symbol: str) -> str:
+        return "text"
+
+    feed = App(pub=ADDRESS)
+    feed.publisher("book.{symbol}", int, snapshot=state)
+    with pytest.raises(SignatureError, match=r"state\(\) returns str, but publisher\('book.{symbol}', int\)") as raised:
+        feed.compile()
+    assert HERE in str(raised.value.where)
+    fits = App(pub=ADDRESS)
+
+    def maybe(symbol: str) -> int | None:
+        return None
+
+    fits.publisher("book.{symbol}", int, snapshot=maybe)
+    fits.compile()
+
+
+def test_the_line_of_a_function_is_that_of_its_definition() -> None:
+    """The line in the log is that of the function, not that of the call of publisher()."""
+    here = f"test_snapshot_functions.py:{_raises.__code__.co_firstlineno}"
+    assert defined_at(_raises).endswith(here)
+    assert defined_at(partial(_raises, symbol="A")).endswith(here)
+    assert defined_at(len) == ""
 
 
 @pytest.mark.parametrize("way", ["publication", "other", "app"])
@@ -241,15 +276,12 @@ class Cache:
             lambda topic: None,
             self.waiting.__contains__,
             lambda topic: self.numbers.get(topic, 0),
-            self.noted,
+            lambda: self.errors.append(None),
+            lambda function, topic, error: self.errors.append(error),
             self.kept.add_state,
             self.kept.discard_state,
         )
         self.kept.snapshots = Snapshots(self.clock, lambda: 5, 1000, app.compile().parts.outlets, calls)
-
-    def noted(self, functions: SnapshotFunctions, error: BaseException | None) -> None:
-        """Record the result of a function."""
-        self.errors.append(error)
 
     def send(self, to: Marker, number: int, topic: bytes, message: Any) -> bool:
         """Record what is sent."""

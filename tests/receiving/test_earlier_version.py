@@ -48,7 +48,7 @@ class Publisher:
         self.session = PublisherSession(self.clock, queue, self.send, self.now_ns, "desk", name, LOG)
         self.ring = self.session.ring(History(messages=100))
         kept, ignore = self.session.kept, lambda *_: None
-        calls = SnapshotCalls(ignore, lambda topic: False, lambda topic: None, ignore, kept.add_state, ignore)
+        calls = SnapshotCalls(ignore, lambda topic: False, lambda topic: None, ignore, ignore, kept.add_state, ignore)
         kept.snapshots = Snapshots(self.clock, self.now_ns, 1000, (), calls)
 
     def now_ns(self) -> int:

@@ -542,7 +542,7 @@ def test_the_last_line_names_duplicates_where_there_are_any(duplicates: int, nam
     assert _counters(Stopped) == always | named
 
 
-@pytest.mark.parametrize("named", [{}, {"publish_errors": 3}, {"publish_skipped": 2}])
+@pytest.mark.parametrize("named", [{}, {"publish_errors": 3}, {"publish_skipped": 2}, {"snapshot_errors": 4}])
 def test_the_last_line_of_a_subscriber_names_what_it_could_not_publish(named: dict[str, int]) -> None:
     """Results for a bridge count there, where the app itself has no endpoint to publish to."""
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any
 
 from zroute.declarations.captures import Converter, converter_of
-from zroute.declarations.signatures import hints_of
+from zroute.declarations.signatures import has_copied_return, hints_of
 from zroute.errors import SignatureError
 from zroute.functions import (
+    defined_at,
     is_async_generator_function,
     is_coroutine_function,
     is_generator_function,
@@ -36,14 +37,17 @@ def check_snapshot(make: Any, topics: Any, captures: Sequence[str], where: str) 
     """
     if make is None:
         if topics is not None:
+            shown = name_of(topics) if callable(topics) else repr(topics)
             raise SignatureError(
-                f"topics={topics!r} needs snapshot=: it returns the topics of which the app makes snapshots",
+                f"topics={shown} needs snapshot=: it returns the topics of which the app makes snapshots",
                 parameter="topics",
                 where=where,
             )
         return None
     _check_plain("snapshot", make, where)
-    converters = _converters(make, captures, where)
+    line = users_line(make) or where
+    hints = hints_of(make, local_names(make), line)
+    converters = _converters(make, captures, hints, line)
     if topics is not None:
         _check_plain("topics", topics, where)
         if needed := [each.name for each in _parameters(topics) if each.default is Parameter.empty]:
@@ -53,7 +57,8 @@ def check_snapshot(make: Any, topics: Any, captures: Sequence[str], where: str) 
                 parameter="topics",
                 where=users_line(topics),
             )
-    return SnapshotFunctions(make, topics, converters, users_line(make))
+    returns = None if has_copied_return(make) else hints.get("return")
+    return SnapshotFunctions(make, topics, converters, defined_at(make) or line, returns)
 
 
 def _check_plain(option: str, function: Any, where: str) -> None:
@@ -75,9 +80,11 @@ def _parameters(function: Callable[..., Any]) -> list[Parameter]:
     return [each for each in signature(function).parameters.values() if each.kind not in several]
 
 
-def _converters(make: Callable[..., Any], captures: Sequence[str], where: str) -> dict[str, Converter]:
+def _converters(
+    make: Callable[..., Any], captures: Sequence[str], hints: Mapping[str, Any], line: str
+) -> dict[str, Converter]:
     """Return the converter of each capture that ``make`` takes."""
-    line, taken = users_line(make), _parameters(make)
+    taken = _parameters(make)
     for parameter in taken:
         known = parameter.name in captures and parameter.kind is not Parameter.POSITIONAL_ONLY
         if not known and parameter.default is Parameter.empty:
@@ -89,5 +96,4 @@ def _converters(make: Callable[..., Any], captures: Sequence[str], where: str) -
             )
     every = any(each.kind is Parameter.VAR_KEYWORD for each in signature(make).parameters.values())
     names = [name for name in captures if every or name in {each.name for each in taken}]
-    hints = hints_of(make, local_names(make), line or where)
-    return {name: converter_of(hints.get(name, str), name, line or where) for name in names}
+    return {name: converter_of(hints.get(name, str), name, line) for name in names}

@@ -119,7 +119,7 @@ def compile_routes(
     routes = _named([route for route, _ in compiled])
     triggers = _triggers(producers, subscribed | _called_outside(groups), outlets, given)
     _refuse_idle_publishers(groups, producers)
-    _refuse_what_cannot_be_published(producers, bridges, routes, triggers, default)
+    _refuse_what_cannot_be_published(producers, bridges, routes, triggers, outlets, default)
     hooked = {
         identity(hook.function): _needs_of_hook(hook, arguments, given)
         for hook, arguments in _called_with(groups, hooks)
@@ -709,9 +709,10 @@ def _refuse_what_cannot_be_published(
     bridges: Mapping[object, Sequence[Producer]],
     routes: Sequence[CompiledRoute],
     triggers: Sequence[CompiledTrigger],
+    outlets: Sequence[CompiledPublication],
     default: Codec,
 ) -> None:
-    """Raise an error if a publisher cannot publish the results of its function.
+    """Raise an error if a publisher cannot publish the results of its function, or its snapshots.
 
     Publishers with a user-defined codec are not checked, because such a codec may accept any type.
     """
@@ -721,7 +722,10 @@ def _refuse_what_cannot_be_published(
         hint = None if has_copied_return(producer.function) else _returned(producer)
         hints[identity(producer.function)] = hint
         if producer.publication is not None and _is_strict(producer.publication, default):
-            _refuse_misfit(producer, producer.publication, hint)
+            _refuse_misfit(producer.function, producer.publication, hint)
+    for publication in {outlet.publication: None for outlet in outlets}:
+        if publication.snapshot is not None and _is_strict(publication, default):
+            _refuse_misfit(publication.snapshot.make, publication, publication.snapshot.returns)
     for call, outlets, patterns in (
         *((route.call, route.outlets, route.patterns) for route in routes),
         *((trigger.call, trigger.outlets, ()) for trigger in triggers),
@@ -735,13 +739,13 @@ def _is_strict(publication: Publication[Any], default: Codec) -> bool:
     return not is_own(publication.codec or default)
 
 
-def _refuse_misfit(producer: Producer, publication: Publication[Any], hint: Any) -> None:
+def _refuse_misfit(function: Callable[..., Any], publication: Publication[Any], hint: Any) -> None:
     found = misfit(hint, publication.schema) if publication.schema is not None else None
     if found is not None:
         schema, pattern = describe(publication.schema), publication.pattern.text
-        verb = "yields" if is_generator_function(producer.function) else "returns"
+        verb = "yields" if is_generator_function(function) else "returns"
         raise SignatureError(
-            f"{name_of(producer.function)} {verb} {describe(found)}, but publisher({pattern!r}, {schema}) publishes "
+            f"{name_of(function)} {verb} {describe(found)}, but publisher({pattern!r}, {schema}) publishes "
             f"{schema}: change the return annotation or the schema (to publish nothing, return None)",
             where=publication.where,
         )

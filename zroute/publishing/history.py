@@ -108,8 +108,8 @@ def check_history(history: Any, where: str) -> History:
         history.seconds is None or (type(history.seconds) in (int, float) and 0 < history.seconds <= WITHDRAWN_SECONDS)
     ):
         fault = (
-            f"expected seconds of more than 0 and at most {WITHDRAWN_SECONDS:g}, because a publisher counts no longer "
-            "for a subscriber that is away"
+            f"expected a number of seconds of more than 0 and at most {WITHDRAWN_SECONDS:g}, because a publisher "
+            "counts no longer for a subscriber that is away"
         )
     elif not (history.bytes is None or (type(history.bytes) is int and history.bytes >= 1)):
         fault = "expected bytes of at least 1, as a whole number"

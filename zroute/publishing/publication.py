@@ -157,13 +157,15 @@ class SnapshotFunctions:
         make: Returns the state of a topic. It takes captures of the topic by name.
         topics: Returns the captures of each topic; None for the topics that were published in this run.
         converters: A converter for each capture that ``make`` takes, by its name.
-        where: The user's line.
+        where: The line of ``make``.
+        returns: The return annotation of ``make``; None if unknown.
     """
 
     make: Callable[..., Any]
     topics: Callable[[], Iterable[Mapping[str, object]]] | None
     converters: Mapping[str, Callable[[bytes], Any]]
     where: str
+    returns: Any = None
 
 
 class _Done:

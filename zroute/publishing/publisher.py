@@ -22,17 +22,18 @@ from zroute.awaiting import as_awaitable, check_loop, within
 from zroute.clock import Clock
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError
+from zroute.functions import defined_at, identity, name_of
 from zroute.logs import printable
 from zroute.messages.budget import Budget
 from zroute.messages.control import FAREWELL
 from zroute.messages.recovery import BOX, REQUEST
-from zroute.messages.topics import Pattern
+from zroute.messages.topics import Pattern, Topic
 from zroute.options import LINGER_DRAIN, SEND_QUEUE, SEND_QUEUE_SECONDS, TOPIC_CACHE
 from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer, Held
 from zroute.publishing.instances import Instance, publisher_name
 from zroute.publishing.paths import Paths, check_message
-from zroute.publishing.publication import DONE, CompiledPublication, Emit, Publication, SnapshotFunctions, Subscribers
+from zroute.publishing.publication import DONE, CompiledPublication, Emit, Publication, Subscribers
 from zroute.publishing.send_queue import SendQueue, Sent
 from zroute.publishing.session import PublisherSession
 from zroute.publishing.snapshots import SnapshotCalls, Snapshots
@@ -68,8 +69,8 @@ class Publisher:
     """A function that is called when the first subscriber of a publication joins, or the last leaves. Set it before
     `open`.
     """
-    on_failure: Callable[[BaseException, str], object] = staticmethod(lambda error, where: None)
-    """A function that is called with each error of a snapshot function, and its line. Set it before `open`."""
+    on_failure: Callable[[BaseException, Callable[..., Any]], object] = staticmethod(lambda error, function: None)
+    """A function that is called with each error of a ``snapshot`` or ``topics`` function. Set it before `open`."""
 
     def __init__(
         self,
@@ -352,7 +353,9 @@ class Publisher:
             numbers, add, discard = lambda topic: object(), states.add, states.discard
         else:
             raise self._unreported("snapshot=", "remove snapshot", outlets[0].publication.where)
-        calls = SnapshotCalls(self._flush, self._waits, numbers, self._snapshot_made, add, discard)
+        calls = SnapshotCalls(
+            self._flush, self._waits, numbers, self._snapshot_made, self._snapshot_failed, add, discard
+        )
         given = self._clock, self._clock_ns, self._choices.max_message, outlets, calls
         snapshots = Snapshots(*given)
         if isinstance(session, PublisherSession):
@@ -372,18 +375,20 @@ class Publisher:
         held = None if self._coalescer is None else self._coalescer.windows.get(topic)
         return self._send_queue.delays(topic) or bool(held is not None and held.bodies)
 
-    def _snapshot_made(self, functions: SnapshotFunctions, error: BaseException | None) -> None:
-        if error is None:
-            self._stats.snapshots += 1
-            return
+    def _snapshot_made(self) -> None:
+        self._stats.snapshots += 1
+
+    def _snapshot_failed(self, function: Callable[..., Any], topic: bytes | None, error: BaseException) -> None:
         if not isinstance(error, SystemExit):  # as in handlers, it is no failure
             self._stats.snapshot_errors += 1
             name = self._choices.name
-            text = "%s: a snapshot function (%s) failed: %s: %s"
-            facts = name, functions.where, type(error).__name__, printable(error)
+            wanted = "the topics of snapshots" if topic is None else f"a snapshot of {str(Topic.from_wire(topic))!r}"
+            where = f" ({defined})" if (defined := defined_at(function)) else ""
+            text = "%s: could not get %s from %s%s: %s: %s"
+            facts = name, wanted, name_of(function), where, type(error).__name__, printable(error)
             called = f"{name}: failed snapshots"
-            self._reports(("snapshot", functions), called, logging.ERROR, text, *facts, error=error)
-        self.on_failure(error, functions.where)
+            self._reports(("snapshot", identity(function)), called, logging.ERROR, text, *facts, error=error)
+        self.on_failure(error, function)
 
     # -- full caches --------------------------------------------------------------------------------------
 

@@ -67,7 +67,8 @@ class SnapshotCalls:
         flush: Sends the held messages of a topic.
         waits: Returns True while a message of a topic waits to be sent.
         numbers: Returns a value that changes with each message of a topic.
-        made: Called with None after each snapshot that was made, and with each error of a user's function.
+        made: Called after each snapshot that was made.
+        failed: Called with a function of the user, the topic of the snapshot (None for ``topics``), and the error.
         add: Adds a topic that may have a snapshot.
         discard: Removes such a topic.
     """
@@ -75,7 +76,8 @@ class SnapshotCalls:
     flush: Callable[[bytes], object]
     waits: Callable[[bytes], bool]
     numbers: Callable[[bytes], object]
-    made: Callable[[SnapshotFunctions, BaseException | None], object]
+    made: Callable[[], object]
+    failed: Callable[[Callable[..., Any], bytes | None, BaseException], object]
     add: Callable[[bytes], object]
     discard: Callable[[bytes], object]
 
@@ -203,7 +205,7 @@ class Snapshots:
             try:
                 yield from self._update(outlet, tuple(functions.topics()))
             except BaseException as error:  # also SystemExit, for which the reactor would drop the socket
-                self._calls.made(functions, error)
+                self._calls.failed(functions.topics, None, error)
 
     def _update(self, outlet: CompiledPublication, every: Sequence[Mapping[str, object]]) -> Iterator[None]:
         """Set the topics of a publication in steps.
@@ -269,11 +271,11 @@ class Snapshots:
                 return NoSnapshot.NOTHING
             made = self._encoded(outlet, functions, topic, state)
         except BaseException as error:  # also SystemExit, for which the reactor would drop the socket
-            self._calls.made(functions, error)
+            self._calls.failed(functions.make, topic, error)
             return NoSnapshot.FAILED
         finally:
             self.making.discard(topic)
-        self._calls.made(functions, None)
+        self._calls.made()
         return made
 
     def _encoded(self, outlet: CompiledPublication, functions: SnapshotFunctions, topic: bytes, state: Any) -> Made:

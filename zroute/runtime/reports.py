@@ -155,8 +155,8 @@ def _counters(service: Reported) -> dict[str, object]:
         counts["published"] = stats.published
     if service.ends.pub or stats.publish_errors:
         counts["publish_errors"] = stats.publish_errors
-    if stats.publish_skipped:
-        counts["publish_skipped"] = stats.publish_skipped
+    seldom = {name: getattr(stats, name) for name in ("publish_skipped", "snapshot_errors")}
+    counts.update((name, count) for name, count in seldom.items() if count)
     return counts | refusals(stats)
 
 

@@ -32,7 +32,7 @@ from zroute.errors import (
     NotRunningError,
     UsageError,
 )
-from zroute.functions import identity, is_generator_function, name_of, users_line
+from zroute.functions import defined_at, identity, is_generator_function, name_of, users_line
 from zroute.logs import printable
 from zroute.messages.frames import Parse
 from zroute.messages.schema import describe
@@ -592,7 +592,7 @@ class Run:
             self._reports("tail", subject, logging.WARNING, text, self.name, publisher, found.why, names)
             return
         if isinstance(found, LostKept):
-            text = "%s: lost %d of the messages that %s keeps for new subscribers"
+            text = "%s: lost %d of the kept messages and snapshots that %s sends to new subscribers"
             subject = f"{self.name}: lost kept messages"
             self._reports("kept", subject, logging.WARNING, text, self.name, found.count, publisher)
             return
@@ -635,10 +635,10 @@ class Run:
         self._reports(what, f"{self.name}: {what}", logging.ERROR, f"an {what} function failed", error=error)
         self._environment.observe(error, False)
 
-    def _snapshot_failed(self, error: BaseException, where: str) -> None:
-        """Handle an error of a snapshot function, which the publisher has counted."""
+    def _snapshot_failed(self, error: BaseException, function: Callable[..., Any]) -> None:
+        """Handle an error of a ``snapshot`` or ``topics`` function, which the publisher has counted."""
         if isinstance(error, SystemExit):
-            self._leave(error, "a snapshot function", where)
+            self._leave(error, name_of(function), defined_at(function) or "an unknown line")
         else:
             self._environment.observe(error, False)
 

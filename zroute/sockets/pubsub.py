@@ -358,17 +358,20 @@ class XPubConnection(SendingConnection):
             super()._drain(recv, more, budget)
             return
         self._read_events()  # a descriptor may belong to another connection by now
+        emptied = False
         try:
             for _ in range(min(_AHEAD, _UNTOLD_MAX - len(self._untold))):
                 self._take(recv)
         except zmq.Again:
+            emptied = True
             # All parts are read, so no part of a connection that was cut is left under its descriptor.
             self._cut_fds.clear()
-            self._tell_some()
+        # Outside of the except clause, because it may call functions of the user: their errors have no other cause.
+        self._tell_some()
+        if emptied:
             if self._untold or self._passed:
                 self._read_again()
-            raise
-        self._tell_some()
+            raise zmq.Again
 
     def _take(self, recv: Callable[..., Any]) -> None:
         frame = recv(_AT_ONCE, False)
