@@ -20,7 +20,25 @@ from itertools import count
 from textwrap import indent
 from typing import Any
 
-__all__ = ["define", "define_maker", "make_lambda"]
+import attrs
+
+__all__ = ["Inline", "define", "define_maker", "make_lambda"]
+
+
+@attrs.frozen
+class Inline:
+    """The source lines of a function, for use inside a larger generated function.
+
+    A function that contains the lines saves a call. A function with such lines has them in its attribute ``inline``.
+    The variables that the lines read and assign depend on what the function does.
+
+    Attributes:
+        lines: The source, without indentation.
+        names: The objects that the lines refer to, by name.
+    """
+
+    lines: tuple[str, ...]
+    names: Mapping[str, Any]
 
 
 def define(source: str, name: str, names: Mapping[str, Any]) -> Any:

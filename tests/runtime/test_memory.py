@@ -469,7 +469,7 @@ def test_published_topics_fill_no_more_than_the_budget(
         outlet = publisher.outlet
         assert 0 < outlet._budget.used <= SMALL
         assert sum(map(outlet._size, outlet._topics.values())) == outlet._budget.used
-        assert {(value,) for value in outlet._senders} <= outlet._topics.keys()
+        assert {(value,) for value in outlet._states} <= outlet._topics.keys()
         assert publisher.app.stats.published == number
         (said,) = [record for record in caplog.records if "cache_misses" in record.message]
         assert "the topic cache of" in said.message

@@ -21,6 +21,7 @@ from typing import Any, Union, get_args, get_origin
 
 import msgpack
 
+from zroute.codegen import Inline
 from zroute.errors import DecodeError, EncodeError, SchemaError
 from zroute.messages.codecs import (
     BYTES_LIKE,
@@ -36,7 +37,7 @@ from zroute.messages.codecs import (
     is_own,
     with_extras,
 )
-from zroute.messages.decode_checks import PLAIN_READ, Inline, make_reader
+from zroute.messages.decode_checks import PLAIN_READ, make_reader
 from zroute.messages.extras import NO_EXTRAS, Extras
 from zroute.messages.schema import describe, inspect, is_class, refuse_name, takes_text
 

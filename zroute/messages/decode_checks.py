@@ -17,9 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Union, cast, get_args, get_origin
 
-import attrs
-
-from zroute.codegen import define, make_lambda
+from zroute.codegen import Inline, define, make_lambda
 from zroute.errors import DecodeError
 from zroute.messages.extras import NO_EXTRAS, Extras
 from zroute.messages.schema import children, fields_of, inspect, is_class, resolved
@@ -30,7 +28,6 @@ __all__ = [
     "PLAIN_READ",
     "SMALL",
     "Check",
-    "Inline",
     "are_64_bits",
     "compile_check",
     "compile_reader",
@@ -116,24 +113,11 @@ def compile_reader(
     return make_reader(lines, names)
 
 
-@attrs.frozen
-class Inline:
-    """The source lines of a reader, for use inside a larger generated function.
-
-    The lines decode ``body`` and assign the result to ``m``. A function that contains these lines saves a call of the
-    reader.
-
-    Attributes:
-        lines: the source, without indentation.
-        names: the objects that the lines refer to, by name.
-    """
-
-    lines: tuple[str, ...]
-    names: Mapping[str, Any]
-
-
 PLAIN_READ = Inline(("m = decode(body)",), {})
-"""The inline form of any decoder. The function that uses it must define the name ``decode``."""
+"""The inline form of any decoder. The function that uses it must define the name ``decode``.
+
+The lines of a decoder decode ``body`` and assign the result to ``m``.
+"""
 
 
 def make_reader(lines: Sequence[str], names: Mapping[str, Any]) -> Decode:

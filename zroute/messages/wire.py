@@ -489,7 +489,7 @@ def counted_framer(
 
 def topic_header(
     topic: bytes, codec: int, lengths: Sequence[int], *, epoch: int, keeps: bool = False
-) -> Callable[..., bytes]:
+) -> partial[bytes]:
     """Return a function that packs topic and header for one topic and codec.
 
     The function takes the number of the first counter (0 without counters), the time, and the length and number of each

@@ -177,8 +177,9 @@ class SurroundedPublication(CompiledPublication):
     def _send(self, message: Any, headers: Mapping[str, Any] | None, topic: bytes) -> Awaitable[None]:
         return super().publish(message, headers, None, None, topic)
 
-    def _make_fast_path(self, make_fast_path: Any) -> None:
-        return None
+    @property
+    def _may_be_fast(self) -> bool:
+        return False
 
     def publish(
         self,

@@ -2,8 +2,8 @@
 
 A message takes one of two paths:
 
-- The **fast path** of its topic only encodes, frames and sends. It is created at the first message of the topic, and
-  stores all values that every message of the topic shares.
+- The **fast path** of its publication is one generated function (`zroute.publishing.fast_path`), which only encodes,
+  frames and sends. The values that every message of a topic shares are stored at the first message of the topic.
 - The **general path** of its publication (an `Emit`) accepts any topic and headers, and supports all options.
 
 Other publications can put a topic into one of three states, which change how its messages must be sent. When a path is
@@ -18,10 +18,7 @@ held            coalesced messages wait to be sent          the held messages ar
 waiting         a queue is full (``overflow`` not "drop")   the message also waits, or is refused
 =============== =========================================== ===================================================
 
-While a topic is in one of these states, its fast path passes messages to the general path.
-
-The fast path contains its code directly instead of calling shared functions, because a Python call costs a noticeable
-part of the publishing time.
+While a topic is in one of these states, the fast path passes its messages to the general path.
 """
 
 from __future__ import annotations
@@ -36,6 +33,7 @@ from typing import Any
 import attrs
 
 from zroute.awaiting import way_to_the_reactor
+from zroute.codegen import Inline
 from zroute.errors import EncodeError, HighWaterMarkError, WrongThreadError
 from zroute.messages.codecs import JSON, MSGPACK, TEXT
 from zroute.messages.frames import Frames
@@ -43,9 +41,19 @@ from zroute.messages.topics import Pattern, matches
 from zroute.messages.wire import NUL, Framer, counted_framer, framer, pack_headers, several_numbers, topic_header
 from zroute.publishing.choices import Choices
 from zroute.publishing.coalescer import Coalescer
-from zroute.publishing.counters import Counter, Cover
+from zroute.publishing.counters import Counter
+from zroute.publishing.fast_path import (
+    NUMBERED,
+    FastPath,
+    Guard,
+    MakeFastPath,
+    PublicationPaths,
+    TopicState,
+    counting_header,
+    make_fast_path,
+)
 from zroute.publishing.history import Ring, recording
-from zroute.publishing.publication import DONE, Emit, FastPath, MakeFastPath, Publication, Write
+from zroute.publishing.publication import DONE, Emit, Publication
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
 from zroute.publishing.snapshots import Snapshots
@@ -57,18 +65,8 @@ __all__ = ["Paths", "check_message"]
 # The bodies of these codecs never begin with the magic bytes of a tracked header, so they need no check for it.
 _NEVER_MAGIC = frozenset({MSGPACK.number, JSON.number, TEXT.number})
 
-Guard = Callable[[], bool]
-"""A function that returns True while a topic is kept, held or waiting."""
-
 Send = Callable[[Any], "bool | None"]
 """A function that sends a frame; it returns False while a subscriber's queue is full."""
-
-Settle = Callable[["bool | None", bytes], bool]
-"""A function that completes an attempt to send a body, and returns True if the body was sent.
-
-If the publication has ``keep``, the function keeps a sent body. If the attempt returned False, the function releases
-the message's number.
-"""
 
 Attempt = Callable[[bytes, int, bytes, "Mapping[str, Any] | None", int], bool]
 """A function that sends ``(topic, codec number, body, headers, time of publishing in ns)``.
@@ -289,7 +287,7 @@ class Paths:
     # -- fast paths
 
     def fast(self, publication: Publication[Any], pattern: Pattern) -> MakeFastPath | None:
-        """Return a factory for the fast paths of ``publication``, or None."""
+        """Return the functions that make the fast path of ``publication``, or None."""
         if self.choices.multipart or (self._coalescer is not None and self.choices.coalesces(publication)):
             return None
         keeps = publication.keep is not None
@@ -297,39 +295,46 @@ class Paths:
         keeping = () if keeps else self._meeting(pattern, self._keeping)
         send = self._sender(publication)
 
-        def make(topic: bytes, number: int, write: Write, general: FastPath) -> FastPath:
-            return self._make_fast_path(topic, number, write, general, send, keeps, self._guard(topic, keeping))
+        def state(topic: bytes) -> TopicState:
+            return TopicState(topic, topic + NUL, self._guard(topic, keeping))
 
-        return make
+        def path(publication: PublicationPaths) -> FastPath:
+            rest, seldom = self._after_encoding(publication.codec, keeps, send)
+            return make_fast_path(publication, state, self.choices.max_message, rest, seldom)
 
-    def _make_fast_path(
-        self, topic: bytes, number: int, write: Write, general: FastPath, send: Send, keeps: bool, guard: Guard | None
-    ) -> FastPath:
-        """Return the fast path of ``topic``, a single function for all settings.
+        return MakeFastPath(state, path)
 
-        A message that it can't send is passed to ``general``, which queues the message or raises an error.
+    def _after_encoding(self, codec: int, keeps: bool, send: Send) -> tuple[Inline, Mapping[str, Any]]:
+        """Return the lines of a fast path that frame and send ``body``.
+
+        The second result contains the objects that the lines seldom use, by name. A message that they can't send is
+        passed to the general path, which queues the message or raises an error.
         """
-        stats, limit, thread = self.stats, self.choices.max_message, self._thread
-        frame, settle = self._topic_framer(topic, number, keeps)
-
-        # This function uses few variables of the outer function, because each call copies them.
-        def publish(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
-            if captures or (guard is not None and guard()):
-                return general(message, captures)
-            try:
-                body = write(message)
-            # The general path encodes the message again, and raises the error with the name of the publication.
-            except EncodeError:
-                pass
-            else:
-                if len(body) <= limit and get_ident() == thread:
-                    sent = send(frame(body))
-                    if settle is None or settle(sent, body):
-                        stats.published += 1
-                        return DONE
-            return general(message, None)
-
-        return publish
+        names: dict[str, Any] = {"stats": self.stats, "DONE": DONE, "thread": self._thread}
+        seldom: dict[str, Any] = {}
+        lines: tuple[str, ...]
+        undo: tuple[str, ...] = ()
+        keep: tuple[str, ...] = ()
+        if self.session is not None:
+            counters, look = self.session.counters, _looking(self.session, codec, keeps)
+            names |= {"counters": counters, "clock_ns": self.clock_ns}
+            seldom |= {"look": look, "note": counters.note, "take_back": counters.take_back}
+            lines, undo = NUMBERED, ("    rare.take_back(state.topic)",)
+            if keeps:
+                names |= {"keep": self.session.kept.keep}
+                keep = (f"keep(state.topic, {codec}, body, None, sent_at)",)
+        # The body of such a codec never looks like a tracked header, so the frame needs no check.
+        elif self.choices.wire == "plain" and codec in _NEVER_MAGIC:
+            lines = ("frame = state.start + body",)
+        else:
+            names |= {"frame_of": self._frames(keeps=keeps)}
+            lines = (f"frame = frame_of(state.topic, {codec}, body, None)",)
+        if self.choices.overflow == "drop":
+            sending: Inline = getattr(send, "inline", Inline(("send(frame)",), {"send": send}))
+            return Inline((*lines, *sending.lines, *keep), {**names, **sending.names}), seldom
+        names |= {"send": send}
+        refused = ("if send(frame) is False:", *undo, "    return rare.to_topic(message, state.topic)")
+        return Inline((*lines, *refused, *keep), names), seldom
 
     def _guard(self, topic: bytes, keeping: Iterable[Pattern]) -> Guard | None:
         """Return a function that returns True while ``topic`` must use the general path.
@@ -350,20 +355,6 @@ class Paths:
             return partial(guards[0], topic) if guards else None
         return lambda: any(guard(topic) for guard in guards)
 
-    def _topic_framer(self, topic: bytes, codec: int, keeps: bool) -> tuple[Callable[[bytes], Any], Settle | None]:
-        """Return a framer for one topic and codec, and a `Settle` or None."""
-        drops = self.choices.overflow == "drop"
-        if self.session is not None:
-            numbered, settle = _counting_framer(self.session, topic, codec, self.clock_ns, keeps)
-            return numbered, settle if keeps or not drops else None
-        # Without numbers there is nothing to take back, so the result of the attempt is enough.
-        refused: Settle | None = None if drops else lambda sent, _body: sent is not False
-        # A bound method of bytes, so that framing a message runs no Python code.
-        if self.choices.wire == "plain" and codec in _NEVER_MAGIC:
-            return (topic + NUL).__add__, refused
-        frame: Callable[..., Any] = self._frames(keeps=keeps)
-        return lambda body: frame(topic, codec, body, None), refused
-
     # -- kept and held topics
 
     @staticmethod
@@ -380,53 +371,29 @@ class Paths:
         return bool(self._meeting(which, self._holding))
 
 
-def _counting_framer(
-    session: PublisherSession | TransportSession, topic: bytes, codec: int, clock_ns: Callable[[], int], keeps: bool
-) -> tuple[Callable[[bytes], bytes], Settle]:
-    """Return a framer that numbers the messages of one topic, and its `Settle`.
+def _looking(session: PublisherSession | TransportSession, codec: int, keeps: bool) -> Callable[[TopicState], None]:
+    """Return a function that updates a topic's state when subscriptions have changed."""
+    counters = session.counters
 
-    Most topics have at most one subscription. The number of that subscription is incremented here, because calls of
-    `Counters.count` and of a header function would take a tenth of the publishing time.
-    """
-    counters, count, keep = session.counters, session.counters.count, session.kept.keep
-    # No version is negative, so the first message calls `look`.
-    version, sent_at = -1, 0
-    cover: Cover = Cover((), (), moved=True)
-    one: Counter | None = None
-    header: Callable[..., bytes] = bytes
-
-    def frame(body: bytes) -> bytes:
-        nonlocal sent_at
-        if version != counters.version:  # subscriptions have changed
-            look()
-        sent_at = clock_ns()
-        if one is None:
-            return header(count(topic), sent_at) + body
-        one.number += 1
-        if not cover.moved:
-            counters.note(cover)
-        return header(one.number, sent_at) + body
-
-    def look() -> None:
-        nonlocal version, cover, one, header
-        version, found = counters.version, counters.cover(topic)
+    def look(state: TopicState) -> None:
+        topic = state.topic
+        state.version, state.cover = counters.version, (found := counters.cover(topic))
         lengths = tuple(counter.length for counter in found.carried)
         header = topic_header(topic, codec, lengths, epoch=session.epoch, keeps=keeps)
+        pack, (head,) = header.func, header.args
         # A header carries up to 16 counters, so a single carried counter is the only counter of the topic.
         if len(lengths) == 1:
-            cover, one = found, found.counters[0]
+            state.one, state.head, state.pack = found.counters[0], head, pack
+            return
+        state.one = None
+        if found.counters is found.carried or found.counters == found.carried:
+            made = counting_header(len(lengths))
+            state.pack = made(pack, head, found, counters.note, *found.counters, *lengths)
         else:
-            one, header = None, several_numbers(lengths)(header)
+            several, count = several_numbers(lengths)(header), counters.count
+            state.pack = lambda sent_at: several(count(topic), sent_at)
 
-    def settle(sent: bool | None, body: bytes) -> bool:
-        if sent is False:
-            counters.take_back(topic)
-            return False
-        if keeps:
-            keep(topic, codec, body, None, sent_at)
-        return True
-
-    return frame, settle
+    return look
 
 
 def check_message(topic: bytes, body: bytes, limit: int, thread: int) -> None:

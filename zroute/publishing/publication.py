@@ -8,7 +8,6 @@ advance all values that do not depend on the message. Framing and transport are 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, overload
 
@@ -22,6 +21,7 @@ from zroute.messages.codecs import Codec
 from zroute.messages.extras import NO_EXTRAS, Extras
 from zroute.messages.topics import Pattern, segment_bytes
 from zroute.options import COALESCED, TOPIC_CACHE
+from zroute.publishing.fast_path import FastPath, MakeFastPath, PublicationPaths, TopicState
 from zroute.publishing.headers import USE_HEADERS, WithHeaders
 from zroute.publishing.history import History
 
@@ -32,9 +32,7 @@ __all__ = [
     "CompiledPublication",
     "Emit",
     "Encode",
-    "FastPath",
     "Keep",
-    "MakeFastPath",
     "Outlet",
     "Overflow",
     "Publication",
@@ -63,15 +61,6 @@ Emit = Callable[[bytes, int, bytes, "Mapping[str, Any] | None"], Awaitable[None]
 """A function that sends ``(topic, codec number, body, headers)``.
 
 It returns an awaitable that is done when the message is sent.
-"""
-
-FastPath = Callable[[Any, "Mapping[str, object] | None"], Awaitable[None]]
-"""A function that publishes ``(message, captures)``."""
-
-MakeFastPath = Callable[[bytes, int, Write, FastPath], FastPath]
-"""A function that takes ``(topic, codec number, write, general)`` and returns the fast path of the topic.
-
-``write`` encodes the body. Calls with captures, and messages that ``write`` refuses, are passed to ``general``.
 """
 
 
@@ -328,9 +317,10 @@ class Publication(Generic[T]):
                 waiting (``overflow="wait"``).
             WrongThreadError: The caller is not on the reactor's thread; use `App.from_thread`.
         """
-        fast_path = self._fast_path
-        if fast_path is not None and not headers:
-            return fast_path(message, captures)
+        # While one app runs the publication, `_fast_path` is also the attribute `publish` of this object. Programs
+        # reach this method before that, or with a bound method from that time.
+        if self._fast_path is not None:
+            return self._fast_path.publish(message, headers=headers, **captures)
         return self._publish(message, headers, captures)
 
     def _publish(
@@ -455,9 +445,9 @@ class CompiledPublication:
     carries_headers: bool = attrs.field(init=False, default=True)
     _emit: Emit | None = attrs.field(init=False, default=None)
     _subscribers: Subscribers | None = attrs.field(init=False, default=None)
-    _fast_path: FastPath | None = attrs.field(init=False, default=None)
+    _fast: MakeFastPath | None = attrs.field(init=False, default=None)
     _topics: dict[tuple[object, ...], bytes] = attrs.field(init=False, factory=dict)
-    _senders: dict[object, FastPath] = attrs.field(init=False, factory=dict)
+    _states: dict[str, TopicState] = attrs.field(init=False, factory=dict)
     _budget: Budget = attrs.field(init=False, factory=lambda: Budget(TOPIC_CACHE))
     _constant: bytes | None = attrs.field(init=False)
 
@@ -468,7 +458,7 @@ class CompiledPublication:
         self,
         emit: Emit,
         subscribers: Subscribers,
-        make_fast_path: MakeFastPath | None = None,
+        fast: MakeFastPath | None = None,
         budget: Budget | None = None,
         *,
         carries_headers: bool = True,
@@ -478,7 +468,7 @@ class CompiledPublication:
         Args:
             emit: The general path.
             subscribers: The functions behind `Publication.wait_for_subscribers` and `Publication.subscribers`.
-            make_fast_path: The factory for fast paths; None if the publication has no fast paths.
+            fast: The functions that make the fast path; None if the publication has no fast path.
             budget: The memory limit for topics, shared by all publications of a run. Default: a separate limit.
             carries_headers: True if the wire carries headers.
         """
@@ -487,54 +477,59 @@ class CompiledPublication:
         self._budget.share(self._drop)
         self._emit = emit
         self._subscribers = subscribers
-        self._fast_path = self._make_fast_path(make_fast_path) if make_fast_path is not None else None
+        self._fast = fast if self._may_be_fast else None
         self._among((*self.publication._outlets, self))
 
     def _among(self, outlets: tuple[CompiledPublication, ...]) -> None:
         """Make ``outlets`` the targets of the publication.
 
-        Only a single target can have a fast path.
+        Only a single target can have a fast path. It takes the place of the method `Publication.publish`.
         """
-        self.publication._outlets = outlets
-        self.publication._fast_path = outlets[0]._fast_path if len(outlets) == 1 else None
+        publication = self.publication
+        publication._outlets = outlets
+        if publication._fast_path is not None:
+            publication._fast_path.end()
+            publication._fast_path = None
+            del publication.publish
+        path = outlets[0]._make_fast_path() if len(outlets) == 1 else None
+        if path is not None:
+            publication._fast_path = path
+            publication.publish = path.publish  # type: ignore[method-assign]
 
-    def _make_fast_path(self, make_fast_path: MakeFastPath) -> FastPath | None:
-        """Return a fast version of `publish` for the most common kind of message.
+    @property
+    def _may_be_fast(self) -> bool:
+        """True if the publication can have a fast path.
 
-        Return None if the publication cannot have a fast path. A fast path supports messages of one type, without
-        headers, to a constant topic or a topic with one capture. All other messages, and all errors, take the general
-        path, which is 50 % slower.
+        A fast path supports messages of one type, without headers, to a constant topic or a topic with one capture. All
+        other messages, and all errors, take the general path, which takes twice as long.
         """
-        if self.write is None or len(self.pattern.captures) > 1:
+        return self.write is not None and len(self.pattern.captures) < 2
+
+    def _make_fast_path(self) -> FastPath | None:
+        """Return the fast version of `Publication.publish`, or None."""
+        fast, write, capture = self._fast, self.write, "".join(self.pattern.captures)
+        if fast is None or write is None:
             return None
-        if self.pattern.captures:
-            return self._make_fast_path_by_capture(make_fast_path, self.write, self.pattern.captures[0])
-        assert self._constant is not None
-        return make_fast_path(self._constant, self.codec, self.write, self._publish_general)
+        topics, states = self._topics, self._states
 
-    def _make_fast_path_by_capture(self, make_fast_path: MakeFastPath, write: Write, name: str) -> FastPath:
-        general, number, topics = self._publish_general, self.codec, self._topics
-        senders = self._senders
-
-        def fast_path(message: Any, captures: Mapping[str, object] | None) -> Awaitable[None]:
-            value = captures.get(name) if captures else getattr(message, name, None)
-            # Only text is a key, because 1, True and 1.0 would be equal. The general path refuses a second capture.
-            send = senders.get(value) if type(value) is str and (not captures or len(captures) < 2) else None
-            if send is not None:
-                return send(message, None)
-            # The first message of a topic: the general path checks the value, and stores the topic for the fast path.
-            sent = general(message, captures)
+        def first(message: Any, captures: Mapping[str, object], value: object) -> Awaitable[None]:
+            # The general path checks the value, and stores the topic for the fast path.
+            sent = self.publish(message, None, captures)
             topic = topics.get((value,)) if type(value) is str else None
-            if topic is not None and value not in senders:
-                senders[value] = make_fast_path(topic, number, write, partial(general, topic=topic))
+            if topic is not None and type(value) is str and value not in states:
+                states[value] = fast.state(topic)
             return sent
 
-        return fast_path
+        paths = PublicationPaths(
+            write, self.codec, self._constant, capture, states, self.publication._publish, self._publish_to, first
+        )
+        path = fast.path(paths)
+        for name in ("__doc__", "__module__", "__qualname__"):
+            setattr(path.publish, name, getattr(Publication.publish, name))
+        return path
 
-    def _publish_general(
-        self, message: Any, captures: Mapping[str, object] | None, topic: bytes | None = None
-    ) -> Awaitable[None]:
-        return self.publish(message, None, captures, None, topic)
+    def _publish_to(self, message: Any, topic: bytes) -> Awaitable[None]:
+        return self.publish(message, topic=topic)
 
     def wait_for_subscribers(self, number: int, timeout: float) -> Awaitable[None]:
         """Wait for subscribers; see `Publication.wait_for_subscribers`.
@@ -556,9 +551,9 @@ class CompiledPublication:
 
         After the call, publishing raises NotRunningError.
         """
-        self._emit = self._subscribers = self._fast_path = None
+        self._emit = self._subscribers = self._fast = None
         self._topics.clear()
-        self._senders.clear()
+        self._states.clear()
         self._budget = Budget(TOPIC_CACHE)
         self._among(tuple(outlet for outlet in self.publication._outlets if outlet is not self))
         # Otherwise the next run would compare with the subscribers of this one, and not report its first subscriber.
@@ -615,12 +610,12 @@ class CompiledPublication:
 
     def _size(self, topic: bytes) -> int:
         """Return the maximum memory of a topic in bytes, including its fast path."""
-        return _TOPIC + _SENDER * (self._fast_path is not None) + _COPIES * len(topic)
+        return _TOPIC + _SENDER * (self._fast is not None) + _COPIES * len(topic)
 
     def _drop(self) -> None:
         for values in part(self._topics):
             self._budget.give_back(self._size(self._topics.pop(values)))
-            self._senders.pop(values[0], None)
+            self._states.pop(values[0], None)  # type: ignore[call-overload]
 
 
 def capture_values(
