@@ -46,6 +46,7 @@ from zroute.planning.plan import Addresses, Live, Plan, ReactorKind, RunningApp
 from zroute.publishing.choices import Choices
 from zroute.publishing.headers import PROPAGATED
 from zroute.publishing.publication import Coalesce, CompiledPublication, Encode, Overflow, encoder_by_type
+from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.events import Gap
 from zroute.receiving.table import Dispatch
 from zroute.requests.requester import checked_wait, explain_type, refuse_unknown
@@ -297,12 +298,17 @@ class App(Routes):
         return self._register(self._fallbacks, function, "on_unrouted")
 
     def on_gap(self, function: Gapped) -> Gapped:
-        """Call a function with a `Gap` for each loss of messages.
+        """Call a function with a `Gap` for each gap in the numbers of the messages.
 
         A `Gap` names the subscription, the publisher, and the first and last missing number. The function is called
         before the message after the gap is handled. It may be ``async`` and may take resources. Without such a
-        function, losses are logged. zroute does not send lost messages again, but the function can request them by
-        other means.
+        function, gaps are logged.
+
+        With ``recover``, the function is called only for messages that can't come back any more, and up to a few
+        seconds after the gap. Without it, the function can request the messages by other means.
+
+        The function is not called for losses without numbers. zroute only counts and logs them: unknown losses, lost
+        kept messages and snapshots, and the part of the past that a handler with ``since`` did not receive.
 
         For example:
 
@@ -321,15 +327,15 @@ class App(Routes):
 
         Each message that these publishers send afterwards is handled or counted as lost.
 
-        With ``state=True``, also wait for the messages that publishers keep (``keep="last"``), until all of them are
-        received or counted as lost. Plain functions have then handled these messages. Other handlers have been called
-        with them, or have them in their queues.
+        With ``state=True``, also wait for the messages that publishers keep (``keep="last"``), for their snapshots, and
+        for the past of handlers with ``since``, until all of them are received or counted as lost. Plain functions have
+        then handled these messages. Other handlers have been called with them, or have them in their queues.
 
         Args:
             publishers: The number of publishers to wait for. None (default) waits for all connected publishers. zroute
                 waits at most 2 s for a publisher that does not use the tracked wire.
             timeout: The maximum time to wait in seconds.
-            state: True to also wait for kept messages.
+            state: True to also wait for kept messages, snapshots and the past.
 
         Raises:
             NotReadyError: The timeout has elapsed. The error lists the publishers that have answered.
@@ -754,6 +760,7 @@ class App(Routes):
             )
             _check_kept(parts.outlets, self.wire)
             _check_coalescing(parts.outlets, choices, self.where)
+            _check_recovering(parts.routes, self._ends)
             refuse_dead(parts.handlers, self.wire, parts.queues)
             addresses = Addresses(self._ends, self.loop, self.context, self.options, self.reactor)
             self._plan = Plan(self.where, choices, self.dispatch, self.limits, addresses, hooks, parts, self._live)
@@ -1080,6 +1087,21 @@ def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire | Frames) -> 
                 "wire reports new subscribers: set wire='tracked', or remove keep",
                 parameter="keep",
                 where=publication.where,
+            )
+
+
+def _check_recovering(routes: Sequence[CompiledRoute], ends: Ends) -> None:
+    if not ends.sub or any(each.form is None for each in ends.sub):
+        return
+    for options, where in ((route.options, route.route.where) for route in routes):
+        if options.recover or options.since is not None:
+            name, value = ("recover", "True") if options.recover else ("since", "…")
+            raise SignatureError(
+                f"{name}={value} has no effect: all messages arrive in the forms that sub= states, and an app can ask for "
+                f"lost or earlier messages only on the tracked wire, which numbers them. Remove {name}=, or add an "
+                "endpoint of a zroute app",
+                parameter=name,
+                where=where,
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -162,8 +163,12 @@ async def test_a_publisher_without_a_history_is_never_asked() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_loss_that_only_the_goodbye_shows_comes_back() -> None:
-    """The publisher answers requests until the subscriber has what was missing; only then the goodbye is confirmed."""
+async def test_a_loss_that_only_the_goodbye_shows_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    """The publisher answers requests until the subscriber has what was missing; only then the goodbye is confirmed.
+
+    The log is in this order, too.
+    """
+    caplog.set_level(logging.INFO, "zroute")
     address = free_endpoint()
     feed = App(pub=f"bind:{address}", codec="json", name="feed")
     orders = feed.publisher("orders.{key}", int, history=History(messages=1000))
@@ -179,6 +184,8 @@ async def test_a_loss_that_only_the_goodbye_shows_comes_back() -> None:
         assert [number for _, number in reader.got.items] == list(range(300))
         assert network.answers > 0
         assert reader.stats.lost == reader.stats.unknown_losses == 0
+        await turns(lambda: "has ended" in caplog.text)
+        assert 0 < caplog.text.index("recovered 299 messages") < caplog.text.index("has ended")
 
 
 @pytest_twisted.ensureDeferred
@@ -204,8 +211,11 @@ async def test_answers_that_are_lost_are_asked_for_again() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_publisher_that_stops_answering_ends_a_recovery() -> None:
-    """Without answers, the messages count as lost after a few tries, and what was held is handled."""
+async def test_a_publisher_that_stops_answering_ends_a_recovery(caplog: pytest.LogCaptureFixture) -> None:
+    """Without answers, the messages count as lost after a few tries, and what was held is handled.
+
+    One warning says that the stream rests, and for how long.
+    """
     async with both(History(seconds=60)) as (orders, reader, network):
         orders.publish(0, key="a")
         await reader.got.until(1)
@@ -218,6 +228,10 @@ async def test_a_publisher_that_stops_answering_ends_a_recovery() -> None:
         assert [number for _, number in reader.got.items] == [0, 2, 3]
         assert (reader.stats.lost, reader.stats.recovered, reader.stats.gaps) == (1, 0, 1)
         await turns(reader.balances)
+        await turns(lambda: "stopped recovering" in caplog.text)
+        rests = [each for each in caplog.messages if "stopped recovering messages of 'orders.' from " in each]
+        assert len(rests) == 1
+        assert " for 1 s, because " in rests[0]
 
 
 @pytest_twisted.ensureDeferred

@@ -284,6 +284,9 @@ def test_an_unknown_option_of_the_app_lists_the_options() -> None:
     listed = {
         "encrypt": r"App\(\) has no option 'encrypt': the options are sub, pub, rep, req, ",
         "reply": r"App\(\) has no option 'reply': did you mean 'rep'\? The options are sub, pub, rep, req, ",
+        "since": r"App\(\) has no option 'since': it is an option of app.subscribe\(\). The options are ",
+        "history": r"App\(\) has no option 'history': it is an option of app.publisher\(\). The options are ",
+        "retry": r"App\(\) has no option 'retry': it is an option of app.subscribe\(\) and app.job_queue\(\). The ",
         "key": r"App\(\) has no option 'key': did you mean 'keys'\? The options are ",
         "peer": r"App\(\) has no option 'peer': did you mean 'peers'\? The options are ",
     }

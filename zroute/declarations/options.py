@@ -255,6 +255,14 @@ def takes(kind: type[Any], defaults: Any) -> Callable[[F], F]:
     return show
 
 
+_CALLS: Mapping[str, Mapping[str, object]] = {
+    "app.subscribe()": ROUTE_DEFAULTS,
+    "app.publisher()": PUBLISHER_DEFAULTS,
+    "app.job_queue()": JOB_QUEUE_DEFAULTS,
+}
+"""The options of calls that a user may pass to ``App`` by mistake."""
+
+
 def moved(name: str, now: str) -> Callable[[F], F]:
     """Raise SignatureError if the removed keyword ``name`` is passed.
 
@@ -269,7 +277,8 @@ def moved(name: str, now: str) -> Callable[[F], F]:
                 raise SignatureError(fault, parameter=name, where=users_line())
             wrong = next((each for each in options if each not in known), None)
             if wrong is not None:
-                near = did_you_mean(wrong, known)
+                takers = [call for call, options in _CALLS.items() if wrong in options]
+                near = f": it is an option of {' and '.join(takers)}." if takers else did_you_mean(wrong, known)
                 raise SignatureError(
                     f"{owner}() has no option {wrong!r}{f'{near} The' if near else ': the'} options are "
                     f"{', '.join(known)}",

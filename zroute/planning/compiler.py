@@ -723,7 +723,7 @@ def _refuse_what_cannot_be_published(
         hints[identity(producer.function)] = hint
         if producer.publication is not None and _is_strict(producer.publication, default):
             _refuse_misfit(producer.function, producer.publication, hint)
-    for publication in {outlet.publication: None for outlet in outlets}:
+    for publication in [outlet.publication for outlet in outlets]:
         if publication.snapshot is not None and _is_strict(publication, default):
             _refuse_misfit(publication.snapshot.make, publication, publication.snapshot.returns)
     for call, fed, patterns in (

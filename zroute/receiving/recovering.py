@@ -110,6 +110,7 @@ class Recoveries:
 
     def close(self) -> None:
         """Give up all recoveries, because reading ends. What was held stays to be taken."""
+        self._log_recovered()
         self._closed = True
         self._session.close()
 
@@ -267,6 +268,7 @@ class Recoveries:
 
     def end(self, epoch: int) -> None:
         """Give up all recoveries from a publisher."""
+        self._log_recovered(epoch)  # before the line about its end
         self._session.end(epoch)
 
     def end_stream(self, epoch: int, subscription: bytes) -> None:
@@ -274,19 +276,33 @@ class Recoveries:
         self._session.end_stream(epoch, subscription)
 
     def tick(self, now: float, *, emptied: bool) -> None:
-        """Judge the progress of all recoveries, and log those that have ended.
+        """Judge the progress of all recoveries, and log those that have ended or rest.
 
         See `RecoverySession.tick` for the arguments.
         """
+        self._log_recovered()
+        self._session.tick(now, emptied=emptied)
+        for (epoch, subscription), stream in self._session.streams():
+            if stream.begun_rest:
+                text = (
+                    "%s: stopped recovering messages of %r from %s for %g s, because they were lost faster than they "
+                    "came back, or the publisher did not answer: losses count at once until then. If this repeats, "
+                    "make the handlers faster, or divide the topics among several processes"
+                )
+                facts = self._name, str(Topic.from_wire(subscription)), self._calls.named(epoch), stream.begun_rest
+                self._reports("resting", f"{self._name}: recoveries that rest", logging.WARNING, text, *facts)
+                stream.begun_rest = 0.0
+
+    def _log_recovered(self, ending: int | None = None) -> None:
+        """Log the recoveries that have ended, and all those of the publisher ``ending``."""
         for (epoch, subscription), stream in self._session.streams():
             recovered = stream.recovered - stream.logged
-            if recovered and not stream.active:
+            if recovered and (epoch == ending or not stream.active):
                 stream.logged = stream.recovered
                 text = "%s: recovered %d messages of %r from %s"
                 name = str(Topic.from_wire(subscription))
                 facts = (self._name, recovered, name, self._calls.named(epoch))
                 self._reports("recovered", f"{self._name}: recovered messages", logging.INFO, text, *facts)
-        self._session.tick(now, emptied=emptied)
 
 
 def _size(raw: Any) -> int:

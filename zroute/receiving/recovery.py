@@ -247,6 +247,7 @@ class StreamRecovery:
         asked: True while a request is open.
         told: The part of `recovered` that reports of losses have included.
         logged: The part of `recovered` that the log has included.
+        begun_rest: The length in seconds of a rest that the log has not included; 0 if there is none.
         replay: The replay that precedes the messages of the stream, or None.
         catches_up: True from the beginning of a replay until everything that waited for it was delivered.
     """
@@ -255,6 +256,7 @@ class StreamRecovery:
         self.ready: deque[Ready | PastLoss] = deque()
         self.missing = NumberRanges()
         self.recovered = self.told = self.logged = 0
+        self.begun_rest = 0.0
         self.replay: Replay | None = None
         self.catches_up = False
         self._hold = hold
@@ -541,7 +543,7 @@ class StreamRecovery:
     def _give_up(self, now: float) -> None:
         """Count everything missing as lost, and rest."""
         if now >= self._rest_until and len(self.missing):
-            self._rest_until = now + self._rest
+            self._rest_until, self.begun_rest = now + self._rest, self._rest
             self._rest = min(2 * self._rest, REST_MAX)
         self.end()
 
