@@ -241,6 +241,12 @@ def _report_at_once(recoveries: Recoveries, many: int | None = None) -> Any:
             yield ready
 
 
+def _lose_whole(self: StreamRecovery, lost: Sequence[tuple[int, int]]) -> bool:
+    for first, last in lost:
+        self._put(first, last, None)
+    return bool(lost)
+
+
 _take, _numbers_of = Recoveries.take, Counters.numbers_of
 
 MUTANTS: dict[str, tuple[dict[str, Any], type, dict[str, Any]]] = {
@@ -258,7 +264,7 @@ MUTANTS: dict[str, tuple[dict[str, Any], type, dict[str, Any]]] = {
     "a loss moves over a snapshot": (
         {"recover": True, "waits": True},
         StreamRecovery,
-        {"_put": StreamRecovery._put_one},
+        {"_lose": _lose_whole},
     ),
     "a snapshot has a smaller number": (
         {},
