@@ -67,7 +67,7 @@ def users_line(function: object = None) -> str:
 
 
 def defined_at(function: Callable[..., Any]) -> str:
-    """Return ``file:line`` where ``function`` is defined; empty if it has no Python code."""
+    """Return the ``file:line`` of a function; empty if it has no Python code."""
     code = _code(annotated(function))
     return "" if code is None else f"{short_path(code.co_filename)}:{code.co_firstlineno}"
 

@@ -7,6 +7,7 @@ simulated. After each message, each book that a subscriber has is compared with 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 

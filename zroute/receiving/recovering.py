@@ -162,7 +162,10 @@ class Recoveries:
         self.busy = True
 
     def wait(self, account: Any, raw: Any) -> bool:
-        """Return True if a kept message waits until its stream has recovered, or is lost because too many wait."""
+        """Return True if a kept message waits until its stream has recovered.
+
+        The result is also True if the message is lost, because too many wait.
+        """
         stream = self._session.active_stream(account) if self.active(account) else None
         if stream is not None and not stream.wait(account.expected - 1, raw, _size(raw)):
             self._calls.tell([LostKept(account.publisher, 1)])

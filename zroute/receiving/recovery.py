@@ -145,7 +145,7 @@ class Hold:
         self.size += size
 
     def has_bytes(self, size: int) -> bool:
-        """Return True if there is room for ``size`` bytes, whatever the number of messages is."""
+        """Return True if the bytes have room, whatever the number of messages is."""
         return self.size + size <= self._size
 
     def give_back(self, size: int) -> None:
@@ -473,9 +473,9 @@ class StreamRecovery:
                 self._fail(now)
 
     def _lose(self, lost: Sequence[Range]) -> bool:
-        """Put ascending ranges of lost messages into their places; return True if there are any.
+        """Put ascending ranges of lost messages into their places.
 
-        A snapshot replaces the messages before it, but not those after it, so a loss on both sides becomes two. Ranges
+        Return True if there are any. A snapshot replaces the messages before it, but not those after it, so a loss on both sides becomes two. Ranges
         and snapshots both ascend: each is looked at once, however many a peer sends.
         """
         waiting = iter(self._waiting if lost else ())
