@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 import zmq
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.publish import join, subscriber
@@ -88,6 +88,22 @@ def published(
         context.destroy(linger=0)
 
 
+GOOD = Quote("A", 1.0, 1)
+EACH = [
+    (GOOD, None, {}),
+    (GOOD, None, {}),
+    (GOOD, {"a": 1}, {}),
+    (GOOD, None, {"symbol": "A", "other": 1}),
+    (Quote("A" * 180, 1.0, 1), None, {"symbol": "A"}),
+    (Quote("A", float("nan"), 1), None, {}),
+    (GOOD, None, {}),
+]
+"""Each way to leave the fast path, beside good messages."""
+
+
+@example({"wire": "tracked", "overflow": "drop"}, "quotes", Quote, EACH)
+@example({"wire": "tracked", "overflow": "wait"}, "quotes.{symbol}", Quote, EACH)
+@example({"wire": "plain", "overflow": "drop"}, "quotes.{symbol}", Quote, EACH)
 @given(OPTIONS, st.sampled_from(["quotes", "quotes.{symbol}"]), st.sampled_from([Quote, int, bytes]), CALLS)
 def test_the_fast_path_does_what_the_general_path_does(
     options: Mapping[str, Any], pattern: str, declared: Any, calls: Any

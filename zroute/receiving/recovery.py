@@ -475,8 +475,8 @@ class StreamRecovery:
     def _lose(self, lost: Sequence[Range]) -> bool:
         """Put ascending ranges of lost messages into their places.
 
-        Return True if there are any. A snapshot replaces the messages before it, but not those after it, so a loss on both sides becomes two. Ranges
-        and snapshots both ascend: each is looked at once, however many a peer sends.
+        Return True if there are any. A snapshot replaces the messages before it, but not those after it, so a loss on
+        both sides becomes two. Ranges and snapshots both ascend: each is looked at once, however many a peer sends.
         """
         waiting = iter(self._waiting if lost else ())
         number = next(waiting, None)
