@@ -11,7 +11,7 @@ from tests.publishing.test_history import Publisher, answered_in_slices
 from tests.support import sized
 from zroute.clock import TICK
 from zroute.messages.coalesced import parse_coalesced
-from zroute.messages.recovery import Past, Since, SinceMode, many_of, numbers_of, pack_past_request
+from zroute.messages.recovery import Past, PastAnswer, Since, SinceMode, many_of, numbers_of, pack_past_request
 from zroute.messages.wire import HEADER_SIZE, NUL
 from zroute.options import CARRIED
 from zroute.publishing import history as histories
@@ -261,6 +261,25 @@ def test_requests_that_continue_have_a_limit_of_work(monkeypatch: pytest.MonkeyP
         publisher.clock.advance(0.01)
         assert len(looks) <= 5
     assert len(publisher.answers._waiting) == 499
+
+
+def test_a_request_that_waits_gets_empty_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """About every second, an empty answer promises more; the request stays, and is answered in the end."""
+    publisher = searching(monkeypatch)
+    for who in (1, 2):
+        request(publisher, b"a.", 1, who=who)
+    publisher.ask(b"a.", (1, 1), who=3)
+    publisher.answers._frames.spend(250 * 300)
+    for _ in range(8):
+        publisher.tick()
+    publisher.sent.sort()
+    notices = [publisher.take(who)[0] for who in (1, 1, 2, 2)]
+    assert publisher.sent == []
+    for notice in notices:
+        assert (notice.messages, notice.last, notice.more, notice.refused) == ((), True, True, False)
+        assert notice.past == PastAnswer(1, 0)
+    publisher.clock.pump([0.01] * 1_000)
+    assert {len(publisher.take(who)[0].messages) for who in (1, 2)} == {300}
 
 
 # -- bad peers -----------------------------------------------------------------------------------------------

@@ -16,13 +16,16 @@ The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md``
   and contain at most `FOUND` frames in total.
 - Requests make blocks of the latest messages at most every `_SEAL_SECONDS`, because small blocks make searches slow.
 - A request that can't be answered at once waits for the next period, so a flood of requests costs one look at each.
+
+Searches for the past of many subscriptions in a large history may take minutes. The publisher then sends each
+subscriber whose request for the past waits an empty answer about every second, so that the subscriber does not give up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
-from itertools import count
+from itertools import count, islice
 from operator import itemgetter
 
 import attrs
@@ -68,6 +71,9 @@ Results for lost messages, and those for the past, have this limit each. Parts o
 _PERIOD = 0.01
 _SEAL_SECONDS = 0.05
 """The minimum time in seconds between two blocks that are made for requests, which limits the number of blocks."""
+
+_NOTICE_TICKS = 4
+"""The number of ticks after which a request for the past that still waits gets an empty answer."""
 
 _ANSWER_COST = 5_000
 _RANGE_COST = 500
@@ -121,7 +127,7 @@ class HistoryAnswers:
         self._seals, self._sealed_at = 0, -_SEAL_SECONDS  # how often blocks were made of all frames, and when
         self._bytes = Allowance(clock, int(BYTES * _PERIOD), _PERIOD, self._answer_some)
         self._frames = Allowance(clock, BLOCK, _PERIOD, self._answer_some)
-        self._added = 0
+        self._added = self._ticks = 0
 
     def ring(self, history: History) -> Ring:
         """Return a new ring with the bounds of ``history``."""
@@ -168,6 +174,10 @@ class HistoryAnswers:
         for prefix in [prefix for prefix, used in self._past_used.items() if used + KNOWN_SECONDS <= now]:
             self._pasts.pop(prefix, None)
             del self._past_used[prefix]
+        self._ticks += 1
+        for request, _ in islice(tuple(self._waiting.values()), self._ticks % _NOTICE_TICKS, None, _NOTICE_TICKS):
+            if request.past is not None:
+                self._answer(request, [], more=True, past=PastAnswer(request.past.position, 0))
 
     def close(self) -> None:
         """Drop all requests and histories."""
