@@ -28,7 +28,17 @@ from zroute.options import CARRIED
 from zroute.publishing import history as histories
 from zroute.publishing import recovery
 from zroute.publishing.counters import Counters
-from zroute.publishing.history import BLOCK, HISTORY_BYTES, LARGE, History, Ring, check_history
+from zroute.publishing.history import (
+    BLOCK,
+    BLOCK_COST,
+    HISTORY_BYTES,
+    LARGE,
+    LARGE_BLOCK,
+    History,
+    Ring,
+    Search,
+    check_history,
+)
 from zroute.publishing.recovery import KNOWN_SECONDS, WAITING, WINDOW, HistoryAnswers
 
 EPOCH = 7
@@ -216,6 +226,18 @@ def test_large_messages_count_at_once() -> None:
         publisher.publish(b"a", b"x" * LARGE)
         assert publisher.rings[0].size <= 100_000
     assert kept(publisher)[-1] == 200
+
+
+def test_large_messages_share_blocks() -> None:
+    """Large frames are collected up to 256 KB, because a block for each would make searches slow."""
+    publisher = Publisher(History(messages=10_000))
+    for _ in range(1_000):
+        publisher.publish(b"a", b"x" * 4_500)
+    ring = publisher.rings[0]
+    assert 4_500_000 - ring.size <= LARGE_BLOCK
+    assert len(ring.blocks) <= 4_600_000 / LARGE_BLOCK
+    publisher.publish(b"a", b"x" * LARGE_BLOCK)
+    assert ring.count == 1_001
 
 
 def test_the_default_bounds_the_bytes_of_every_history() -> None:
@@ -538,6 +560,44 @@ def test_scans_take_a_bounded_part_of_each_period() -> None:
     answered_in_slices(publisher, len(prefixes))
 
 
+def test_small_blocks_cost_more_than_their_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of 1,000 blocks of one frame looks at no more than 100 blocks in each 10 ms."""
+    publisher = Publisher(History(messages=100_000))
+    publisher.subscribe(b"a")
+    for _ in range(1_000):
+        publisher.publish(b"a")
+        publisher.rings[0].seal()
+    looks: list[int] = []
+    matching = Search._matching
+    monkeypatch.setattr(Search, "_matching", lambda search, number: (looks.append(number), matching(search, number))[1])
+    publisher.ask(b"a", (1, 1))
+    periods = 0
+    while not publisher.sent and periods < 100:
+        assert len(looks) <= 2 * BLOCK / BLOCK_COST
+        looks.clear()
+        publisher.clock.advance(0.01)
+        periods += 1
+    assert 5 < periods < 100
+    assert [number for answer in publisher.take() for number, _ in answer.messages] == [1]
+
+
+def test_requests_for_lost_messages_make_few_blocks() -> None:
+    """Requests about the newest message, at any rate, make 20 blocks a second; each gets this message."""
+    publisher = Publisher(History(messages=100_000))
+    topics = [b"a%03d" % each for each in range(300)]
+    publisher.subscribe(b"a", *topics)
+    for who, topic in enumerate(topics):
+        publisher.publish(topic)
+        publisher.ask(topic, (1, 1), who=who)
+        publisher.ask(b"a", (who + 1, who + 1), who=1_000 + who)
+        publisher.clock.advance(0.01)
+    publisher.clock.pump([0.01] * 10)
+    assert len(publisher.rings[0].blocks) <= 300 * 0.01 / 0.05 + 2
+    answers = [parse_recovery_answer(split(frames)[1][HEADER_SIZE:]) for _, frames in publisher.sent]
+    found = {(answer.prefix, number) for answer in answers for number, _ in answer.messages}
+    assert found == {(topic, 1) for topic in topics} | {(b"a", number) for number in range(1, 301)}
+
+
 def test_a_search_is_used_for_all_subscribers_and_then_forgotten() -> None:
     """Twenty subscribers that lost the same messages cause one scan; its result is dropped after two seconds."""
     publisher = Publisher(History(messages=100_000))
@@ -549,7 +609,7 @@ def test_a_search_is_used_for_all_subscribers_and_then_forgotten() -> None:
     publisher.answers._frames.spend = lambda units: (spent.append(units), spend(units))[1]  # type: ignore[method-assign]
     for who in range(20):
         assert publisher.asked(b"a", (10, 11), who=who).numbers == [10, 11]
-    assert sum(spent) == BLOCK
+    assert sum(spent) == BLOCK + BLOCK_COST
     for _ in range(int(KNOWN_SECONDS / TICK) + 1):
         publisher.tick()
     assert publisher.answers._known == {}

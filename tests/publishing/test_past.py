@@ -11,12 +11,13 @@ from tests.publishing.test_history import Publisher, answered_in_slices
 from tests.support import sized
 from zroute.clock import TICK
 from zroute.messages.coalesced import parse_coalesced
-from zroute.messages.recovery import Past, Since, SinceMode, many_of, numbers_of, pack_past_request
+from zroute.messages.recovery import Past, PastAnswer, Since, SinceMode, many_of, numbers_of, pack_past_request
 from zroute.messages.wire import HEADER_SIZE, NUL
 from zroute.options import CARRIED
+from zroute.publishing import history as histories
 from zroute.publishing import recovery
-from zroute.publishing.history import LARGE, History, sent_at
-from zroute.publishing.past import INDEX_BITS
+from zroute.publishing.history import LARGE, LARGE_BLOCK, History, sent_at
+from zroute.publishing.past import INDEX_BITS, PART_FOUND, PastSearch
 from zroute.publishing.recovery import KNOWN_SECONDS, WAITING, WINDOW
 
 ALL = Since(SinceMode.ALL)
@@ -138,6 +139,7 @@ def test_an_answer_is_what_the_histories_contain(seed: int, monkeypatch: pytest.
     """For random messages, bounds, joins and requests, an answer has all kept frames, or the first of them."""
     chance = random.Random(seed)
     monkeypatch.setattr(recovery, "WINDOW", chance.choice((1, 500, 1 << 30)))
+    monkeypatch.setattr(histories, "LARGE_BLOCK", chance.choice((1, LARGE_BLOCK)))
     publisher = Publisher(*(History(messages=chance.choice((5, 60, 10_000))) for _ in range(chance.choice((1, 2)))))
     counted, position, upto = 0, 0, 0
     for _ in range(300):
@@ -185,6 +187,99 @@ def _kept(publisher: Publisher, upto: int) -> list[tuple[int, bytes]]:
         for index, frame in enumerate(block.frames, block.dropped)
         if frame.startswith(b"a.") and numbers_of(frame, 2)[0] <= upto
     ]
+
+
+# -- long searches -------------------------------------------------------------------------------------------
+
+
+def searching(monkeypatch: pytest.MonkeyPatch) -> Publisher:
+    """Return a publisher with 300 blocks of one frame, of which it scans about four in each 10 ms."""
+    monkeypatch.setattr(recovery, "BLOCK", 250)
+    publisher = Publisher(History(messages=100_000))
+    publisher.subscribe(b"a.", b"a.1", b"b.")
+    for number in range(300):
+        publish(publisher, number)
+        publisher.rings[0].seal()
+    return publisher
+
+
+def request(publisher: Publisher, prefix: bytes, position: int = 0, who: int = 1) -> None:
+    """Ask for the past, without waiting for the answer."""
+    publisher.answers.request(pack_past_request(who, 1, 7, prefix, Past(300, position, ALL)))
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_new_blocks_do_not_delay_a_replay(monkeypatch: pytest.MonkeyPatch, position: int) -> None:
+    """A new block in each 10 ms makes the publisher scan only this block again, and none for later requests."""
+    publisher = searching(monkeypatch)
+    request(publisher, b"a.", position)
+    spent: list[int] = []
+    spend = publisher.answers._frames.spend
+    publisher.answers._frames.spend = lambda units: (spent.append(units), spend(units))[1]  # type: ignore[method-assign]
+    periods = 0
+    while not publisher.sent and periods < 1_000:
+        publish(publisher, 300 + periods)
+        publisher.rings[0].seal()
+        publisher.clock.advance(0.01)
+        periods += 1
+    (answer,) = publisher.take()
+    assert len(answer.messages) == 300
+    blocks = 300 + (periods if position == 0 else 0)
+    looks = periods * 50 + 300 * 10
+    assert 60 < periods < 300
+    assert sum(spent) <= blocks * 54 + looks + 100
+
+
+def test_a_request_that_continues_does_not_wait_for_other_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a search for another subscription is under way, a subscriber gets the rest of what was found."""
+    publisher = searching(monkeypatch)
+    request(publisher, b"a.")
+    (first,) = publisher.take()
+    for who, prefix in enumerate((b"a.1", b"b.", b"a.1"), 2):
+        request(publisher, prefix, who=who)
+    assert not publisher.sent
+    request(publisher, b"a.", first.messages[9][0] + 1)
+    for _ in range(30):
+        publisher.clock.advance(0.01)
+    (rest,) = publisher.take()
+    assert len(rest.messages) == 290
+    assert len(publisher.answers._waiting) == 3
+
+
+def test_requests_that_continue_have_a_limit_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such requests about blocks that were not scanned cost a bounded number of looks in each 10 ms."""
+    publisher = searching(monkeypatch)
+    request(publisher, b"a.")
+    looks: list[int] = []
+    prepare = PastSearch.prepare
+    monkeypatch.setattr(PastSearch, "prepare", lambda *args: (looks.append(1), prepare(*args))[1])
+    for who in range(2, 500):
+        request(publisher, b"a.", 1, who=who)
+    assert 1 < len(looks) < 10
+    for _ in range(50):
+        looks.clear()
+        publisher.clock.advance(0.01)
+        assert len(looks) <= 5
+    assert len(publisher.answers._waiting) == 499
+
+
+def test_a_request_that_waits_gets_empty_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """About every second, an empty answer promises more; the request stays, and is answered in the end."""
+    publisher = searching(monkeypatch)
+    for who in (1, 2):
+        request(publisher, b"a.", 1, who=who)
+    publisher.ask(b"a.", (1, 1), who=3)
+    publisher.answers._frames.spend(250 * 300)
+    for _ in range(8):
+        publisher.tick()
+    publisher.sent.sort()
+    notices = [publisher.take(who)[0] for who in (1, 1, 2, 2)]
+    assert publisher.sent == []
+    for notice in notices:
+        assert (notice.messages, notice.last, notice.more, notice.refused) == ((), True, True, False)
+        assert notice.past == PastAnswer(1, 0)
+    publisher.clock.pump([0.01] * 1_000)
+    assert {len(publisher.take(who)[0].messages) for who in (1, 2)} == {300}
 
 
 # -- bad peers -----------------------------------------------------------------------------------------------
@@ -272,3 +367,22 @@ def test_the_results_of_searches_for_the_past_have_a_limit(monkeypatch: pytest.M
     for prefix in prefixes:
         assert len(asked(publisher, prefix, 40).messages) == 40
         assert sum(known.found for known in publisher.answers._pasts.values()) <= 100
+
+
+def test_the_limit_includes_the_memory_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame in a block of its own counts as several, and a block without frames of a subscription as none."""
+    publisher = searching(monkeypatch)
+    for prefix in (b"a.", b"b."):
+        request(publisher, prefix)
+        publisher.take()
+    assert PART_FOUND > 5
+    assert [search.found for search in publisher.answers._pasts.values()] == [300 * (1 + PART_FOUND), 0]
+    publisher.rings[0]._drop(1)
+    asked(publisher, b"a.", 300)
+    assert publisher.answers._pasts[b"a."].found == 299 * (1 + PART_FOUND)
+    publish(publisher, *range(9))
+    asked(publisher, b"a.", 310)
+    for many in (*[1] * 299, 4):
+        publisher.rings[0]._drop(many)
+    asked(publisher, b"a.", 310)
+    assert publisher.answers._pasts[b"a."].found == 5 + PART_FOUND

@@ -22,6 +22,7 @@ from zroute.messages.control import MARKER, pack_marker
 from zroute.messages.recovery import BOX, REQUEST, Past, PastAnswer, RecoveryAnswer, Since, SinceMode
 from zroute.messages.wire import NUL, Kind, framer, parse_header
 from zroute.publishing import recovery as publishing_recovery
+from zroute.publishing.history import BLOCK
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
 from zroute.receiving import recovery, recovery_session, replay
@@ -451,6 +452,44 @@ def test_a_replay_ends_after_some_tries() -> None:
     assert handled(net) == [21]
     assert net.wired.stats.unknown_losses == 2  # for both subscriptions
     assert net.wired.stats.lost == 0
+
+
+def test_a_replay_waits_while_the_publisher_searches() -> None:
+    """A search that takes longer than all tries delays the past, and loses nothing of it."""
+    net = network()
+    publisher = net.runs[0]
+    publisher.session._histories._frames.spend(int(3 * replay.TRIES_OF_PAST * replay.TRY_SECONDS / 0.01) * BLOCK)
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 2 * replay.TRIES_OF_PAST * replay.TRY_SECONDS)
+    publisher.publish(b"a.1", 1)
+    assert handled(net) == []
+    assert net.recoveries.busy
+    pass_time(net, 2 * replay.TRIES_OF_PAST * replay.TRY_SECONDS)
+    assert handled(net) == list(range(1, 22))
+    assert net.wired.stats.unknown_losses == net.wired.stats.lost == 0
+
+
+def test_a_replay_does_not_wait_forever_for_a_search() -> None:
+    """A publisher that only promises more is given up after a number of answers; messages begin the count again."""
+    waiting = replay.Replay(Since(SinceMode.ALL), 0.0)
+    waiting.upto = 9
+    promise = PastAnswer(0, 0)
+
+    def promised() -> int:
+        many, position = 0, waiting._position
+        while waiting.tick(float(many), emptied=True):
+            waiting.ask(1, float(many))
+            assert list(waiting.answer(1, promise._replace(position=position), [], last=True, more=True)) == []
+            many += 1
+        return many
+
+    assert waiting.ask(1, 0.0) is not None
+    assert list(waiting.answer(1, PastAnswer(0, 9), [(70_000, 1)], last=True, more=True)) == [0]
+    assert promised() == replay.SEARCHES_OF_PAST
+    assert waiting.loss == replay.PastLoss(8, 9)
+    waiting._asked_at = 0.0
+    assert list(waiting.answer(1, PastAnswer(70_001, 8), [(70_001, 1)], last=True, more=True)) == [0]
+    assert promised() == replay.SEARCHES_OF_PAST
 
 
 def test_messages_before_the_join_have_a_limited_room() -> None:

@@ -2,8 +2,9 @@
 
 Each publisher with ``history=`` has a `Ring`. Publishing a message only appends its frame to a deque. All other work is
 done in each tick: frames move to blocks, whose sizes are then known, and the bounds of the history are enforced. A
-history may therefore exceed its bounds by the messages of a tick. A frame of more than `LARGE` bytes is an exception:
-its block is made at once, because a few large frames could fill memory.
+history may therefore exceed its bounds by the messages of a tick. Frames of more than `LARGE` bytes are an exception:
+a block is made as soon as they have `LARGE_BLOCK` bytes in total, because a few large frames could fill memory. A block
+for each of them would make searches slow.
 
 There is no index by subscription, because it would make each publish 20 to 30 % slower. `Search` scans the blocks for
 the frames of a subscription, the newest block first, and stops at the first number that is wanted. The numbers are in
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice
 from struct import Struct
@@ -32,8 +33,10 @@ from zroute.messages.wire import SENT_AT
 
 __all__ = [
     "BLOCK",
+    "BLOCK_COST",
     "HISTORY_BYTES",
     "LARGE",
+    "LARGE_BLOCK",
     "Block",
     "History",
     "Numbered",
@@ -48,10 +51,16 @@ HISTORY_BYTES = 64 << 20
 """The default for the maximum size of a history in bytes."""
 
 LARGE = 4096
-"""The size in bytes from which a frame counts towards the bounds at once, and not only in the next tick."""
+"""The size in bytes from which a frame may count towards the bounds before the next tick."""
+
+LARGE_BLOCK = 256 << 10
+"""The size in bytes of large frames that may wait for the next tick; at most 1/16 of the maximum size of a history."""
 
 BLOCK = 5_000
 """The maximum number of frames in a block. Scanning them takes about half a millisecond."""
+
+BLOCK_COST = 50
+"""The cost of scanning a block in addition to its frames, as a number of frames."""
 
 Numbered = tuple[int, int, bytes]
 """The first and last number of a frame in a subscription, and the frame."""
@@ -163,7 +172,6 @@ class Ring:
         count: The number of frames in blocks.
         size: The size of the frames in blocks, in bytes.
         added: The size of all frames that were ever kept, in bytes.
-        version: Changes with the blocks.
     """
 
     def __init__(self, history: History, orders: Iterator[int] | None = None) -> None:
@@ -174,15 +182,19 @@ class Ring:
         self._fresh: deque[bytes] = deque(maxlen=history.messages)
         self._blocks: deque[Block] = deque()
         self._next = 0
+        self._large = 0  # the size of large frames since the last block
+        self._large_max = min(LARGE_BLOCK, self._bytes // 16)
         self.append: Callable[[bytes], None] = self._fresh.append
-        self.count = self.size = self.added = self.version = 0
+        self.count = self.size = self.added = 0
 
     def keep(self, frame: bytes) -> None:
         """Keep a frame that was just sent."""
         self._fresh.append(frame)
         if len(frame) > LARGE:
-            self.seal()
-            self._fit()
+            self._large += len(frame)
+            if self._large >= self._large_max:
+                self.seal()
+                self._fit()
 
     def seal(self) -> None:
         """Move the frames since the last call into blocks, so that a search finds them."""
@@ -190,7 +202,7 @@ class Ring:
             return
         fresh = list(self._fresh)
         self._fresh.clear()
-        self.version += 1
+        self._large = 0
         for start in range(0, len(fresh), BLOCK):
             frames = fresh[start : start + BLOCK]
             size = _size(frames)
@@ -223,7 +235,6 @@ class Ring:
 
     def _drop(self, many: int) -> None:
         """Drop the oldest frames; all of them are in the first block."""
-        self.version += 1
         block = self._blocks[0]
         size = block.size if many == len(block.frames) else _size(block.frames[:many])
         self.count -= many
@@ -236,7 +247,7 @@ class Ring:
             block.dropped += many
 
     @property
-    def blocks(self) -> Collection[Block]:
+    def blocks(self) -> Sequence[Block]:
         """The blocks, the oldest first."""
         return self._blocks
 
@@ -284,7 +295,6 @@ class Search:
     """
 
     def __init__(self, ring: Ring, prefix: bytes) -> None:
-        ring.seal()
         self._ring = ring
         self._prefix = prefix
         self._parts: deque[list[bytes]] = deque()  # of blocks with such frames, the oldest first
@@ -295,14 +305,12 @@ class Search:
     def scan(self, first: int, last: int) -> int:
         """Scan one more block for the numbers ``first`` to ``last``.
 
-        Return the number of scanned frames, or 0 if all blocks that may contain these numbers have been scanned.
+        Return the cost, or 0 if all blocks that may contain these numbers have been scanned.
         """
         ring = self._ring
-        if not self._reaches(last):
-            ring.seal()
         # Blocks that the ring has dropped before they were scanned are skipped.
         self._high = max(self._high, ring.first)
-        if self._high < ring.next and not self._reaches(last):
+        if self._high < ring.next and not self.reaches(last):
             scanned, found = self._matching(self._high)
             if found:
                 self._parts.append(found)
@@ -320,12 +328,13 @@ class Search:
         block, prefix = self._ring.block(number), self._prefix
         found = [frame for frame in block if frame.startswith(prefix)]
         self.found += len(found)
-        return len(block), found
+        return BLOCK_COST + len(block), found
 
     def _number(self, frame: bytes) -> int:
         return numbers_of(frame, len(self._prefix))[0]
 
-    def _reaches(self, last: int) -> bool:
+    def reaches(self, last: int) -> bool:
+        """Return True if newer blocks don't contain numbers up to ``last``."""
         return bool(self._parts) and self._last(self._parts[-1][-1]) >= last
 
     def between(self, first: int, last: int) -> Iterator[Numbered]:

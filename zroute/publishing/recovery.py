@@ -11,16 +11,21 @@ The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md``
   subscribers take turns.
 - All answers together have at most `BYTES` per second, or twice the size of the messages that are published, if this is
   more. A subscriber that is 10 s behind can then catch up in 10 s.
-- Histories are scanned at `BLOCK` frames in each period of 10 ms: about 5 % of the time. The results are used for all
-  requests of a subscription for up to `KNOWN_SECONDS`, and contain at most `FOUND` frames in total.
+- Histories are scanned at `BLOCK` frames in each period of 10 ms: about 5 % of the time. Each block costs as much as
+  `BLOCK_COST` frames in addition. The results are used for all requests of a subscription for up to `KNOWN_SECONDS`,
+  and contain at most `FOUND` frames in total.
+- Requests make blocks of the latest messages at most every `_SEAL_SECONDS`, because small blocks make searches slow.
 - A request that can't be answered at once waits for the next period, so a flood of requests costs one look at each.
+
+Searches for the past of many subscriptions in a large history may take minutes. The publisher then sends each
+subscriber whose request for the past waits an empty answer about every second, so that the subscriber does not give up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
-from itertools import count
+from itertools import count, islice
 from operator import itemgetter
 
 import attrs
@@ -58,11 +63,17 @@ KNOWN_SECONDS = 2.0
 """The time in seconds for which the result of a search is used. It may hold frames that were dropped meanwhile."""
 
 FOUND = 1_000_000
-"""The maximum number of frames in the results of searches, 8 bytes for each."""
+"""The maximum number of frames in the results of searches, 8 bytes for each.
+
+Results for lost messages, and those for the past, have this limit each. Parts of blocks count as frames too.
+"""
 
 _PERIOD = 0.01
 _SEAL_SECONDS = 0.05
 """The minimum time in seconds between two blocks that are made for requests, which limits the number of blocks."""
+
+_NOTICE_TICKS = 4
+"""The number of ticks after which a request for the past that still waits gets an empty answer."""
 
 _ANSWER_COST = 5_000
 _RANGE_COST = 500
@@ -116,7 +127,7 @@ class HistoryAnswers:
         self._seals, self._sealed_at = 0, -_SEAL_SECONDS  # how often blocks were made of all frames, and when
         self._bytes = Allowance(clock, int(BYTES * _PERIOD), _PERIOD, self._answer_some)
         self._frames = Allowance(clock, BLOCK, _PERIOD, self._answer_some)
-        self._added = 0
+        self._added = self._ticks = 0
 
     def ring(self, history: History) -> Ring:
         """Return a new ring with the bounds of ``history``."""
@@ -143,8 +154,8 @@ class HistoryAnswers:
             return
         key = request.subscriber, request.past is not None, request.prefix
         if len(self._waiting) < WAITING or key in self._waiting:
-            begins = request.past is not None and not request.past.position
-            self._waiting[key] = request, self._seals + begins
+            continues = request.past is not None and request.past.position
+            self._waiting[key] = request, self._seals + (not continues)
             # Only this one, because peers may send many requests in a turn. The others wait for a timer.
             if self._bytes.left > 0:
                 self._answer_one(key)
@@ -163,6 +174,10 @@ class HistoryAnswers:
         for prefix in [prefix for prefix, used in self._past_used.items() if used + KNOWN_SECONDS <= now]:
             self._pasts.pop(prefix, None)
             del self._past_used[prefix]
+        self._ticks += 1
+        for request, _ in islice(tuple(self._waiting.values()), self._ticks % _NOTICE_TICKS, None, _NOTICE_TICKS):
+            if request.past is not None:
+                self._answer(request, [], more=True, past=PastAnswer(request.past.position, 0))
 
     def close(self) -> None:
         """Drop all requests and histories."""
@@ -195,10 +210,9 @@ class HistoryAnswers:
             if (search := self._past(request.prefix, request.past, seal)) is not None:
                 del self._waiting[key]
                 answer, found, more = search.window(request.past, self._clock_ns(), WINDOW)
-                self._frames.spend(search.work)
-                search.work = 0
+                self._spend_work(search)
                 self._answer(request, found, more=more, past=answer)
-        elif (searches := self._search(request, last)) is not None:
+        elif (searches := self._search(request, last, seal)) is not None:
             del self._waiting[key]
             entries, more = self._entries(request.ranges, searches)
             self._answer(request, entries, more=more)
@@ -218,10 +232,26 @@ class HistoryAnswers:
         self._bytes.spend(_ANSWER_COST + _RANGE_COST * len(request.ranges) + sum(map(len, frames)))
         self._send(pack_box(request.subscriber), frames)
 
-    def _search(self, request: RecoveryRequest, last: int) -> list[Search] | None:
+    def _sealed(self, seal: int) -> bool:
+        """Make blocks of all frames if there were fewer than ``seal`` `_seals`.
+
+        Return False while it is too early.
+        """
+        if self._seals < seal:
+            now = self._clock.seconds()
+            if now < self._sealed_at + _SEAL_SECONDS:
+                self._frames.spend(1)  # calls `_answer_some` again in the next period
+                return False
+            self._seals, self._sealed_at = self._seals + 1, now
+            for ring in self._rings:
+                ring.seal()
+        return True
+
+    def _search(self, request: RecoveryRequest, last: int, seal: int) -> list[Search] | None:
         """Return searches that contain the frames for ``request``.
 
-        Return None while blocks must be scanned.
+        Return None while blocks must be scanned, or made: blocks contain everything since the arrival of a request when
+        the number of `_seals` is ``seal``.
         """
         first, last = request.ranges[0][0], min(request.ranges[-1][1], last)
         if first > last:
@@ -232,44 +262,44 @@ class HistoryAnswers:
                 return None
             known = _Known([Search(ring, request.prefix) for ring in self._rings], self._clock.seconds())
             self._known[request.prefix] = known
+        if not (all(search.reaches(last) for search in known.searches) or self._sealed(seal)):
+            return None
         for search in known.searches:
             while True:
                 if self._frames.left <= 0:
                     return None
-                scanned = search.scan(first, last)
-                if not scanned:
+                cost = search.scan(first, last)
+                if not cost:
                     break
-                self._frames.spend(scanned)
+                self._frames.spend(cost)
         self._forget_some(request.prefix)
         return known.searches
 
     def _past(self, prefix: bytes, past: Past, seal: int) -> PastSearch | None:
         """Return a search that contains the frames of the past for a request.
 
-        Return None while blocks must be scanned, or made: blocks contain everything since the arrival of a request when
-        the number of `_seals` is ``seal``.
+        Return None while blocks must be scanned or made; see `_search`.
         """
-        now = self._clock.seconds()
-        if self._frames.left <= 0:
+        now, search = self._clock.seconds(), self._pasts.get(prefix)
+        # A request that continues usually needs no scan. It uses the next period, so it does not wait for other scans.
+        least = -BLOCK if search is not None and past.position else 0
+        if self._frames.left <= least or not self._sealed(seal):
             return None
-        if self._seals < seal:
-            if now < self._sealed_at + _SEAL_SECONDS:
-                self._frames.spend(1)  # calls `_answer_some` again in the next period
-                return None
-            self._seals, self._sealed_at = self._seals + 1, now
-            for ring in self._rings:
-                ring.seal()
-        search = self._pasts.get(prefix)
         if search is None:
             search = self._pasts[prefix] = PastSearch(self._rings, prefix)
         self._past_used[prefix] = now
-        for scanned in search.prepare(past, self._clock_ns()):
-            self._frames.spend(scanned)
+        for cost in search.prepare(past, self._clock_ns()):
             if self._frames.left <= 0:
+                self._spend_work(search)
                 return None
+            self._frames.spend(cost)
         while sum(each.found for each in self._pasts.values()) > FOUND and len(self._pasts) > 1:
             del self._pasts[next(each for each in self._pasts if each != prefix)]
         return search
+
+    def _spend_work(self, search: PastSearch) -> None:
+        self._frames.spend(search.work)
+        search.work = 0
 
     def _forget_some(self, latest: bytes) -> None:
         """Forget the oldest searches if there are too many results."""

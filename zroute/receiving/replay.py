@@ -12,24 +12,34 @@ delivered. Messages behind the statement wait in `zroute.receiving.recovery.Stre
 
 **Asking.** A replay has one open request, as a recovery has, and asks for the next messages when everything that has
 arrived was delivered. Each frame of an answer says at which position it continues. The replay ignores repeated frames,
-and asks again for lost ones.
+and asks again for lost ones. An empty answer that promises more says that the publisher still searches: the replay then
+waits, for `SEARCHES_OF_PAST` such answers at most.
 
 **Losses.** Each frame says how many messages are left. If the number decreases by more than the received messages, the
-history has dropped some, which count as lost. If the publisher ends, or answers none of `TRIES_OF_PAST` requests, all
-that were left count as lost. If it has never answered, their number is unknown.
+history has dropped some, which count as lost. If the publisher ends, answers none of `TRIES_OF_PAST` requests, or
+searches for too long, all that were left count as lost. If it has never answered, their number is unknown.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import attrs
 
 from zroute.messages.recovery import Past, PastAnswer, Since
 
-__all__ = ["EARLY_SECONDS", "REQUESTS_ACCEPTED", "TRIES_OF_PAST", "TRY_SECONDS", "Early", "PastLoss", "Replay"]
+__all__ = [
+    "EARLY_SECONDS",
+    "REQUESTS_ACCEPTED",
+    "SEARCHES_OF_PAST",
+    "TRIES_OF_PAST",
+    "TRY_SECONDS",
+    "Early",
+    "PastLoss",
+    "Replay",
+]
 
 TRY_SECONDS = 0.5
 """The time in seconds after which a request without an answer is repeated."""
@@ -37,8 +47,11 @@ TRY_SECONDS = 0.5
 TRIES_OF_PAST = 10
 """The number of requests without an answer after which a replay ends.
 
-It is more than for lost messages, because a publisher may need seconds to find the first messages in a large history.
+It is more than for lost messages, because a publisher that searches sends an answer only about once a second.
 """
+
+SEARCHES_OF_PAST = 600
+"""The number of consecutive empty answers after which a replay ends: about ten minutes of searching."""
 
 EARLY_SECONDS = 10.0
 """The time in seconds for which messages wait for the statement of their publisher. They are then delivered."""
@@ -94,6 +107,7 @@ class Replay:
     _requests: deque[int] = attrs.field(init=False, factory=lambda: deque(maxlen=REQUESTS_ACCEPTED))
     _asked_at: float | None = attrs.field(init=False, default=None)
     _tries: int = attrs.field(init=False, default=0)
+    _searches: int = attrs.field(init=False, default=0)
     _previous: float | None = attrs.field(init=False, default=None)  # the time of the last tick
 
     @property
@@ -114,7 +128,7 @@ class Replay:
         return number in self._requests and past.position == self._position
 
     def answer(
-        self, number: int, past: PastAnswer, messages: Iterable[tuple[int, int]], *, last: bool, more: bool
+        self, number: int, past: PastAnswer, messages: Sequence[tuple[int, int]], *, last: bool, more: bool
     ) -> Iterator[int | PastLoss | None]:
         """Process one frame of an answer.
 
@@ -130,6 +144,9 @@ class Replay:
         """
         if not self.is_answer(number, past):
             return
+        if more and not messages:  # the request still waits at the publisher
+            self._tries, self._searches = 0, self._searches + 1
+            return
         if self.total is None:
             self.total = past.left
         elif past.left < self.left:
@@ -141,7 +158,7 @@ class Replay:
             progress = True
             yield index
         if progress:
-            self._tries = 0
+            self._tries = self._searches = 0
         if last and number == self._requests[-1]:
             self._asked_at = None
             self._tries += not progress
@@ -151,7 +168,7 @@ class Replay:
             yield None
 
     def tick(self, now: float, *, emptied: bool) -> bool:
-        """Return False if the replay must end, because the publisher does not answer.
+        """Return False if the replay must end, because the publisher does not answer, or finds nothing.
 
         Call this method in each ``TICK``.
 
@@ -166,7 +183,7 @@ class Replay:
         if self._asked_at is not None and emptied and previous is not None and previous - self._asked_at >= TRY_SECONDS:
             self._asked_at = None
             self._tries += 1
-        return self._tries < TRIES_OF_PAST
+        return self._tries < TRIES_OF_PAST and self._searches < SEARCHES_OF_PAST
 
     @property
     def loss(self) -> PastLoss | None:
