@@ -636,7 +636,10 @@ class Run:
         self._environment.observe(error, False)
 
     def _snapshot_failed(self, error: BaseException, function: Callable[..., Any]) -> None:
-        """Handle an error of a ``snapshot`` or ``topics`` function, which the publisher has counted."""
+        """Handle an error of a ``snapshot`` or ``topics`` function.
+
+        The publisher has counted and logged it.
+        """
         if isinstance(error, SystemExit):
             self._leave(error, name_of(function), defined_at(function) or "an unknown line")
         else:
