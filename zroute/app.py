@@ -1097,9 +1097,9 @@ def _check_recovering(routes: Sequence[CompiledRoute], ends: Ends) -> None:
         if options.recover or options.since is not None:
             name, value = ("recover", "True") if options.recover else ("since", "…")
             raise SignatureError(
-                f"{name}={value} has no effect: all messages arrive in the forms that sub= states, and an app can ask "
-                f"for lost or earlier messages only on the tracked wire, which numbers them. Remove {name}=, or add an "
-                "endpoint of a zroute app",
+                f"{name}={value} has no effect: all messages arrive in the forms that sub= states, and only on the "
+                f"tracked wire can an app ask for lost or earlier messages. Remove {name}=, or add an endpoint of a "
+                "zroute app",
                 parameter=name,
                 where=where,
             )

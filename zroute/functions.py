@@ -67,7 +67,10 @@ def users_line(function: object = None) -> str:
 
 
 def defined_at(function: Callable[..., Any]) -> str:
-    """Return the ``file:line`` of a function; empty if it has no Python code."""
+    """Return ``file:line`` of the definition of ``function``.
+
+    The result is empty if the function has no Python code.
+    """
     code = _code(annotated(function))
     return "" if code is None else f"{short_path(code.co_filename)}:{code.co_firstlineno}"
 

@@ -104,7 +104,8 @@ class Stats:
     - ``routed``: messages delivered to at least one route.
     - ``unrouted``: messages that match no route.
     - ``malformed``: frames that are not a valid message.
-    - ``duplicate``: messages that were already delivered or counted as lost.
+    - ``duplicate``: messages that were already delivered or counted as lost; with ``since``, also live messages from
+      before the join, which the past contains. One or two of these in a normal start are no fault.
     - ``control``: messages without data (such as answers to a join, heartbeats and goodbyes); also kept messages that
       the app did not request or already has.
 

@@ -13,7 +13,7 @@ import pytest_twisted
 
 from tests.running import Mailbox, running, turns
 from tests.support import free_endpoint, sized
-from zroute import App, Coalesce, Envelope, History, UsageError
+from zroute import App, Coalesce, Envelope, Frames, History, SignatureError, UsageError
 from zroute.messages.control import Kind
 from zroute.messages.recovery import BOX
 from zroute.messages.wire import NUL, parse_header
@@ -314,6 +314,23 @@ async def test_a_list_of_messages_contains_recovered_ones_in_order() -> None:
             orders.publish(number)
         assert await got.until(200) == list(range(200))
         assert app.stats.lost == 0
+
+
+def test_recover_needs_an_endpoint_of_the_tracked_wire() -> None:
+    """With forms for all endpoints, recover= and since= have no effect; one tracked endpoint is enough."""
+    foreign, tracked = "tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556"
+    options: dict[str, Any]
+    for options in ({"recover": True}, {"since": "all"}):
+        app = App(sub={foreign: Frames(separator=b" ")})
+        app.add_route(print, "a", **options)
+        with pytest.raises(SignatureError, match=r"has no effect: all messages arrive in the forms .* add an endpoint"):
+            app.compile()
+        both = App(sub={foreign: "plain", tracked: "tracked"})
+        both.add_route(print, "a", **options)
+        both.compile()
+    app = App(sub={foreign: "multipart"}, recover=True)
+    app.add_route(print, "a", recover=False)
+    app.compile()
 
 
 def test_routes_that_share_a_subscription_must_agree() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,15 +106,23 @@ class _SinceTime(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Since | None:
         """Return the past for ``60s``, or for a time such as ``2026-11-28T09:30``.
 
-        A time without a zone is local. Any other text is a usage error.
+        A time without a zone is local. Any other text is a usage error, and so is a future time. A number without a
+        unit is one too, because it could be a time.
         """
         from zroute.declarations.since import check_since_option
 
         text = str(value).strip()
         try:
-            if _DURATION.fullmatch(text):
+            if match := _DURATION.fullmatch(text):
+                if not match[2]:
+                    self.fail(f"{value!r} has no unit: write 60s, 5m or 2026-11-28T09:30", param, ctx)
                 return check_since_option(timedelta(seconds=DURATION.convert(text, param, ctx)), "--since")
-            return check_since_option(datetime.fromisoformat(text).astimezone(), "--since")
+            time = datetime.fromisoformat(text).astimezone()
+            if time > datetime.now(UTC):
+                self.fail(
+                    f"{value!r} is in the future: write a time in the past, or a duration such as 60s", param, ctx
+                )
+            return check_since_option(time, "--since")
         except (ValueError, OverflowError, SignatureError):
             self.fail(f"{value!r} is neither a duration nor a time: write 60s, 5m or 2026-11-28T09:30", param, ctx)
 

@@ -169,6 +169,7 @@ def _fields(envelope: Envelope, body: Body) -> dict[str, Any]:
         "tracked": envelope.tracked,
         "headers": _plain(envelope.headers),
         "peer": envelope.peer,
+        "origin": envelope.origin,
     }
 
 
@@ -230,6 +231,8 @@ _SAMPLE = {
     "publisher": _Field("00", strict=True),
     "tracked": _Field(True, strict=True),
     "headers": _Field({}),
+    "peer": _Field("feed", strict=True),
+    "origin": _Field("live", strict=True),
 }
 """A message with which a template is checked.
 

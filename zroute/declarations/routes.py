@@ -221,10 +221,10 @@ class Routes:
                 Default: the app's ``recover``. Handlers that share a subscription must agree: ``a.>`` and ``a.b``.
             since: The beginning of the past: the handler first receives messages that publishers with a ``history``
                 sent before this app joined, and then live messages. No message is missing, and none is passed twice.
-                ``"all"``: all messages in the histories. ``"last"``: the latest message of the subscription. A
-                timedelta: the messages of this time before the join. A datetime with a time zone: the messages from
-                this time on, by the publisher's clock. Default: no past. Handlers that share a subscription must
-                agree.
+                ``"all"``: all messages in the histories. ``"last"``: the latest message of the subscription, with the
+                others of its frame (``coalesce``). A timedelta: the messages of this time before the join. A datetime
+                with a time zone: the messages from this time on, by the publisher's clock. Default: no past. Handlers
+                that share a subscription must agree.
 
         Raises:
             PatternError: A pattern is invalid, or the patterns have different captures.

@@ -712,7 +712,7 @@ def _refuse_what_cannot_be_published(
     outlets: Sequence[CompiledPublication],
     default: Codec,
 ) -> None:
-    """Raise an error if a publisher cannot publish results or snapshots.
+    """Raise an error if a publisher cannot publish what its functions return.
 
     Publishers with a user-defined codec are not checked, because such a codec may accept any type.
     """

@@ -37,7 +37,7 @@ class Gap:
     """Messages ``first`` to ``last`` of ``subscription`` were sent but not received.
 
     ``recovered`` is the number of lost messages of this subscription and publisher that the app has received again
-    since the previous gap.
+    since the previous gap and before this call. Messages that come back later are counted in the next gap.
     """
 
     subscription: bytes

@@ -638,7 +638,7 @@ class Run:
     def _snapshot_failed(self, error: BaseException, function: Callable[..., Any]) -> None:
         """Handle an error of a ``snapshot`` or ``topics`` function.
 
-        The publisher has counted it.
+        The publisher has counted and logged it.
         """
         if isinstance(error, SystemExit):
             self._leave(error, name_of(function), defined_at(function) or "an unknown line")
