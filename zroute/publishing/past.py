@@ -65,11 +65,11 @@ class _Part:
     span: int
     indexes: Sequence[int]
     frames: list[bytes]
-    total: int = 0
-    last: int = 0
-    sums: Sequence[int] = ()
-    before: int = 0
-    cost: int = 0
+    total: int = attrs.field(init=False, default=0)
+    last: int = attrs.field(init=False, default=0)
+    sums: Sequence[int] = attrs.field(init=False, default=())
+    before: int = attrs.field(init=False, default=0)
+    cost: int = attrs.field(init=False, default=0)
 
     @classmethod
     def of(cls, block: Block, prefix: bytes) -> _Part:
@@ -90,7 +90,7 @@ class _Part:
         return numbers_of(frame, self.span)[0]
 
     def follow(self) -> int:
-        """Forget the frames that the block has dropped since the last call; return their number."""
+        """Forget the frames that the block has dropped; return their number."""
         gone = bisect_left(self.indexes, self.block.dropped)
         if gone:
             many = self.between(0, gone)
@@ -179,7 +179,7 @@ class _Row:
         return at, self.parts[at].end(upto) if at < len(self.parts) else 0
 
     def between(self, start: _Place, end: _Place) -> int:
-        """Return the number of messages between two places; 0 if ``end`` is not after ``start``."""
+        """Return the number of messages between two places, or 0."""
         return self._before(end) - self._before(start) if start < end else 0
 
     def _before(self, place: _Place) -> int:

@@ -168,9 +168,9 @@ class Replay:
             yield None
 
     def tick(self, now: float, *, emptied: bool) -> bool:
-        """Return False if the replay must end, because the publisher does not answer, or finds nothing.
+        """Return False if the replay must end.
 
-        Call this method in each ``TICK``.
+        The publisher then does not answer, or finds nothing. Call this method in each ``TICK``.
 
         Args:
             now: The current time.
