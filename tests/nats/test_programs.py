@@ -138,6 +138,7 @@ ONLY_ON_ZEROMQ = {
 OF_OTHER_THINGS = {
     "test_benchmarks": "it tests the benchmarks, some of which run on NATS anyway",
     "test_chaos": "it tests the failures of ZeroMQ; those of NATS are in tests/nats",
+    "test_instruction_ratios": "it counts instructions of messages over ZeroMQ",
     "test_sessions": "it plays the sessions of the documentation, which show ZeroMQ",
     "test_farm": ONLY_ON_ZEROMQ["farm"],
     "test_order_book": ONLY_ON_ZEROMQ["order_book"],
