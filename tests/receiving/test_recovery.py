@@ -319,23 +319,28 @@ def play(seed: int, *, suffices: bool) -> Result:
         if chance.random() < 0.05:
             net.publisher.state(Kind.JOIN)
         net.step(at)
-    # The network heals, and the publisher says goodbye; it answers requests until nothing is missing.
+    heal(net, 600)
+    return checked(net, seed, suffices=suffices)
+
+
+def heal(net: Network, at: int) -> None:
+    """Let the network heal, and the publisher say goodbye; it answers requests until nothing is missing."""
     net.loss = net.answers_lost = net.requests_lost = net.doubled = net.down_until = 0
     net.publisher.state(Kind.JOIN)
     net.publisher.state(Kind.GOODBYE)
-    subscriber, at = net.subscriber, 600
+    subscriber, end = net.subscriber, at + 20_000
     while (
         net.live or net.back or net.second or subscriber.is_ready or subscriber.recovery.recovers(net.publisher.epoch)
     ):
         net.step(at, healed=True)
         at += 1
-        assert at < 20_000, (seed, "never ends")
+        assert at < end, "it never ends"
     subscriber.recovery.close()
     subscriber.handle(NEVER)
-    return _checked(net, seed, suffices=suffices)
 
 
-def _checked(net: Network, seed: int, *, suffices: bool) -> Result:
+def checked(net: Network, seed: int, *, suffices: bool) -> Result:
+    """Check what the subscriber has received and counted. ``seed`` is for the error."""
     subscriber, lost, handled = net.subscriber, 0, 0
     assert subscriber.ended == {net.publisher.epoch}, seed
     assert (subscriber.hold.messages, subscriber.hold.size) == (0, 0), seed
