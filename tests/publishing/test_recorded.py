@@ -66,12 +66,14 @@ def test_a_history_contains_the_frames_as_they_were_sent(overflow: Any, coalesce
     app = App(pub="inproc://unused", codec="json", overflow=overflow, coalesce=coalesce, context=context)
     orders = app.publisher("orders.{key}", history=MANY, keep=keep)
     one = app.publisher("one", int, history=MANY)
+    text = app.publisher("text", str, history=MANY)
     plain = app.publisher("plain", int)
     with joined(app, context) as run:
         for number in range(7):
             orders.publish(number, key="a")
             orders.publish("x" * 5000, key="large")
             one.publish(number)
+            text.publish("x" * 2_000 * number)
             plain.publish(number)
             app.publish("unkept", number)
         orders.publish(1, key="a", headers={"a": 1})
@@ -80,7 +82,7 @@ def test_a_history_contains_the_frames_as_they_were_sent(overflow: Any, coalesce
         assert len(sent) > 7
         expected = [frame for frame in sent if not frame.startswith((b"plain", b"unkept"))]
         assert sorted(kept(run)) == sorted(expected)
-        for topic in (b"orders.", b"one"):
+        for topic in (b"orders.", b"one", b"text"):
             assert [each for each in kept(run) if each.startswith(topic)] == [
                 each for each in expected if each.startswith(topic)
             ]

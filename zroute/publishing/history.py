@@ -26,6 +26,7 @@ from typing import Any
 
 import attrs
 
+from zroute.codegen import Inline
 from zroute.errors import SignatureError
 from zroute.messages.control import WITHDRAWN_SECONDS
 from zroute.messages.recovery import numbers_of
@@ -270,7 +271,7 @@ def recording(send: Callable[[bytes], bool | None], ring: Ring) -> Callable[[byt
     """Return ``send`` with a step that keeps each sent frame in ``ring``.
 
     ``send`` returns False for a frame that could not be sent. Such a frame is not kept, because its number will be used
-    again.
+    again. A ``send`` with an attribute ``inline`` (`zroute.codegen.Inline`) always sends, and so does the result.
     """
     append, keep = ring.append, ring.keep
 
@@ -282,6 +283,11 @@ def recording(send: Callable[[bytes], bool | None], ring: Ring) -> Callable[[byt
                 append(frame)
         return sent
 
+    inline: Inline | None = getattr(send, "inline", None)
+    if inline is not None:
+        keeping = (f"if len(frame) > {LARGE}:", "    keep_large(frame)", "else:", "    append(frame)")
+        names = {**inline.names, "keep_large": keep, "append": append}
+        send_and_keep.inline = Inline((*inline.lines, *keeping), names)  # type: ignore[attr-defined]
     return send_and_keep
 
 
