@@ -39,12 +39,7 @@ _HANGS_AFTER = 900.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the modules that many child processes import, even if bytecode is forbidden.
-
-    The options of this run are not those of runs that a test starts: with `--cov`, each of these would also take the
-    data files of this run, and judge a coverage of its own.
-    """
-    os.environ.pop("PYTEST_ADDOPTS", None)
+    """Compile the modules that many child processes import, even if bytecode is forbidden."""
     # A copy of the descriptor, because pytest redirects the original while a test runs. After the stacks of all
     # threads, the signal ends the process, even if it waits in a C function that ignores Python's signals.
     faulthandler.register(signal.SIGALRM, os.fdopen(os.dup(2), "w"), all_threads=True, chain=True)
@@ -78,6 +73,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     The quick profile skips other ways to connect. It also skips slow tests, unless the command names files or marks.
     """
+    # The options of this run are not those of runs that a test starts: with `--cov`, each of these would also take the
+    # data files of this run, and judge a coverage of its own. This hook runs only in processes that run tests, so
+    # workers that start later still get the options.
+    os.environ.pop("PYTEST_ADDOPTS", None)
     left_out: set[pytest.Item] = set()
     no_slow = not THOROUGH and runs_whole_suite(config)
     for item in [item for item in items if isinstance(item, pytest.Function)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import pytest_twisted
 
 from chaos.scenario import Scenario
+from tests.interpreters import UNMEASURED
 from tests.marks import marks_of
 from tests.running import running
 from tests.support import PATIENCE, ROOT, Child
@@ -115,18 +117,22 @@ def test_the_quick_profile_leaves_out_slow_tests_of_the_whole_suite(
     assert f"\n{passed} passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_run_inside_a_test_has_its_own_options(tmp_path: Path) -> None:
-    """The options that a run gets from its environment do not reach the runs that its tests start, nor its workers'."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_inside_a_test_has_its_own_options(tmp_path: Path, workers: int) -> None:
+    """Options of the environment reach a run and its workers, which measure coverage, but not the runs of its tests."""
     (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = .\n")
     (tmp_path / "conftest.py").write_text("from tests.conftest import *")
-    (tmp_path / "test_it.py").write_text("import os\n\ndef test_it():\n    assert 'PYTEST_ADDOPTS' not in os.environ\n")
-    for options in ("-q", "-q -n 2"):
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTEST_ADDOPTS": options, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-        assert "1 passed" in done.stdout, done.stdout + done.stderr
+    (tmp_path / "covered.py").write_text("import os\nfound = 'PYTEST_ADDOPTS' in os.environ\n")
+    (tmp_path / "test_it.py").write_text("def test_it():\n    import covered\n    assert not covered.found\n")
+    inherited = {name: value for name, value in os.environ.items() if name not in UNMEASURED}
+    options = f"-n {workers} --cov=covered --cov-report=term"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest"],
+        cwd=tmp_path,
+        env={**inherited, "PYTEST_ADDOPTS": options, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert re.search(r"covered.py .* 100%", done.stdout), done.stdout
