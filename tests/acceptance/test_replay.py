@@ -20,6 +20,7 @@ from tests.support import PATIENCE, free_endpoint, sized
 from zroute import App, Coalesce, Envelope, History, SignatureError, UsageError
 from zroute.messages.control import Kind
 from zroute.messages.recovery import BOX
+from zroute.publishing import publisher
 from zroute.receiving import replay
 
 LONG = History(messages=100_000)
@@ -202,15 +203,17 @@ async def test_a_kept_message_that_the_past_contains_is_not_handled_twice() -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_publisher_that_stops_in_the_middle_sends_the_rest() -> None:
+async def test_a_publisher_that_stops_in_the_middle_sends_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A goodbye waits until the past has arrived."""
+    # A goodbye waits no longer than the sockets do, which is too short on a busy machine.
+    monkeypatch.setattr(publisher, "LINGER_DRAIN", PATIENCE * 1000)
     many = 20_000
     address = free_endpoint()
     app = App(pub=f"bind:{address}", codec="json", name="feed")
     orders = app.publisher("orders.{key}", int, history=LONG)
     reader = Reader(address, "all")
     async with running(reader.app):
-        async with running(app, drain_timeout=PATIENCE):  # the default is enough on a machine that is not busy
+        async with running(app, drain_timeout=PATIENCE):
             publish(orders, *range(many))
             await turns(lambda: reader.stats.replayed > 0)
         assert await reader.got.until(many) == list(range(many))
