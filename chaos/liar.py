@@ -113,7 +113,7 @@ class Liar:
         """Answer a new marker, or forget a withdrawn one."""
         told = self.socket.recv()
         there, topic = told[:1] == b"\1", told[1:]
-        if not topic.startswith(MARKER) or topic[len(MARKER) :][:1] in (b"!", b"?"):  # no marker, but a box or a request
+        if not topic.startswith(MARKER) or topic[len(MARKER) :][:1] in (b"!", b"?"):  # boxes and requests
             return
         if there:
             self.markers.append(topic)
