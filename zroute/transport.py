@@ -247,7 +247,7 @@ class Accounts(Protocol):
     ) -> Any:
         """Recover the lost messages of subscriptions from now on, and replay the past.
 
-        Return a `zroute.receiving.recovering.Recoveries`; None if the app recovers and replays nothing, or the
+        Return a `zroute.receiving.recoveries.Recoveries`; None if the app recovers and replays nothing, or the
         transport can't recover messages.
 
         Args:

@@ -30,7 +30,7 @@ OPTIONAL = (
     "nats",
     "zroute.jobs",
     "zroute.nats.client",
-    "zroute.receiving.recovering",
+    "zroute.receiving.recoveries",
     "zroute.receiving.working",
     "zroute.sockets.jobs",
 )

@@ -20,10 +20,10 @@ from zroute import App, Coalesce, Envelope, Gap, History
 from zroute.errors import HighWaterMarkError
 from zroute.publishing.counters import Counters
 from zroute.publishing.publisher import Publisher
-from zroute.receiving.recovering import Recoveries
-from zroute.receiving.recovery import StreamRecovery
+from zroute.receiving.recoveries import Recoveries
 from zroute.receiving.session import SubscriberSession
 from zroute.receiving.snapshots import SnapshotRequests
+from zroute.receiving.stream_recovery import StreamRecovery
 from zroute.receiving.tracker import Tracker
 from zroute.runtime.run import Environment
 from zroute.runtime.service import AppService

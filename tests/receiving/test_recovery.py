@@ -41,10 +41,11 @@ from zroute.messages.wire import NUL, Kind, counted_framer, parse_header
 from zroute.publishing.counters import Counters
 from zroute.publishing.history import History
 from zroute.publishing.recovery import HistoryAnswers
-from zroute.receiving import recovery
+from zroute.receiving import stream_recovery
 from zroute.receiving.events import Ended, Gap, Joined, UnknownLoss, Verdict
-from zroute.receiving.recovering import Recoveries, RecoveryCalls
-from zroute.receiving.recovery import (
+from zroute.receiving.recoveries import Recoveries, RecoveryCalls
+from zroute.receiving.recovery_session import RecoverySession
+from zroute.receiving.stream_recovery import (
     REST_MAX,
     TRIES,
     WAITING_COST,
@@ -55,7 +56,6 @@ from zroute.receiving.recovery import (
     Ready,
     StreamRecovery,
 )
-from zroute.receiving.recovery_session import RecoverySession
 from zroute.receiving.tracker import Tracker
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
@@ -376,8 +376,8 @@ def runs(seeds: range, *, suffices: bool) -> Result:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recoveries without a limit of time: only messages that the publisher no longer has are lost."""
-    monkeypatch.setattr(recovery, "TRIES", NEVER)
-    monkeypatch.setattr(recovery, "_SECOND", NEVER)
+    monkeypatch.setattr(stream_recovery, "TRIES", NEVER)
+    monkeypatch.setattr(stream_recovery, "_SECOND", NEVER)
 
 
 SEEDS = range(sized(1_000, 150))
@@ -936,7 +936,7 @@ def test_a_resting_stream_without_room_loses_messages() -> None:
 
 def test_the_number_of_missing_ranges_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """A forger of gaps cannot fill memory with ranges."""
-    monkeypatch.setattr(recovery, "RANGES_MAX", 5)
+    monkeypatch.setattr(stream_recovery, "RANGES_MAX", 5)
     stream = Stream()
     for number in range(6):
         stream.miss(3 * number + 1, 3 * number + 1)

@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.receiving.test_recovery import NEVER, TOPICS, Network, checked, heal, play
 from tests.support import sized
 from zroute.messages.wire import Kind
-from zroute.receiving import recovery
-from zroute.receiving.recovery import Arrival, StreamRecovery
+from zroute.receiving import stream_recovery
 from zroute.receiving.recovery_session import RecoverySession
+from zroute.receiving.stream_recovery import Arrival, StreamRecovery
 
 
 class Recovering(RuleBasedStateMachine):
@@ -61,8 +61,8 @@ class Recovering(RuleBasedStateMachine):
 
 def test_any_sequence_of_events_is_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without limits of time, nothing is lost that a history has; messages arrive once, in order, and losses add up."""
-    monkeypatch.setattr(recovery, "TRIES", NEVER)
-    monkeypatch.setattr(recovery, "_SECOND", NEVER)
+    monkeypatch.setattr(stream_recovery, "TRIES", NEVER)
+    monkeypatch.setattr(stream_recovery, "_SECOND", NEVER)
     given = settings(max_examples=sized(300, 40), stateful_step_count=40, deadline=None)
     run_state_machine_as_test(Recovering, settings=given)
 
@@ -84,7 +84,7 @@ def _fill_again(self: StreamRecovery, arrival: Arrival) -> bool:
 def _arrive_at_once(self: StreamRecovery, arrival: Arrival, now: float) -> None:
     """Deliver a message before those that are missing."""
     self._hold.take(arrival.size)
-    self.ready.append(recovery.Ready(arrival.first, arrival.last, arrival, arrival.size))
+    self.ready.append(stream_recovery.Ready(arrival.first, arrival.last, arrival, arrival.size))
 
 
 def _arrive_or_drop(self: StreamRecovery, arrival: Arrival, now: float) -> None:
@@ -125,8 +125,8 @@ MUTANTS: dict[str, tuple[type, str, Callable[..., Any]]] = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_model_finds_a_broken_rule(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rule is needed: without it, messages are lost, come twice, pass others, or are not counted."""
-    monkeypatch.setattr(recovery, "TRIES", NEVER)
-    monkeypatch.setattr(recovery, "_SECOND", NEVER)
+    monkeypatch.setattr(stream_recovery, "TRIES", NEVER)
+    monkeypatch.setattr(stream_recovery, "_SECOND", NEVER)
     owner, name, changed = MUTANTS[mutant]
     monkeypatch.setattr(owner, name, changed)
     with pytest.raises(AssertionError):

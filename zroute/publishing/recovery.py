@@ -1,6 +1,6 @@
 """Answer the requests of subscribers for lost messages, and for the past.
 
-The subscriber's side is `zroute.receiving.recovery`; ``docs/reference/wire.md`` describes the protocol, and
+The subscriber's side is `zroute.receiving.stream_recovery`; ``docs/reference/wire.md`` describes the protocol, and
 `zroute.publishing.history` the kept messages. `zroute.publishing.past` finds the messages of the past.
 
 **Limits.** Peers choose their requests, so each kind of work is limited:

@@ -1,7 +1,7 @@
 """The recoveries and replays of one subscriber: streams, requests and answers.
 
-`zroute.receiving.recovery` contains the rules for a single stream, and `zroute.receiving.replay` those for its past.
-Like the tracker, this module does no I/O; requests are passed to a function.
+`zroute.receiving.stream_recovery` contains the rules for a single stream, and `zroute.receiving.replay` those for its
+past. Like the tracker, this module does no I/O; requests are passed to a function.
 
 A stream can recover if its publisher has a history, which the flag of its statements shows. The tracker still finds all
 gaps and duplicates. `RecoverySession.admit` asks the tracker, and passes its findings to the recovery of the stream.
@@ -25,8 +25,8 @@ from zroute.messages.recovery import (
 )
 from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import DUPLICATE, Duplicate, Event, Gap, UnknownLoss, Verdict
-from zroute.receiving.recovery import Arrival, Hold, Ready, StreamRecovery
 from zroute.receiving.replay import Early, PastLoss, Replay
+from zroute.receiving.stream_recovery import Arrival, Hold, Ready, StreamRecovery
 from zroute.receiving.tracker import PUBLISHERS_MAX
 
 __all__ = ["ASKED_PASTS", "Admit", "RecoverySession"]

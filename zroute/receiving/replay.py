@@ -8,7 +8,8 @@ nothing and reads no clock. Frames are opaque values here.
 **The cut.** The statement that completes the join contains the number of the last message of the subscription. All kept
 messages up to this number are the past, and all later ones are live. Messages that arrive before the statement are
 therefore in the past too, and are dropped when the statement says that the publisher has a history. Otherwise they are
-delivered. Messages behind the statement wait in `zroute.receiving.recovery.StreamRecovery` until the past is delivered.
+delivered. Messages behind the statement wait in `zroute.receiving.stream_recovery.StreamRecovery` until the past is
+delivered.
 
 **Asking.** A replay has one open request, as a recovery has, and asks for the next messages when everything that has
 arrived was delivered. Each frame of an answer says at which position it continues. The replay ignores repeated frames,

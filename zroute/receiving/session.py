@@ -62,7 +62,7 @@ from zroute.receiving.tracker import PUBLISHERS_MAX, Tracker
 from zroute.stats import Stats
 
 if TYPE_CHECKING:
-    from zroute.receiving.recovering import Recoveries
+    from zroute.receiving.recoveries import Recoveries
 
 __all__ = ["SubscriberSession", "Subscriptions"]
 
@@ -375,7 +375,7 @@ class SubscriberSession(AccountsSession):
     ) -> Recoveries | None:
         """Recover lost messages, and replay the past; see `zroute.transport.Accounts`."""
         if (subscriptions or since) and self._recoveries is None:
-            from zroute.receiving.recovering import Recoveries, RecoveryCalls  # other apps start faster without
+            from zroute.receiving.recoveries import Recoveries, RecoveryCalls  # other apps start faster without
 
             calls = RecoveryCalls(
                 admit=self._tracker.admit,

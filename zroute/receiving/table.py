@@ -85,8 +85,8 @@ from zroute.stats import Stats
 from zroute.transport import Accounts, Receive
 
 if TYPE_CHECKING:  # only an app that recovers imports them
-    from zroute.receiving.recovering import Recoveries
-    from zroute.receiving.recovery import Ready
+    from zroute.receiving.recoveries import Recoveries
+    from zroute.receiving.stream_recovery import Ready
 
 __all__ = ["Dispatch", "RouteTable"]
 

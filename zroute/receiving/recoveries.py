@@ -1,7 +1,7 @@
 """The recovery and the replay of an app: between accounts, table and socket.
 
-The rules of recovery are in `zroute.receiving.recovery` and `zroute.receiving.recovery_session`. This module connects
-them with one run of an app:
+The rules of recovery are in `zroute.receiving.stream_recovery` and `zroute.receiving.recovery_session`. This module
+connects them with one run of an app:
 
 - **The table** asks `Recoveries.active` before it stores the head of a stream, so the loop never delivers messages of a
   stream that recovers. These messages go to `Recoveries.admit` with their frames. The table delivers what `take`
@@ -31,9 +31,9 @@ from zroute.messages.topics import Topic
 from zroute.messages.wire import RecoveredFrame, ReplayedFrame
 from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import Event, Gap, LostKept, LostPast, UnknownLoss, Verdict
-from zroute.receiving.recovery import Ready, StreamRecovery
 from zroute.receiving.recovery_session import Admit, RecoverySession
 from zroute.receiving.replay import PastLoss
+from zroute.receiving.stream_recovery import Ready, StreamRecovery
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 
