@@ -33,7 +33,7 @@ from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import Event, Gap, LostKept, LostPast, UnknownLoss, Verdict
 from zroute.receiving.recovery_session import Admit, RecoverySession
 from zroute.receiving.replay import PastLoss
-from zroute.receiving.stream_recovery import Ready, StreamRecovery
+from zroute.receiving.stream_recovery import Arrival, Ready, StreamRecovery
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 
@@ -131,6 +131,11 @@ class Recoveries:
             return self.early(account, number, many, raw)
         if account.prefix in self._session.since:
             self._begin(account)
+        stream = self._session.active_stream(account) if self.busy else None
+        if stream is not None and number == account.expected:  # the usual message while a stream recovers
+            account.expected = number + many
+            stream.arrive(Arrival(number, number + many - 1, raw, _size(raw)), self._clock.seconds())
+            return Verdict.HELD
         was_active = self.active(account)
         verdict, loss = self._session.admit(
             self._calls.admit, account, number, many, raw, _size(raw), self._clock.seconds()

@@ -214,7 +214,8 @@ class NumberRanges:
             end += 1
         if not found:
             return found
-        self.total -= sum(highest - lowest + 1 for lowest, highest in found)
+        for lowest, highest in found:
+            self.total -= highest - lowest + 1
         if at == self._start and len(rest) <= end - at:
             # At the beginning: the ranges stay where they are in the list.
             self._start = end - len(rest)
@@ -325,12 +326,12 @@ class StreamRecovery:
         self._came += arrival.last - arrival.first + 1
         if self._hold.has_room(arrival.size):
             self._put(arrival.first, arrival.last, arrival)
-            self._release()
         elif now < self._rest_until:
             self._put(arrival.first, arrival.last, None)
-            self._release()
         else:
             self._add(arrival.first, arrival.last, now)
+        if not len(self.missing):  # otherwise the message follows a missing one
+            self._release()
 
     def wait(self, number: int, frame: Any, size: int) -> bool:
         """Hold a message that has no number in the stream, behind the message ``number``.
@@ -351,6 +352,11 @@ class StreamRecovery:
         Only the missing ones of the messages in a frame are delivered. Without room, they stay missing, except for the
         next one to deliver.
         """
+        filled = self._fill(arrival)
+        self._release()
+        return filled
+
+    def _fill(self, arrival: Arrival) -> bool:
         first = self.missing.first
         if first is None:
             return False
@@ -360,7 +366,6 @@ class StreamRecovery:
         for lowest, highest in found:
             self.recovered += highest - lowest + 1
             self._put(lowest, highest, arrival)
-        self._release()
         return bool(found)
 
     def _put(self, first: int, last: int, arrival: Arrival | None, *, waits: bool = False) -> None:
@@ -459,7 +464,7 @@ class StreamRecovery:
             return
         progress = False
         for arrival in arrivals:
-            progress |= self.fill(arrival)
+            progress |= self._fill(arrival)
         missing = self.missing
         progress |= self._lose(sorted(chain.from_iterable(missing.take(lowest, highest) for lowest, highest in gone)))
         self._release()
