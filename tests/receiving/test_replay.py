@@ -25,7 +25,7 @@ from zroute.publishing import recovery as publishing_recovery
 from zroute.publishing.history import BLOCK
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
-from zroute.receiving import recovery, recovery_session, replay
+from zroute.receiving import recovery_session, replay, stream_recovery
 from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import Gap, LostPast
 
@@ -313,8 +313,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, *, suffices: bool, recover: bool) -> R
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recoveries and replays without a limit of time."""
-    monkeypatch.setattr(recovery, "TRIES", NEVER)
-    monkeypatch.setattr(recovery, "_SECOND", NEVER)
+    monkeypatch.setattr(stream_recovery, "TRIES", NEVER)
+    monkeypatch.setattr(stream_recovery, "_SECOND", NEVER)
     monkeypatch.setattr(replay, "TRIES_OF_PAST", NEVER)
 
 
@@ -632,6 +632,6 @@ def test_the_past_is_asked_for_when_everything_was_handled() -> None:
     session.answer(7, answer, 0.0)
     session.ask(0.0)
     assert len(asked) == 1
-    assert [ready.first for _, _, ready in session.ready() if isinstance(ready, recovery.Ready)] == [1]
+    assert [ready.first for _, _, ready in session.ready() if isinstance(ready, stream_recovery.Ready)] == [1]
     session.ask(0.0)
     assert len(asked) == 2
