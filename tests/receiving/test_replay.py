@@ -472,6 +472,27 @@ def test_a_replay_waits_while_the_publisher_searches() -> None:
     assert net.wired.stats.unknown_losses == net.wired.stats.lost == 0
 
 
+def test_a_recovery_waits_while_the_publisher_searches() -> None:
+    """A search that takes longer than all tries, as for many subscriptions at once, loses nothing."""
+    net = network()
+    net.recoveries.change(frozenset(PREFIXES), net.recoveries._session.since)
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 1)
+    publisher, send = net.runs[0], net.send
+    seconds = 3 * stream_recovery.TRIES * replay.TRY_SECONDS
+    publisher.session._histories._frames.spend(int(seconds / 0.01) * BLOCK)
+    net.send = lambda frame: None  # type: ignore[method-assign,assign]
+    publisher.publish(b"a.1", 1)
+    net.send = send  # type: ignore[method-assign]
+    publisher.publish(b"a.1", 1)
+    pass_time(net, seconds - 1)
+    assert handled(net) == list(range(1, 21))
+    assert net.recoveries.busy
+    pass_time(net, 2)
+    assert handled(net) == list(range(1, 23))
+    assert (net.wired.stats.lost, net.wired.stats.recovered) == (0, 1)
+
+
 def test_a_replay_does_not_wait_forever_for_a_search() -> None:
     """A publisher that only promises more is given up after a number of answers; messages begin the count again."""
     waiting = replay.Replay(Since(SinceMode.ALL), 9)

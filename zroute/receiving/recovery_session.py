@@ -386,6 +386,9 @@ class RecoverySession:
         if answer.past is not None:
             self._replayed(stream, epoch, answer, marked)
             return
+        if answer.more and not (answer.messages or answer.gone):
+            stream.search(answer.number, now)
+            return
         arrivals = []
         for number, frame in answer.messages:
             first, last = checked_numbers(number, frame, epoch, answer.prefix)
