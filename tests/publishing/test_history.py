@@ -49,6 +49,7 @@ class Publisher:
 
     def __init__(self, *bounds: History) -> None:
         self.clock = Clock()
+        self.ahead = 0.0  # of the machine's clock, in seconds
         self.counters = Counters()
         self.sent: list[tuple[bytes, list[bytes]]] = []
         self.answers = HistoryAnswers(
@@ -60,7 +61,7 @@ class Publisher:
         self.requests = 0
 
     def now_ns(self) -> int:
-        return int(self.clock.seconds() * 1e9)
+        return int((self.clock.seconds() + self.ahead) * 1e9)
 
     def subscribe(self, *prefixes: bytes) -> None:
         for prefix in prefixes:
@@ -199,6 +200,21 @@ def test_a_history_keeps_messages_for_some_seconds() -> None:
         publisher.publish(b"a")
         publisher.tick()
     assert kept(publisher) == list(range(13, 21))
+
+
+@pytest.mark.parametrize("step", [3600, -3600])
+def test_a_history_does_not_follow_a_clock_that_is_set(step: int) -> None:
+    """If the machine's clock jumps, messages are kept neither shorter nor longer."""
+    publisher = Publisher(History(seconds=2))
+    publisher.subscribe(b"a")
+    for number in range(20):
+        publisher.ahead = step * (number >= 16)
+        publisher.publish(b"a")
+        publisher.tick()
+    assert len(kept(publisher)) == 8
+    for _ in range(9):
+        publisher.tick()
+    assert publisher.rings[0].count == 0
 
 
 def test_a_history_keeps_a_number_of_bytes() -> None:

@@ -162,9 +162,9 @@ class HistoryAnswers:
 
     def tick(self, now: float) -> None:
         """Enforce the bounds of the histories. Call this method at each `TICK`."""
-        at, added = self._clock_ns(), 0
+        added = 0
         for ring in self._rings:
-            ring.trim(at)
+            ring.trim(now)
             added += ring.added
         twice = int(2 * (added - self._added) * _PERIOD / TICK)
         self._bytes.amount = max(int(BYTES * _PERIOD), twice)
