@@ -722,6 +722,14 @@ def test_what_a_publisher_does_not_send_counts_as_lost() -> None:
     assert asked.answer(6, 3, 6, number=3, more=False) == [0, replay.PastLoss(2, 9), None]
 
 
+def test_a_forged_number_of_messages_does_not_count_as_lost() -> None:
+    """The past does not grow, so no more is lost than it contained."""
+    asked = Asked()
+    assert asked.answer(0, 9, 1, 2) == [0, 1]
+    asked.replay.ask(2, 1.0)
+    assert asked.answer(3, 2**40 - 1, number=2, more=False) == [replay.PastLoss(7, 9), None]
+
+
 def test_the_past_is_asked_for_when_everything_was_handled() -> None:
     """While messages of the past wait for handlers, no more of them are asked for."""
     asked: list[bytes] = []

@@ -157,10 +157,10 @@ class Replay:
             self._tries, self._searches = 0, self._searches + 1
             return
         if self.total is None:
-            self.total = past.left
+            self.total = self.left = past.left
         elif past.left < self.left:
             yield PastLoss(self.left - past.left, self.total)
-        self.left = past.left
+            self.left = past.left  # a higher number is forged, because the past does not grow
         progress = False
         for index, (position, many) in enumerate(messages):
             self._position, self.left = position + 1, max(self.left - many, 0)
