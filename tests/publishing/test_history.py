@@ -156,10 +156,24 @@ def test_a_history_out_of_bounds_is_refused_with_the_line(value: Any, fault: str
     assert (caught.value.parameter, caught.value.where) == ("history", "app.py:7")
 
 
-@pytest.mark.parametrize("history", [History(messages=1), History(seconds=120), History(seconds=0.5), History(bytes=1)])
+@pytest.mark.parametrize(
+    "history",
+    [
+        History(messages=1),
+        History(messages=2**70),
+        History(seconds=120),
+        History(seconds=0.5),
+        History(bytes=1),
+        History(bytes=2**70),
+    ],
+)
 def test_each_bound_may_stand_alone(history: History) -> None:
-    """One bound is enough."""
+    """One bound is enough, whatever its value."""
     assert check_history(history, "app.py:7") is history
+    publisher = Publisher(history)
+    publisher.subscribe(b"a")
+    publisher.publish(b"a")
+    assert kept(publisher) == [1]
 
 
 # -- what is kept ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ This module sends nothing and reads no clock.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -186,7 +187,8 @@ class Ring:
         self._messages = history.messages
         self._bytes = HISTORY_BYTES if history.bytes is None else history.bytes
         self._seconds = history.seconds
-        self._fresh: deque[bytes] = deque(maxlen=history.messages)
+        most = None if history.messages is None else min(history.messages, sys.maxsize)
+        self._fresh: deque[bytes] = deque(maxlen=most)
         self._blocks: deque[Block] = deque()
         self._next = 0
         self._large = 0  # the size of large frames since the last block
