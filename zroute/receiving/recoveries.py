@@ -108,6 +108,10 @@ class Recoveries:
         """Deliver the messages for which a statement, or an end, was awaited."""
         self.busy = self.busy or self._session.is_active
 
+    def drop(self, subscriptions: Container[bytes]) -> None:
+        """Drop what was held for subscriptions that no handler has any more."""
+        self._session.drop(subscriptions)
+
     def wants(self, subscription: bytes) -> bool:
         """Return True if the lost messages of a subscription are recovered."""
         subscriptions = self._session.subscriptions

@@ -139,6 +139,16 @@ class RecoverySession:
             for epoch in self._publishers:
                 self._settle((epoch, prefix))
 
+    def drop(self, subscriptions: Container[bytes]) -> None:
+        """Drop what was held for subscriptions that no handler has any more.
+
+        A handler that is attached later must not receive it.
+        """
+        for (_, prefix), stream in self._streams.items():
+            if prefix in subscriptions:
+                _end(stream, lose=False)
+                stream.discard()
+
     def close(self) -> None:
         """Give up all recoveries, because the app stops."""
         for key in self._waiting():

@@ -411,6 +411,15 @@ class StreamRecovery:
             self._delivered += ready.last - ready.first + 1 if ready.arrival is not None else 0
         return ready
 
+    def discard(self) -> None:
+        """Drop the messages that are ready. Losses are still reported."""
+        entries, self.ready = self.ready, deque[Ready | PastLoss]()
+        for each in entries:
+            if isinstance(each, Ready) and each.arrival is not None:
+                self._hold.give_back(each.size)
+            else:
+                self.ready.append(each)
+
     def deliver(self, many: int, frame: Any, size: int) -> None:
         """Make a frame ready behind all others: the past, or from before the join."""
         self._hold.take(size)
