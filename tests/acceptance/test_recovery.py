@@ -370,6 +370,25 @@ def test_recover_needs_an_endpoint_of_the_tracked_wire() -> None:
     app.compile()
 
 
+@pytest_twisted.ensureDeferred
+async def test_an_attached_handler_needs_an_endpoint_of_the_tracked_wire() -> None:
+    """While an app runs, since= and recover= are refused as at its start; beside a tracked endpoint they work."""
+    foreign = free_endpoint()
+    app = App(sub={foreign: Frames(separator=b" ")})
+    expected = r"has no effect: all messages arrive in the forms .* add an endpoint"
+    async with running(app):
+        for options in ({"recover": True}, {"since": "all"}):
+            with pytest.raises(SignatureError, match=expected) as refused:
+                app.attach("a", print, **options)  # type: ignore[arg-type]
+            assert "test_recovery.py" in str(refused.value)
+        with pytest.raises(SignatureError, match=expected):
+            await app.stream("a", int, since="all").__aenter__()
+        app.attach("a", print).close()
+    both = App(sub={foreign: "plain", free_endpoint(): "tracked"})
+    async with running(both):
+        both.attach("a", print, since="all", recover=True).close()
+
+
 def test_routes_that_share_a_subscription_must_agree() -> None:
     """A route that recovers beside one that does not, in one subscription, is an error that names both."""
     app = App(sub="tcp://127.0.0.1:1", recover=True)

@@ -34,7 +34,7 @@ implements the layout of `zroute.messages.wire`. The rules of the loop:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -190,6 +190,8 @@ class RouteTable:
         self._recovery: Recoveries | None = accounts.recover(matcher.recovered, matcher.since, past)
         self._parts: _Parts = _Parts() if before is None else before._parts
         self._unpacked: Remainder = Remainder() if before is None else before._unpacked
+        if before is not None and self._recovery is not None:
+            self._drop_held(matcher.without(before.subscriptions))
         self._latest: Latest = Latest() if before is None else before._latest
         if before is not None and not set(before.subscriptions) <= set(self.subscriptions):
             self._latest.keep_only(self.subscriptions)
@@ -374,6 +376,18 @@ class RouteTable:
             self._recovery.close()
             for ready in self._recovery.take():
                 self._put(ready)
+
+    def _drop_held(self, subscriptions: Collection[bytes]) -> None:
+        """Drop the messages of former subscriptions that a recovery has held.
+
+        A handler that is attached later must not receive them.
+        """
+        if subscriptions and self._recovery is not None:
+            self._recovery.drop(subscriptions)
+            rest, gone = self._unpacked.rest, tuple(subscriptions)
+            kept = [each for each in rest if each[0] is None or not each[0].startswith(gone)]
+            rest.clear()
+            rest.extend(kept)
 
     def _put(self, ready: Ready | Callable[[], None]) -> None:
         """Add messages that a recovery has held to the `unpacked` messages.
