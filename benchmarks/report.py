@@ -62,7 +62,7 @@ def _spread(lowest: float | None, highest: float | None) -> str:
 
 def _goal_cells(judged: Judged) -> list[str]:
     spread = _spread(judged.lowest, judged.highest)
-    return [judged.goal.what, f"{judged.goal.at_most:g}", _number(judged.ratio), spread, judged.verdict]
+    return [judged.goal.what, f"{judged.goal.at_most:,g}", _number(judged.found), spread, judged.verdict]
 
 
 # -- terminal -----------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def as_json(
         "settings": dict(settings),
         "groups": {result.group.name: _group_json(result) for result in results},
         "goals": [
-            {"what": one.goal.what, "at most": one.goal.at_most, "found": one.ratio, "verdict": one.verdict}
+            {"what": one.goal.what, "at most": one.goal.at_most, "found": one.found, "verdict": one.verdict}
             for one in judged
         ],
     }
