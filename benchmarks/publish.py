@@ -195,14 +195,15 @@ def zroute_publish(
 ) -> Figures:
     """Measure ``publication.publish`` of a running app.
 
-    With several ``topics``, the measurement begins after the first message of each. ``beside`` has the options of a
+    With several ``topics``, the measurement begins after two messages of each: the first two create what the others
+    share. ``beside`` has the options of a
     second publisher in the app.
     """
     context: zmq.Context[Any] = zmq.Context()
     app = App(pub=ENDPOINT, codec=codec, wire=wire, context=context)
     publication = app.publisher(pattern, Quote)
     other = app.publisher("orders.{symbol}", Quote, **beside) if beside is not None else None
-    tracked, first, quotes = wire == "tracked", topics if topics > 1 else 0, cycle(quotes_of(topics))
+    tracked, first, quotes = wire == "tracked", 2 * topics if topics > 1 else 0, cycle(quotes_of(topics))
     with publishing(app, context, subscriptions, joined=tracked) as (clock, sub):
         if other is not None:
             other.publish(QUOTE)

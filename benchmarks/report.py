@@ -104,7 +104,7 @@ def show_goals(console: Console, judged: Sequence[Judged]) -> None:
 
 _HEAD = """# Benchmark tables
 
-`python -m benchmarks --markdown docs/explanation/performance-tables.md` writes this page.
+`python -m benchmarks --docs docs/explanation` writes this page.
 [Performance](performance.md) explains it."""
 
 

@@ -17,11 +17,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as command
-from benchmarks import peers_nats, report
-from benchmarks.chart import draw
+from benchmarks import chart, page, peers_nats, report
+from benchmarks.chart import bars, curves
 from benchmarks.goals import GOALS, judge
 from benchmarks.running import CPU, Contestant, Figures, Group, Result, run
-from benchmarks.workloads import TRACKED
+from benchmarks.workloads import BY_HAND, MULTIPART, PLAIN, TRACKED
 from tests.support import ROOT
 
 PEERS = ("libzmq in C", "nats-py on NATS", "FastStream on NATS")
@@ -31,7 +31,8 @@ PEERS = ("libzmq in C", "nats-py on NATS", "FastStream on NATS")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the JSON of a quick run on a machine without a compiler and valgrind, and with the installed peers."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    files = [f"--{name}={folder / name}" for name in ("json", "svg", "markdown")]
+    files = [f"--json={folder / 'json'}", f"--docs={folder}"]
+    (folder / command.PAGE).write_text((ROOT / "docs" / "explanation" / command.PAGE).read_text())
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", *files],
@@ -43,7 +44,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     result: dict[str, Any] = json.loads((folder / "json").read_text())
-    result["files"] = {name: (folder / name).read_text() for name in ("svg", "markdown")}
+    result["files"] = {path.name: path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".svg")}
     return result
 
 
@@ -81,11 +82,57 @@ def test_each_program_on_nats_names_what_it_needs(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_files_have_what_the_terminal_shows(found: dict[str, Any]) -> None:
-    """The plot has a bar for zroute, the Markdown a table per group; a quick run judges no goal."""
-    texts = [element.text or "" for element in ElementTree.fromstring(found["files"]["svg"]).iter()]
-    assert "zroute, tracked wire" in texts
-    assert all(f"### `{name}`" in found["files"]["markdown"] for name in found["groups"])
+    """The pages have a table per group, the pictures their rows; a quick run judges no goal."""
+    files = found["files"]
+    assert all(f"### `{name}`" in files[command.TABLES] for name in found["groups"])
+    assert "\n| recv_multipart by hand | " in files[command.PAGE]
     assert not found["goals"]
+    assert chart.absent() or {command.BARS, command.CURVES} <= files.keys()
+
+
+def curve(name: str, label: str, *costs: float) -> Result:
+    """Return the result of a group of a growth curve, with a point at 1, 10, 100 and so on."""
+    made = tuple(Contestant(f"{10**at} topics", figures(cost), at=10**at, curve=label) for at, cost in enumerate(costs))
+    (result,) = run([Group(name, "", made, made[0].name)], 1, lambda _: None)
+    return result
+
+
+def test_pictures_have_the_rows_and_curves() -> None:
+    """The bars have names and ratios, the curves names and axes; the same results give the same file."""
+    pytest.importorskip("matplotlib")
+    made = (Contestant(BY_HAND, figures(800)), Contestant(TRACKED, figures(1_000)))
+    (compared,) = run([Group("receive-json", "receive", made, BY_HAND)], 1, lambda _: None)
+    results = [compared, curve("growth-received-plain", PLAIN, 700, 800)]
+    for draw, wanted in ((bars, {TRACKED, "1.25", "receive"}), (curves, {PLAIN, "topics in turn"})):
+        picture = draw(results)
+        assert picture is not None
+        assert wanted <= {element.text for element in ElementTree.fromstring(picture).iter()}
+        assert picture == draw(results)
+
+
+def test_what_was_not_run_is_not_drawn() -> None:
+    """A run without the groups of a picture leaves the old picture."""
+    assert bars([]) is None
+    assert curves([]) is None
+
+
+def test_the_page_has_tables_of_what_was_run() -> None:
+    """A table of the page is written if all its groups were run, with the figure and the ratio of each row."""
+    text = "".join(f"{part.format(name=name)}\n" for name in page.FORMS for part in (page.BEGIN, page.END))
+    made = (Contestant(BY_HAND, figures(800, 800)), Contestant(MULTIPART, figures(2_400, 2_400)))
+    one, hundred = (
+        next(iter(run([Group(name, "", made, BY_HAND)], 1, lambda _: None))) for name in page.FORMS["received"][0]
+    )
+    assert page.updated(text, [one]) == text
+    assert "| recv_multipart by hand | 2.4 µs | 3.00 | 2.4 µs | 3.00 |" in page.updated(text, [one, hundred])
+    assert page.updated("no place", [one, hundred]) == "no place"
+
+
+def test_the_documentation_has_a_place_for_each_table() -> None:
+    """Each table that a run writes has its lines in the performance page."""
+    text = (ROOT / "docs" / "explanation" / command.PAGE).read_text()
+    for name in (*page.FORMS, "others"):
+        assert text.index(page.BEGIN.format(name=name)) < text.index(page.END.format(name=name))
 
 
 @pytest.mark.slow
@@ -151,7 +198,6 @@ def test_one_that_fails_is_named_and_the_others_go_on() -> None:
     report.show(shown, result)
     assert "broken [/x]" in shown.export_text()
     assert len(result.row("base").samples) == 2
-    assert draw([result])
 
 
 def test_a_goal_says_whether_it_is_met() -> None:
