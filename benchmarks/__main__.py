@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         "--docs",
         type=_folder,
         metavar="FOLDER",
-        help=f"also write {TABLES}, {BARS} and {CURVES} to this folder, and the tables of {PAGE} if it is there",
+        help=f"also write {BARS}, {CURVES} and the tables of {PAGE} in this folder and, without --only, {TABLES}",
     )
     return made
 
@@ -136,8 +136,9 @@ def main(arguments: list[str]) -> int:
         found = report.as_json(results, judged, described, {"rounds": rounds, "count": sizes.count})
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.docs:
-        command = " ".join(["python -m benchmarks", *_without_files(arguments)])
-        (options.docs / TABLES).write_text(report.as_markdown(results, judged, described, settings, command))
+        if not options.only:
+            command = " ".join(["python -m benchmarks", *_without_files(arguments)])
+            (options.docs / TABLES).write_text(report.as_markdown(results, judged, described, settings, command))
         write_page(options.docs, results)
     return int(any(row.failed for result in results for row in result.rows))
 

@@ -1,21 +1,25 @@
-"""The tables at the beginning of the performance page, which ``python -m benchmarks --docs FOLDER`` writes.
+"""The tables in the performance page, which ``python -m benchmarks --docs FOLDER`` writes.
 
 They have the few figures that most readers look for. A table is written only if all its groups were run.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 
 from benchmarks.coalesced import MANY_A_FRAME
 from benchmarks.memory import MEMORY
+from benchmarks.on_nats import WITH_HEADER
 from benchmarks.peers_nats import FASTSTREAM, NATS_PY
 from benchmarks.publish import FOUR, ONE, SEND_MULTIPART
+from benchmarks.report import number
 from benchmarks.running import CPU, Result
 from benchmarks.workloads import ASYNCIO, BY_HAND, MULTIPART, PLAIN, TRACKED, TXZMQ
+from tests.support import ROOT
 
-__all__ = ["BEGIN", "END", "FORMS", "OTHERS", "updated"]
+__all__ = ["BEGIN", "END", "FORMS", "NAMES", "NATS", "OTHERS", "updated"]
 
 BEGIN, END = "<!-- begin: {name}, written by python -m benchmarks -->", "<!-- end: {name} -->"
 """The lines around a table."""
@@ -43,6 +47,22 @@ OTHERS = (
 )
 """The rows of the third table: what, number of topics, group, and contestant."""
 
+NATS = (
+    ("receive, tracked wire / nats-py with the same messages, header and all", "nats-receive", TRACKED, WITH_HEADER),
+    ("receive, plain wire / nats-py without headers", "nats-receive", PLAIN, NATS_PY),
+    ("receive, tracked wire / FastStream, without headers", "nats-receive", TRACKED, FASTSTREAM),
+    ("publish, tracked wire / nats-py with a header of the same size", "nats-publish", TRACKED, WITH_HEADER),
+    ("publish, plain wire / nats-py without headers", "nats-publish", PLAIN, NATS_PY),
+    ("request and reply, 64 under way / `request` and `respond` of nats-py", "nats-requests", TRACKED, NATS_PY),
+)
+"""The rows of the table of NATS: what, group, and the two contestants."""
+
+RATIOS = ROOT / "tests" / "data" / "instruction-ratios.json"
+"""The output of ``python -m benchmarks.instruction_ratios``, from which the table of instructions is made."""
+
+NAMES = (*FORMS, "others", "nats", "instructions")
+"""The names of all tables."""
+
 
 def updated(text: str, results: Sequence[Result]) -> str:
     """Return the text of the page with all tables whose groups were run, and that have a place in the page."""
@@ -52,7 +72,9 @@ def updated(text: str, results: Sequence[Result]) -> str:
             text = _replaced(text, name, _pairs([groups[each] for each in pair], rows))
     if groups.keys() >= {group for _, _, group, _ in OTHERS}:
         text = _replaced(text, "others", _others(groups))
-    return text
+    if groups.keys() >= {group for _, group, _, _ in NATS}:
+        text = _replaced(text, "nats", _nats(groups))
+    return _replaced(text, "instructions", _instructions(json.loads(RATIOS.read_text())["ratios"]))
 
 
 def _replaced(text: str, name: str, table: str) -> str:
@@ -78,6 +100,28 @@ def _others(groups: Mapping[str, Result]) -> str:
     return "\n".join(lines)
 
 
+def _nats(groups: Mapping[str, Result]) -> str:
+    lines = ["| | zroute | other program | ratio | lowest to highest |", "|---|---:|---:|---:|---:|"]
+    for what, group, ours, theirs in NATS:
+        result = groups[group]
+        ratios = result.ratios(ours, theirs)
+        spread = f"{number(min(ratios))} to {number(max(ratios))}" if ratios else ""
+        found = [number(statistics.median(ratios) if ratios else None), spread]
+        lines.append("| " + " | ".join([what, *(_cells(result, name)[0] for name in (ours, theirs)), *found]) + " |")
+    return "\n".join(lines)
+
+
+def _instructions(ratios: Mapping[str, float]) -> str:
+    """Return the table of instructions; a ratio's name is ``work: zroute, plain wire`` or the like."""
+    names = [name.partition(": ")[::2] for name in ratios]
+    wires = list(dict.fromkeys(wire for _, wire in names))
+    lines = [f"| | {' | '.join(wires)} |", "|---" + "|---:" * len(wires) + "|"]
+    for work in dict.fromkeys(work for work, _ in names):
+        found = (ratios.get(f"{work}: {wire}") for wire in wires)
+        lines.append(f"| {work} | {' | '.join('' if each is None else f'{each:.2f}' for each in found)} |")
+    return "\n".join(lines)
+
+
 def _cells(result: Result, name: str) -> tuple[str, str]:
     """Return the main figure of a row, and its ratio; a missing row has the reason in place of the figure."""
     row = {row.name: row for row in result.rows}.get(name)
@@ -91,4 +135,4 @@ def _cells(result: Result, name: str) -> tuple[str, str]:
         "p50 us": (figure, "µs"),
         MEMORY: (figure, "MiB"),
     }[result.group.main]
-    return f"{value:.3g} {unit}", f"{statistics.median(ratios):.2f}" if ratios else ""
+    return f"{number(value)} {unit}", number(statistics.median(ratios) if ratios else None)

@@ -118,20 +118,30 @@ def test_what_was_not_run_is_not_drawn() -> None:
 
 def test_the_page_has_tables_of_what_was_run() -> None:
     """A table of the page is written if all its groups were run, with the figure and the ratio of each row."""
-    text = "".join(f"{part.format(name=name)}\n" for name in page.FORMS for part in (page.BEGIN, page.END))
+    places = [name for name in page.NAMES if name != "instructions"]
+    text = "".join(f"{part.format(name=name)}\n" for name in places for part in (page.BEGIN, page.END))
     made = (Contestant(BY_HAND, figures(800, 800)), Contestant(MULTIPART, figures(2_400, 2_400)))
     one, hundred = (
         next(iter(run([Group(name, "", made, BY_HAND)], 1, lambda _: None))) for name in page.FORMS["received"][0]
     )
     assert page.updated(text, [one]) == text
-    assert "| recv_multipart by hand | 2.4 µs | 3.00 | 2.4 µs | 3.00 |" in page.updated(text, [one, hundred])
+    assert "| recv_multipart by hand | 2.40 µs | 3.00 | 2.40 µs | 3.00 |" in page.updated(text, [one, hundred])
     assert page.updated("no place", [one, hundred]) == "no place"
+
+
+def test_the_page_has_the_counted_instructions() -> None:
+    """The table of instructions has a row for each kind of work, from the file that a test compares."""
+    place = "".join(part.format(name="instructions") for part in (page.BEGIN, page.END))
+    rows = [line for line in page.updated(place, []).splitlines() if line.startswith("| published, one topic |")]
+    known = json.loads(page.RATIOS.read_text())["ratios"]
+    (row,) = rows
+    assert all(f" {known[f'published, one topic: {wire}']:.2f} |" in row for wire in (PLAIN, TRACKED))
 
 
 def test_the_documentation_has_a_place_for_each_table() -> None:
     """Each table that a run writes has its lines in the performance page."""
     text = (ROOT / "docs" / "explanation" / command.PAGE).read_text()
-    for name in (*page.FORMS, "others"):
+    for name in page.NAMES:
         assert text.index(page.BEGIN.format(name=name)) < text.index(page.END.format(name=name))
 
 
