@@ -1,7 +1,7 @@
 """The pictures of the documentation, drawn by matplotlib as SVG: ratios as bars, and growth as curves.
 
 The colours are of medium lightness and there is no background, so the pictures are readable on light and dark pages.
-Text stays text, in a font of the reader.
+Text stays text, so a reader may have another font.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 11,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["system-ui", "sans-serif"],
     "font.size": 10,
     "grid.alpha": 0.4,
     "grid.color": GREY,

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as command
-from benchmarks import chart, page, peers_nats, report
+from benchmarks import chart, page, peers_nats, receive, report
 from benchmarks.chart import bars, curves
 from benchmarks.goals import GOALS, judge
 from benchmarks.running import CPU, Contestant, Figures, Group, Result, run
@@ -203,11 +203,35 @@ def test_one_that_fails_is_named_and_the_others_go_on() -> None:
     group = Group("g", "", (Contestant("broken", figures()), Contestant("base", figures(1, 2))), "base")
     (result,) = run([group], 2, lambda _: None)
     assert result.row("broken").failed
+    assert isinstance(result.row("broken").error, RuntimeError), "its traceback keeps the sockets alive"
     assert result.row("broken").skipped == "failed: RuntimeError: broken [/x]"
     shown = Console(record=True, width=120, file=io.StringIO())
     report.show(shown, result)
     assert "broken [/x]" in shown.export_text()
     assert len(result.row("base").samples) == 2
+
+
+class Turns:
+    """A connection that handles a message in each turn after the first few."""
+
+    def __init__(self, idle: int) -> None:
+        self.turns, self._idle = 0, idle
+
+    def doRead(self) -> None:
+        self.turns += 1
+
+    def seen(self) -> int:
+        return max(self.turns - self._idle, 0)
+
+
+def test_a_turn_without_messages_is_no_missing_message() -> None:
+    """A busy machine may end a turn of reading early; a message is missing only after many such turns."""
+    sub = Turns(2)
+    receive.read_all(sub, sub.seen, 3)
+    assert sub.seen() == 3
+    idle = Turns(10**9)
+    with pytest.raises(LookupError, match="only 0 of 3 messages arrived"):
+        receive.read_all(idle, idle.seen, 3)
 
 
 def test_a_goal_says_whether_it_is_met() -> None:
