@@ -20,7 +20,7 @@ from zroute import App
 from zroute.endpoints import Endpoint
 from zroute.runtime.service import AppService
 
-__all__ = ["COALESCED", "FEW_A_FRAME", "FLOOD", "MANY_A_FRAME", "groups"]
+__all__ = ["COALESCED", "FEW_A_FRAME", "FLOOD", "FRAMES", "MANY_A_FRAME", "groups"]
 
 ENDPOINT = "inproc://stream"
 BURSTS = (5, 50, 256)

@@ -25,9 +25,11 @@ from pathlib import Path
 
 from benchmarks import publish, receive, workloads
 from benchmarks.children import python
+from benchmarks.coalesced import FRAMES
 from benchmarks.running import Figures
 from benchmarks.workloads import BY_HAND, PLAIN, TRACKED
 from tests.support import ROOT
+from zroute.receiving import coalesced as frames
 from zroute.sockets import connection
 
 __all__ = ["MACHINE", "ratios"]
@@ -67,6 +69,12 @@ def _loops() -> dict[str, Mapping[str, Callable[[], Figures]]]:
             (_TOPICS, workloads.many_topics(_MESSAGES, _TOPICS)),
         )
     }
+    quotes = workloads.many_topics(_MESSAGES, 1)
+    for many in FRAMES:
+        received[f"received, {many} a frame"] = {
+            BY_HAND: partial(receive.by_hand, quotes),
+            TRACKED: partial(receive.zroute_receive, quotes, "tracked", many=many),
+        }
     zroute = partial(publish.zroute_publish, _MESSAGES, "json")
     published = {
         "published, one topic": {
@@ -98,11 +106,11 @@ def _counted(run: Callable[[], object], messages: int) -> Figures:
 def _run() -> None:
     """Run all loops once; called inside valgrind.
 
-    Valgrind makes a handler fifty times slower. The clock of `Connection.doRead` stands still, so that a turn of the
-    reactor reads as many messages as on a fast machine, and the same number in each run.
+    Valgrind makes a handler fifty times slower. The clocks of `Connection.doRead` and of coalesced frames stand still,
+    so that a turn of the reactor reads as many messages as on a fast machine, and the same number in each run.
     """
     publish.measured = receive.measured = _counted  # type: ignore[attr-defined]
-    connection.perf_counter = repeat(0.0).__next__  # type: ignore[attr-defined]
+    connection.perf_counter = frames.perf_counter = repeat(0.0).__next__  # type: ignore[attr-defined]
     for group in _loops().values():
         for loop in group.values():
             loop()

@@ -799,9 +799,9 @@ def test_what_is_missing_before_a_batch_is_counted() -> None:
     assert [(gap.first, gap.last) for gap in wired.gaps] == [(3, 5), (9, 9)]
 
 
-def tracked_with(topic: str, body: bytes, *, span: int, sequence: int) -> bytes:
+def tracked_with(topic: str, body: bytes, *, span: int, sequence: int, epoch: int = EPOCH, codec: int = 2) -> bytes:
     """Return a single message with the number of one counter."""
-    return batch_to_single(batch(topic, [body], first=sequence, span=span), body)
+    return batch_to_single(batch(topic, [body], first=sequence, span=span, epoch=epoch, codec=codec), body)
 
 
 def batch_to_single(frame: bytes, body: bytes) -> bytes:

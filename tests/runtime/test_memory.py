@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import struct
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -178,6 +179,12 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
         head = pack_head(kind=Kind.DATA, codec=2, span=len("desk."), epoch=7)
         return [topic.encode() + b"\0" + FIXED.pack(head, 0, 1) + BODY]
 
+    def coalesced(topic: str) -> list[Any]:
+        """Return a frame of two messages of such a publisher."""
+        head = pack_head(kind=Kind.COALESCED, codec=2, span=len("desk."), epoch=7)
+        content = struct.pack(">3H", 2, 1 + len(BODY), 2 + 2 * len(BODY)) + b"[" + BODY + b"," + BODY + b"]"
+        return [topic.encode() + b"\0" + FIXED.pack(head, 0, 1) + content]
+
     def codecs(topic: str) -> list[Any]:
         return [tracked(topic, body=BODY, codec=codec) for codec in range(256)]
 
@@ -189,6 +196,9 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
         "tracked": (reader, one("tracked"), "desk."),
         "counted": (reader, counted, "desk."),
         "counted, with captures": (captures, counted, "desk.a.b.c."),
+        "frames": (reader, coalesced, "desk."),
+        "frames, with captures": (captures, coalesced, "desk.a.b.c."),
+        "turns": (reader, lambda topic: counted(topic) + coalesced(topic), "desk."),
         "results": (results, one("plain"), "desk."),
         "json for msgpack": (own_codec, lambda topic: 2 * one("plain")(topic), "desk."),
         "kept": (reader, one("kept"), "desk."),

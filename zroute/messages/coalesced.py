@@ -21,11 +21,12 @@ from zroute.messages.codecs import JSON, MSGPACK
 from zroute.messages.wire import COUNTER, COUNTERS_SHIFT, FIXED, NUL, Flags, Heads, Kind, Numbered
 from zroute.options import COALESCED_MAX
 
-__all__ = ["Coalesced", "CoalescedFramer", "coalesced_framer", "parse_coalesced", "split_frame"]
+__all__ = ["END", "LISTS", "Coalesced", "CoalescedFramer", "coalesced_framer", "parse_coalesced", "split_frame"]
 
 CoalescedFramer: TypeAlias = Callable[[bytes, int, Sequence[bytes], int], bytes]
 
-_COUNT = Struct(">H")
+END = Struct(">H")
+"""The number of messages at the start of a frame's content, and the end of each message."""
 # msgpack's array 16. It is used for every length, so the first body always starts at the same offset.
 _ARRAY = Struct(">BH")
 _ARRAY_16 = 0xDC
@@ -126,19 +127,19 @@ def parse_coalesced(codec: int, body: bytes) -> Coalesced:
     Raises:
         EnvelopeError: the number of messages, the index and the list do not match.
     """
-    if len(body) < _COUNT.size:
-        raise EnvelopeError(f"a coalesced frame with a body of {len(body)} bytes; expected at least {_COUNT.size}")
-    (many,) = _COUNT.unpack_from(body)
-    start = _COUNT.size * (many + 1)
+    if len(body) < END.size:
+        raise EnvelopeError(f"a coalesced frame with a body of {len(body)} bytes; expected at least {END.size}")
+    (many,) = END.unpack_from(body)
+    start = END.size * (many + 1)
     if not 0 < many <= COALESCED_MAX or len(body) < start:
         raise EnvelopeError(f"a coalesced frame with an invalid number of messages: {many} in {len(body)} bytes")
-    (end,) = _COUNT.unpack_from(body, start - _COUNT.size)
+    (end,) = END.unpack_from(body, start - END.size)
     listing = body[start:]
     if len(listing) != end + _LAYOUT.get(codec, (0, 0))[1] or not _is_list(codec, many, listing):
         raise EnvelopeError(
             f"a coalesced frame of {many} messages with an index that does not match the frame's length"
         )
-    return Coalesced(codec, many, body[_COUNT.size : start], listing)
+    return Coalesced(codec, many, body[END.size : start], listing)
 
 
 def _is_list(codec: int, many: int, listing: bytes) -> bool:
@@ -146,6 +147,17 @@ def _is_list(codec: int, many: int, listing: bytes) -> bool:
     if codec == JSON.number:
         return listing[:1] == b"[" and listing[-1:] == b"]"
     return codec != MSGPACK.number or listing[: _ARRAY.size] == _ARRAY.pack(_ARRAY_16, many)
+
+
+LISTS = {
+    JSON.number: (_LAYOUT[JSON.number][1], "body[0] == 0x5B and body[-1] == 0x5D"),  # [ and ]
+    MSGPACK.number: (_LAYOUT[MSGPACK.number][1], f"body[0] == {_ARRAY_16:#x}"),  # its length is checked when decoded
+}
+"""How generated code checks the list ``body`` of a frame, by codec number.
+
+The first item is the number of bytes after the end of the last message. The second item is an expression that checks
+what `parse_coalesced` checks, if ``body`` can be decoded and has the announced number of messages.
+"""
 
 
 def split_frame(topic: bytes, header: bytes, bodies: Sequence[bytes]) -> list[bytes]:

@@ -37,6 +37,7 @@ from zroute.messages.topics import MAX_TOPIC, Topic
 from zroute.options import HEADERS_MAX, MAX_PARTS
 
 __all__ = [
+    "CODEC_AT",
     "COUNTER",
     "COUNTERS_SHIFT",
     "FIXED",
@@ -115,6 +116,7 @@ COUNTER = Struct(">BQ")  # length of the prefix, number
 HEADERS_LENGTH = _LENGTH.size  # the bytes of the length before the application's headers
 HEAD_SIZE = _HEAD.size
 HEADER_SIZE = FIXED.size
+CODEC_AT = 5  # the offset of the codec in a header
 SENT_AT = HEADER_SIZE - 8  # the offset of the time in a header
 _FLAGS = 6  # the offset of the flags in a header
 _MAGIC_BYTE = MAGIC[0]

@@ -65,9 +65,11 @@ __all__ = [
 
 Decode: TypeAlias = Callable[[bytes], Any]
 Deliver: TypeAlias = "Callable[[bytes, RawFrames], int | None]"
-DeliverMaker: TypeAlias = "Callable[[Callable[..., Any], BoundRoute], Deliver]"
-Admit: TypeAlias = "Callable[[Any, int, RawFrames], bool]"
+DeliverMaker: TypeAlias = "Callable[..., Deliver]"
+Admit: TypeAlias = "Callable[..., bool]"
 Refuse: TypeAlias = "Callable[[Sequence[BoundRoute], BaseException, bytes, RawFrames], int]"
+
+# The arguments of `Admit` are the account, the number, the frames and, for a coalesced frame, the number of messages.
 
 UNDECODABLE = 1
 """A route could not decode the body. The message counts as routed, and may have further parts."""
@@ -570,13 +572,16 @@ _HEADER = f"""
     except rare.StructError:
         return {TRACKED}  # TRACKED
     if head != HEAD:
-        return {TRACKED}
+        {{other}}
     if number == account.expected > 0:
         account.expected = number + 1
     elif number and not rare.admit(account, number, raw):
         return {COUNTED}  # COUNTED
     body = body[{HEADER_SIZE}:]"""
 """Reads the header, like the loop in `zroute.receiving.table`. Numbers in the source need no cells."""
+
+_TO_SLOW_PATH, _TO_FRAMES = f"return {TRACKED}  # TRACKED", "return deliver_frame(body, raw)"
+"""What becomes of a frame with another head: it takes the slow path, or it may be a coalesced frame."""
 
 _READ = """
     try:
@@ -637,7 +642,9 @@ class _Rare:
     StructError: type[Exception] = StructError
 
 
-def deliver_maker(step: Step, outcomes: DispatchCallbacks, refuse: Refuse, known: KnownHead | None) -> DeliverMaker:
+def deliver_maker(
+    step: Step, outcomes: DispatchCallbacks, refuse: Refuse, known: KnownHead | None, *, frames: bool = False
+) -> DeliverMaker:
     """Return a maker of closures for one handler, the usual case.
 
     The maker takes a function to call and its `BoundRoute`. If only these differ from topic to topic, one maker serves
@@ -647,6 +654,9 @@ def deliver_maker(step: Step, outcomes: DispatchCallbacks, refuse: Refuse, known
     JSON, plain wire), which is 0.04 of the time of a handwritten loop. For a ``known`` head, the closure also reads the
     header: one look-up of the topic, and one call, then serve the whole message. It returns `TRACKED` for all other
     frames, and for frames without a body.
+
+    With ``frames``, the maker takes a third argument: the closure for coalesced frames of the topic. The made closure
+    passes all frames with another head to that closure.
     """
     # Only decoders from `make_reader` have lines to inline; PLAIN_READ calls any other decoder.
     inline = getattr(step.decode, "inline", PLAIN_READ)
@@ -669,9 +679,9 @@ def deliver_maker(step: Step, outcomes: DispatchCallbacks, refuse: Refuse, known
         None if step.decode is None else inline.lines,
         None if step.gather else (inlined.before, inlined.expression, inlined.after, inlined.failed),
         ages=_may_be_stale(step),
-        tracked=known is not None,
+        other=None if known is None else _TO_FRAMES if frames else _TO_SLOW_PATH,
     )
-    return define_maker(source, "deliver", scope, ("function", "delivery"))
+    return define_maker(source, "deliver", scope, ("function", "delivery", *(("deliver_frame",) if frames else ())))
 
 
 def is_shared(route: CompiledRoute) -> bool:
@@ -681,7 +691,9 @@ def is_shared(route: CompiledRoute) -> bool:
 
 
 @cache
-def _source(read: tuple[str, ...] | None, call: tuple[str, str, str, str] | None, *, ages: bool, tracked: bool) -> str:
+def _source(
+    read: tuple[str, ...] | None, call: tuple[str, str, str, str] | None, *, ages: bool, other: str | None
+) -> str:
     """Return the source of a closure for one handler.
 
     For a plain handler without `stale_after`, the body is _READ and _CALL, with `m = decode(body)` and
@@ -691,9 +703,9 @@ def _source(read: tuple[str, ...] | None, call: tuple[str, str, str, str] | None
         read: The lines that decode the body; None for a handler without a body.
         call: The source before the call, of the call, after it, and after an error; None to add the message to a list.
         ages: True to check the age of the message.
-        tracked: True to read the header of the frame.
+        other: The line for a frame with another head; None to read no header.
     """
-    form = ["def deliver(body, raw):", _HEADER if tracked else "", _AGE if ages else ""]
+    form = ["def deliver(body, raw):", "" if other is None else _HEADER.format(other=other), _AGE if ages else ""]
     if read is not None:
         form.append(_READ.format(read="\n        ".join(read)))
     if call is None:

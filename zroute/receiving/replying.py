@@ -29,7 +29,7 @@ from zroute.logs import printable, text_of
 from zroute.messages.codecs import JSON, MSGPACK, RAW, Codec, Codecs, detect
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
-from zroute.messages.wire import HEADER_MAX, HEADER_SIZE, MAGIC, Kind, pack_head, parse_header
+from zroute.messages.wire import CODEC_AT, HEADER_MAX, HEADER_SIZE, MAGIC, Kind, pack_head, parse_header
 from zroute.options import LARGE_FRAME, REQUESTS_WAITING_BYTES
 from zroute.publishing.headers import WithHeaders
 from zroute.publishing.producers import Publish
@@ -50,7 +50,7 @@ __all__ = ["ReplyResults", "Replying"]
 
 _HEAD = pack_head(codec=0, epoch=0)
 _SIMPLE = _HEAD[:5]  # the magic number, version and kind of a header
-_CODEC_AT, _FLAGS_AT = 5, 6
+_FLAGS_AT = 6
 
 _BUSY = "the queue of the handler is full: send the request again later"
 _FULL = "the waiting requests exceed the limit in bytes: send the request again later"
@@ -442,7 +442,7 @@ class Replying:
         frame, start = frames[-1], len(asked.topic) + 1 if len(frames) == 1 else 0
         end = start + HEADER_SIZE
         if frame.startswith(_SIMPLE, start) and len(frame) >= end and not frame[start + _FLAGS_AT]:
-            number, start = frame[start + _CODEC_AT], end
+            number, start = frame[start + CODEC_AT], end
         elif frame.startswith(MAGIC, start):
             header = parse_header(frame[start : start + HEADER_MAX])
             if header.kind is not Kind.DATA:

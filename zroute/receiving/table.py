@@ -10,9 +10,11 @@ implements the layout of `zroute.messages.wire`. The rules of the loop:
   instructions.
 - **Closures**: the closure of a topic contains its routes, decoder and parameters. The cache
   (`zroute.receiving.topic_cache`) finds it by topic for plain messages. For tracked messages, the key is the topic and
-  the 16 constant bytes of the header, and the entry also contains the account whose number is compared. Only the slow
-  path creates entries. The loop therefore does not have to check the facts that an entry implies: kind, codec, epoch,
-  span, and the presence of headers. Headers are skipped by their length, and decoded only when a handler reads them.
+  the 16 constant bytes of the header, and the entry also contains the account whose number is compared. If a topic has
+  one publisher, its closure in the dict of plain messages also reads the header, and handles whole coalesced frames.
+  Only the slow path creates entries. The loop therefore does not have to check the facts that an entry implies: kind,
+  codec, epoch, span, and the presence of headers. Headers are skipped by their length, and decoded only when a handler
+  reads them.
 - **The order of checks**: the size is checked first, because the loop does not split large frames, and a small frame
   needs no check of ``max_message``. The dict of plain topics is searched before the dict of tracked topics. A topic is
   in only one of the two dicts, so a tracked message costs one failed look-up, but no comparison with the magic bytes.
@@ -48,6 +50,7 @@ from zroute.messages.codecs import Codecs
 from zroute.messages.frames import Parse
 from zroute.messages.schema import resolved
 from zroute.messages.wire import (
+    CODEC_AT,
     COUNTER,
     HEAD_SIZE,
     HEADER_MAX,
@@ -67,7 +70,7 @@ from zroute.messages.wire import (
     split,
 )
 from zroute.options import HEADERS_MAX, LARGE_FRAME, MAX_PARTS, MAX_TOPIC, READ_BUDGET, READ_SLICE, TOPICS_NOTED
-from zroute.receiving.coalesced import Remainder
+from zroute.receiving.coalesced import FrameContext, Remainder
 from zroute.receiving.dispatch import (
     COUNTED,
     MALFORMED,
@@ -76,12 +79,13 @@ from zroute.receiving.dispatch import (
     CompiledRoute,
     Deliver,
     DispatchCallbacks,
+    KnownHead,
 )
 from zroute.receiving.events import Verdict
 from zroute.receiving.frames import RawFrames, ZeroCopyFrame, first_part, raw_frames, uncopied, uncopied_body
 from zroute.receiving.latest import Latest
 from zroute.receiving.matching import Matcher
-from zroute.receiving.topic_cache import TopicCache, TopicEntry
+from zroute.receiving.topic_cache import UNNUMBERED, TopicCache, TopicEntry
 from zroute.stats import Stats
 from zroute.transport import Accounts, Receive
 
@@ -100,19 +104,6 @@ _CODEC_AT, _FLAGS_AT = len(_DATA), len(_DATA) + 1
 """The beginning of the header of a single message; its codec and its flags follow."""
 _HEADERS_MOST = HEADERS_LENGTH + HEADERS_MAX
 _ROUNDS = list(range(1, READ_BUDGET + 1))
-
-
-@attrs.define(eq=False)
-class _Unnumbered:
-    """A placeholder account for messages whose numbers the loop must not check.
-
-    ``expected`` stays 0, and `RouteTable._admit` accepts every number.
-    """
-
-    expected: int = 0
-
-
-_UNNUMBERED = _Unnumbered()
 
 
 @attrs.define(eq=False)
@@ -174,8 +165,6 @@ class RouteTable:
         self.routes = tuple(routes)
         self._matcher = Matcher(self.routes, only_first=dispatch == "most_specific")
         self.patterns, self.subscriptions = self._matcher.patterns, self._matcher.subscriptions
-        self.most: int | None = None
-        """The maximum number of messages of one frame that a call of `receive` delivers, or None."""
         self._rounds: list[int] = []
         self._dispatch: Dispatch = dispatch
         self._max_message = max_message
@@ -193,6 +182,9 @@ class RouteTable:
         if before is not None and self._recovery is not None:
             self._drop_held(matcher.without(before.subscriptions))
         self._latest: Latest = Latest() if before is None else before._latest
+        self._frames = FrameContext(
+            self._unpacked, stats, self._admit, self._split_frame, self._use_up, self._keep_left, self._latest.note
+        )
         if before is not None and not set(before.subscriptions) <= set(self.subscriptions):
             self._latest.keep_only(self.subscriptions)
         self._entries = TopicCache(
@@ -440,6 +432,10 @@ class RouteTable:
         self._rounds.clear()
         self._unpacked.hold()
 
+    def limit(self, most: int) -> None:
+        """Deliver at most ``most`` messages of a frame in each call of `receive`."""
+        self._unpacked.most = most
+
     @property
     def unpacked(self) -> int:
         """The number of undelivered messages of coalesced frames.
@@ -635,9 +631,9 @@ class RouteTable:
             self._stats.control += 1
             return
         entry = self._entries.of(topic)
-        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
+        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or UNNUMBERED
         # A former subscription may still count the topic, and its length differs from that of the present one.
-        length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
+        length = len(entry.subscription if account is UNNUMBERED else account.prefix)
         counters = header.counters
         ours, further = counters[0][0] == length, len(counters) - 1
         if ours and len(entry.deliveries) == 1 and self._is_direct(header, body, account):
@@ -658,10 +654,10 @@ class RouteTable:
             short = self._past_headers(deliver) if has_headers else deliver
             short = self._past_counters(header, length, account, short) if further else short
             # The loop compares only the first counter. If ours is a further one, the closure compares it.
-            checked = account if ours else _UNNUMBERED
+            checked = account if ours else UNNUMBERED
             if held and self._recovery is not None:
-                checked, short = _UNNUMBERED, self._holding(self._recovery, topic, fixed[:HEAD_SIZE], account, short)
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], checked, short, self._admit)
+                checked, short = UNNUMBERED, self._holding(self._recovery, topic, fixed[:HEAD_SIZE], account, short)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], checked, short)
         admitted = self._admit_early(account, raw, held=held) if not counters[0][1] else None
         if admitted or (admitted is None and self._admit(account, header.number(length), raw)):
             self._check_size(body)
@@ -781,7 +777,7 @@ class RouteTable:
         number for our subscription. If the frame ``raw`` contains ``many`` messages, ``number`` is the number of the
         first message.
         """
-        if account is _UNNUMBERED:
+        if account is UNNUMBERED:
             return True
         if number == account.expected > 0 and not self._is_held(account):
             account.expected = number + many
@@ -821,13 +817,19 @@ class RouteTable:
     def _receive_coalesced(self, header: Header, fixed: bytes, topic: bytes, body: bytes, raw: RawFrames) -> None:
         """Receive a coalesced frame, and prepare the closure for further such frames."""
         entry = self._entries.of(topic)
-        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or _UNNUMBERED
-        length = len(entry.subscription if account is _UNNUMBERED else account.prefix)
+        account: Any = self._accounts.account(header.epoch, topic, entry.subscription) or UNNUMBERED
+        length = len(entry.subscription if account is UNNUMBERED else account.prefix)
         short = header.size == HEADER_SIZE and header.span == length and len(body) <= LARGE_FRAME
         held = self._is_held(account)
         if short and not held:
-            unpacking = self._unpacking(entry, header, account)
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], _UNNUMBERED, unpacking, self._admit)
+            known = KnownHead(fixed[:HEAD_SIZE], account, header.codec, self._admit)
+            whole = self._entries.frames_of(entry, known, self._frames, header.epoch if header.keeps else None)
+            if whole is None:
+                unpacking = self._unpacking(entry, header, account)
+                self._entries.remember_head(entry, fixed[:HEAD_SIZE], UNNUMBERED, unpacking)
+            elif isinstance(raw, bytes) and len(raw) <= self._short and (fault := whole(body, raw)) != TRACKED:
+                self._stats.routed += fault is None
+                return
         coalesced = parse_coalesced(header.codec, body)
         if not header.sequence:
             admitted = self._admit_early(account, raw, coalesced.many, held=held)
@@ -842,7 +844,8 @@ class RouteTable:
     def _unpacking(self, entry: TopicEntry, header: Header, account: Any) -> Deliver:
         """Return the closure for coalesced frames with the same head.
 
-        The closure checks their numbers itself, because a frame advances the account by more than 1.
+        It is used if the handlers of the topic need more than the closure of `frame_maker`. It checks the numbers
+        itself, because a frame advances the account by more than 1.
         """
         codec, keeps, at = header.codec, header.keeps, len(entry.wire) + 1
 
@@ -876,7 +879,7 @@ class RouteTable:
                 made.extend(self._split(topic, fixed, coalesced, raw))
             return made
 
-        most = many if self.most is None else min(many, self.most)
+        most = many if self._unpacked.most is None else min(many, self._unpacked.most)
         whole = most == many and len(coalesced.listing) <= self._max_message  # otherwise check the size of each body
         deliver = (
             self._entries.deliver_coalesced(entry, coalesced.codec, large=len(coalesced.listing) > LARGE_FRAME)
@@ -895,6 +898,33 @@ class RouteTable:
         rounds = self._rounds
         left_of_drain = 0 if self._unpacked.rest else max(len(rounds) - many + 1, 0)
         del rounds[left_of_drain:]  # the messages use up the budget; if some are left, the next call begins with them
+
+    def _split_frame(self, topic: bytes, raw: bytes) -> list[bytes]:
+        """Return the frames that the messages of a valid frame would have alone."""
+        fixed, coalesced = self._parsed(topic, raw)
+        return self._split(topic, fixed, coalesced, raw)
+
+    def _use_up(self, many: int) -> None:
+        """Let the loop read fewer frames, because a frame contained ``many`` messages."""
+        # A start before the list deletes the whole list.
+        del self._rounds[1 - many or len(self._rounds) :]
+
+    def _keep_left(self, topic: bytes, raw: bytes, left: int) -> None:
+        """Keep the last ``left`` messages of a valid frame for the next `receive`."""
+        fixed, coalesced = self._parsed(topic, raw)
+        some = zip(coalesced.bodies[-left:], self._split(topic, fixed, coalesced, raw)[-left:], strict=True)
+        self._unpacked.rest.extend((topic, coalesced.codec, body, frame) for body, frame in some)
+        self._rounds.clear()
+
+    @staticmethod
+    def _parsed(topic: bytes, raw: bytes) -> tuple[bytes, Coalesced]:
+        """Return the header and the content of a valid coalesced frame.
+
+        The frame has no further counters and no headers.
+        """
+        at = len(topic) + 1
+        fixed = raw[at : at + HEADER_SIZE]
+        return fixed, parse_coalesced(fixed[CODEC_AT], raw[at + HEADER_SIZE :])
 
     @staticmethod
     def _split(topic: bytes, fixed: bytes, coalesced: Coalesced, raw: RawFrames) -> list[bytes]:

@@ -17,12 +17,20 @@ from zroute.declarations.signatures import NO_BODY
 from zroute.errors import DecodeError, EnvelopeError
 from zroute.messages.bodies import body_decoder, guarded, json_first, json_too, may_be_json
 from zroute.messages.budget import Budget, part
-from zroute.messages.codecs import JSON, MSGPACK, Codec, Codecs, is_own
+from zroute.messages.coalesced import LISTS
+from zroute.messages.codecs import JSON, Codec, Codecs, is_own
 from zroute.messages.schema import inspect, resolved
 from zroute.messages.topics import Topic
 from zroute.messages.wire import HEADER_SIZE, MAGIC
 from zroute.options import LARGE_FRAME, MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE
-from zroute.receiving.coalesced import DeliverCoalesced, Remainder, make_deliver_coalesced
+from zroute.receiving.coalesced import (
+    DeliverCoalesced,
+    FrameContext,
+    FrameMaker,
+    Remainder,
+    frame_maker,
+    make_deliver_coalesced,
+)
 from zroute.receiving.dispatch import (
     TRACKED,
     Admit,
@@ -46,7 +54,7 @@ from zroute.receiving.frames import RawFrames
 from zroute.receiving.matching import Matcher
 from zroute.stats import Stats
 
-__all__ = ["TopicCache", "TopicEntry"]
+__all__ = ["UNNUMBERED", "TopicCache", "TopicEntry"]
 
 _ENTRY, _ROUTE, _SEGMENTS, _SEGMENT, _PARTIAL = 330, 160, 190, 80, 230
 """The sizes of the parts of an entry without its closures, in bytes.
@@ -55,23 +63,35 @@ The order is: the entry, each route, a dict of captured segments, each captured 
 constant arguments. All sizes are upper bounds; a test compares them with the real memory use.
 """
 
-_SHARED, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 560, 300, 350, 170
+_SHARED, _FRAMES, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 540, 560, 300, 350, 170
 """The sizes of the closures of an entry, in bytes.
 
-The order is: a closure whose maker all topics of the handler share, any other closure, each step of such a closure, the
-dict of heads, and each head.
+The order is: a closure whose maker all topics of the handler share, such a closure for coalesced frames, any other
+closure, each step of such a closure, the dict of heads, and each head.
 """
 
 _MAKERS = 1_000
 """The most makers of closures. The heads of publishers, which peers choose, are part of their keys."""
 
-_LISTED = (JSON.number, MSGPACK.number)  # codecs that can decode a whole list in one call
 # A body that begins like a tracked header, to find the decoders that refuse such bodies.
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
 
 
 _EMPTY: Final[dict[Any, Any]] = {}
 """The empty dict of all entries without such closures. Most entries have none."""
+
+
+@attrs.define(eq=False)
+class _Unnumbered:
+    """A placeholder account for messages whose numbers the loop must not check.
+
+    ``expected`` stays 0, and `RouteTable._admit` accepts every number.
+    """
+
+    expected: int = 0
+
+
+UNNUMBERED = _Unnumbered()
 
 
 @attrs.define(eq=False)
@@ -83,7 +103,8 @@ class TopicEntry:
         subscription: Our subscription that matches the topic, or empty bytes if no subscription matches.
         deliveries: The routes of the topic.
         unrouted: Counts a message of a topic without routes; None if the topic has routes.
-        known: The only head of the topic, while its closure also reads the header; else None.
+        known: The only head of single messages, while its closure also reads the header; else None.
+        frames: The only head of coalesced frames, and the closure that delivers whole frames; else None.
         plain: Delivers bodies without a tracked header; None before the first such body.
         others: The closures that deliver the other bodies. The key is the codec number, and True for large bodies.
         coalesced: The functions for coalesced frames, by the same key; None if a list can't be decoded in one call.
@@ -97,6 +118,7 @@ class TopicEntry:
     deliveries: tuple[BoundRoute, ...]
     unrouted: Deliver | None
     known: KnownHead | None = attrs.field(init=False, default=None)
+    frames: tuple[KnownHead, Deliver] | None = attrs.field(init=False, default=None)
     plain: Deliver | None = attrs.field(init=False, default=None)
     others: dict[tuple[int, bool], Deliver] = attrs.field(init=False, default=_EMPTY)
     coalesced: dict[tuple[int, bool], DeliverCoalesced | None] = attrs.field(init=False, default=_EMPTY)
@@ -115,8 +137,9 @@ class TopicCache:
 
     The loop of the table looks up topics in ``direct`` and ``tracked``. For a topic with plain bodies, ``direct``
     contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. The keys of that dict are heads,
-    the constant parts of publishers' headers. The values are the account and the closure. While a topic has one head
-    only, and one handler, ``direct`` contains a closure that also reads the header, and ``tracked`` contains nothing.
+    the constant parts of publishers' headers. The values are the account and the closure. While a topic has one
+    handler, and at most one head of single messages and one head of coalesced frames, ``direct`` contains a closure
+    that also reads the header, and ``tracked`` contains nothing.
 
     A topic in ``multipart``, or longer than `MAX_TOPIC` bytes, is not cached. Its messages always take the slow path of
     the table.
@@ -151,6 +174,7 @@ class TopicCache:
         self._budget.share(self._drop)
         self._decoders: dict[tuple[object, object, int, bool], Decode] = {}
         self._makers: dict[tuple[object, ...], DeliverMaker] = {}
+        self._frame_makers: dict[tuple[CompiledRoute, KnownHead], FrameMaker] = {}
         self._heads: dict[tuple[bytes, int], KnownHead] = {}
         self._matcher = matcher
         self._codecs = codecs
@@ -188,53 +212,104 @@ class TopicCache:
                 deliver, size = _told_apart(entry.unrouted), _CLOSURE
             entry.plain = deliver
             self._grow(entry, size)
-        if entry.known is None and topic in self._entries and topic not in self.tracked:
+        if not entry.heads and topic in self._entries:
             self.direct[topic] = deliver
         return deliver
 
     def direct_of(self, entry: TopicEntry, number: int, head: bytes, account: Any, admit: Admit) -> Deliver | None:
         """Return the closure that also reads the header, or None.
 
-        The result is None unless ``head`` is the first head of the topic. The topic must have one handler. From now on,
-        the loop finds this closure. Plain bodies of the topic then take the slow path. ``number`` is the
-        codec that the head states. ``admit`` decides about messages of the account with another number than the
+        The result is None unless ``head`` is the first head of single messages of the topic. The topic must have one
+        handler. From now on, the loop finds this closure. Plain bodies of the topic then take the slow path. ``number``
+        is the codec that the head states. ``admit`` decides about messages of the account with another number than the
         expected one.
         """
         topic = entry.wire
         if entry.known is not None or topic in self.tracked or self._entries.get(topic) is not entry:
             return None
-        key = (head, id(account))
-        known = self._heads.get(key)
-        if known is None:
-            if len(self._heads) >= _MAKERS:
-                self._heads.clear()
-            known = self._heads[key] = KnownHead(head, account, number, admit)
-        entry.known = known
-        direct, size = self._for_one(entry, number, self._outcomes.undecodable, known=known)
-        self.direct[topic], entry.heads = direct, size
+        if entry.heads:  # see `remember_head`
+            self._budget.miss()
+        entry.known = known = self._heads.get((head, id(account))) or self._know(head, account, number, admit)
+        direct, size = self._for_one(entry, number, self._outcomes.undecodable, known)
+        self.direct[topic] = direct
+        entry.heads += size
         self._budget.take(size)  # last, because it may drop this topic
         return direct
 
-    def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver, admit: Admit) -> None:
+    def frames_of(
+        self, entry: TopicEntry, known: KnownHead, context: FrameContext, keeps: int | None
+    ) -> Deliver | None:
+        """Return the closure for whole coalesced frames with a ``known`` head.
+
+        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path.
+
+        Args:
+            entry: The entry of the topic.
+            known: The head, its account, and the codec that it states.
+            context: What such closures share with the table.
+            keeps: The epoch in the head, if the publisher keeps its messages; else None.
+
+        Returns:
+            The closure; None if the handlers of the topic need another one. If the loop has called the closure already,
+            the result is a closure that refuses the frame too.
+        """
+        topic, head, account = entry.wire, known.head, known.account
+        if entry.frames is not None and entry.frames[0].head == head and entry.frames[0].account is account:
+            return _refused_already
+        known = self._heads.get((head, id(account))) or self._know(head, account, known.number, known.admit)
+        found = self._for_frames(entry, known, context, keeps)
+        if found is None:
+            return None
+        deliver, size = found
+        if self._entries.get(topic) is not entry:  # the topic is not cached; see `remember_head`
+            return deliver
+        if topic in self.tracked or entry.frames is not None:
+            self.remember_head(entry, head, UNNUMBERED, deliver)
+            return deliver
+        if entry.heads:  # see `remember_head`
+            self._budget.miss()
+        entry.frames = known, deliver
+        entry.heads += size
+        if entry.known is None:
+            self.direct[topic] = deliver
+        else:  # its closure now also passes frames to the new one
+            self.direct[topic], _ = self._for_one(entry, entry.known.number, self._outcomes.undecodable, entry.known)
+        self._budget.take(size)  # last, because it may drop this topic
+        return deliver
+
+    def _know(self, head: bytes, account: Any, number: int, admit: Admit) -> KnownHead:
+        """Return the object for a new head, which the topics of its publisher share."""
+        if len(self._heads) >= _MAKERS:
+            self._heads.clear()
+        known = self._heads[head, id(account)] = KnownHead(head, account, number, admit)
+        return known
+
+    def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver) -> None:
         """Store the closure for the messages of a topic that begin with ``head``.
 
-        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path. ``admit`` decides
-        about messages of the account with another number than the expected one.
+        From now on, the loop finds this closure. Plain bodies of the topic then take the slow path.
         """
         topic = entry.wire
         # The topic is not cached: it is too long, may have further parts, or was dropped in the meantime.
         if self._entries.get(topic) is not entry:
             return
-        self.direct.pop(topic, None)
-        if (known := entry.known) is not None:
-            self._forget_known(entry)
-            self.remember_head(entry, known.head, known.account, self.deliver(entry, known.number, b""), admit)
-            if self._entries.get(topic) is not entry:
-                return
-        heads = self.tracked.setdefault(topic, {})
+        known, frames = entry.known, entry.frames
+        self._forget_direct(entry)
+        if known is not None:
+            self._put_head(entry, known.head, known.account, self.deliver(entry, known.number, b""))
+        if frames is not None:
+            self._put_head(entry, frames[0].head, UNNUMBERED, frames[1])
         # The first head of a topic is no further miss, because `_enter` has counted one.
+        heads = self.tracked.get(topic)
         if heads and head not in heads:
             self._budget.miss()
+        self._put_head(entry, head, account, deliver)
+
+    def _put_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver) -> None:
+        """Put a head into ``tracked``, if the topic is still in the cache."""
+        if self._entries.get(entry.wire) is not entry:
+            return
+        heads = self.tracked.setdefault(entry.wire, {})
         if len(heads) >= PUBLISHERS_KEPT:
             self._drop_heads(entry, heads)
         size = _HEADS * (not heads)
@@ -245,14 +320,20 @@ class TopicCache:
         entry.heads += size
         self._budget.take(size)  # last, because it may drop this topic
 
+    def _forget_direct(self, entry: TopicEntry) -> None:
+        """Delete the closure in ``direct``, and the closures that also read the header."""
+        if entry.known is not None or entry.frames is not None:
+            self._forget_known(entry)
+        self.direct.pop(entry.wire, None)
+
     def _forget_known(self, entry: TopicEntry) -> None:
-        """Delete the closure that also reads the header."""
+        """Delete the closures that also read the header."""
         self.direct.pop(entry.wire, None)
         self._budget.give_back(entry.heads)
-        entry.known, entry.heads = None, 0
+        entry.known, entry.frames, entry.heads = None, None, 0
 
     def _for_one(
-        self, entry: TopicEntry, number: int, refuse: Refuse, *, large: bool = False, known: KnownHead | None = None
+        self, entry: TopicEntry, number: int, refuse: Refuse, known: KnownHead | None = None, *, large: bool = False
     ) -> tuple[Deliver, int]:
         """Return the closure of a topic with one handler, and its size in bytes.
 
@@ -260,18 +341,44 @@ class TopicCache:
         """
         (delivery,) = entry.deliveries
         route = delivery.route
-        key = (route, number, large, refuse, known)
+        given = () if known is None or entry.frames is None else (entry.frames[1],)
+        key = (route, number, large, refuse, known, bool(given))
         make = self._makers.get(key)
         if make is not None:
-            return make(route.call.bind(delivery.arguments, entry.wire), delivery), _SHARED
+            return make(route.call.bind(delivery.arguments, entry.wire), delivery, *given), _SHARED
         (step,) = self._steps(entry, number, large=large)
-        make = deliver_maker(step, self._outcomes, refuse, known)
+        make = deliver_maker(step, self._outcomes, refuse, known, frames=bool(given))
         # A decoder that tries JSON first or later belongs to one topic.
         if is_shared(route) and step.decode is self._decoder(route, number, large):
             if len(self._makers) >= _MAKERS:
                 self._makers.clear()
             self._makers[key] = make
-        return make(step.call.function, delivery), _CLOSURE + _STEP
+        return make(step.call.function, delivery, *given), _CLOSURE + _STEP
+
+    def _for_frames(
+        self, entry: TopicEntry, known: KnownHead, context: FrameContext, keeps: int | None
+    ) -> tuple[Deliver, int] | None:
+        """Return the closure for whole coalesced frames, and its size in bytes.
+
+        The result is None if the topic has several handlers, or a handler that needs another closure. See `_for_one`.
+        """
+        if len(entry.deliveries) != 1:
+            return None
+        (delivery,) = entry.deliveries
+        route, at = delivery.route, len(entry.wire) + 1
+        make = self._frame_makers.get((route, known))
+        if make is not None:
+            return make(route.call.bind(delivery.arguments, entry.wire), delivery, at), _FRAMES
+        steps = self._steps(entry, known.number, large=False)
+        decode = self._list_decoder(steps, known.number, large=False)
+        if decode is None or route.flow.active or route.lists is not None:
+            return None
+        make = frame_maker(steps[0], decode, known, context, self._outcomes, keeps=keeps)
+        if is_shared(route):
+            if len(self._frame_makers) >= _MAKERS:
+                self._frame_makers.clear()
+            self._frame_makers[route, known] = make
+        return make(steps[0].call.function, delivery, at), _FRAMES + _CLOSURE + _STEP
 
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         """Drop some heads of a topic that has too many heads."""
@@ -312,6 +419,7 @@ class TopicCache:
         self.tracked.clear()
         self._heads.clear()
         self._makers.clear()
+        self._frame_makers.clear()
 
     def clear(self) -> None:
         """Delete all entries, so that their closures are created again."""
@@ -319,6 +427,7 @@ class TopicCache:
             cache.clear()
         self._heads.clear()
         self._makers.clear()  # the flow of a route may have become active
+        self._frame_makers.clear()
         self._budget.give_back(self._budget.used)
 
     def _drop(self) -> None:
@@ -413,7 +522,7 @@ class TopicCache:
 
     def _refuses_plain(self, entry: TopicEntry) -> bool:
         """Return True if a maker of plain closures is known for a handler."""
-        return (entry.deliveries[0].route, 0, False, self._refuse_plain, None) in self._makers
+        return (entry.deliveries[0].route, 0, False, self._refuse_plain, None, False) in self._makers
 
     def _refuse_plain(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
         """Handle a decode error, unless the body has a tracked header."""
@@ -423,7 +532,12 @@ class TopicCache:
 
     def _make_deliver_coalesced(self, entry: TopicEntry, number: int, *, large: bool) -> DeliverCoalesced | None:
         steps = self._steps(entry, number, large=large)
-        if number not in _LISTED or not steps or not share_one_type(steps):
+        decode = self._list_decoder(steps, number, large=large)
+        return None if decode is None else make_deliver_coalesced(steps, decode, self._unpacked, self._outcomes)
+
+    def _list_decoder(self, steps: Sequence[Step], number: int, *, large: bool) -> Decode | None:
+        """Return the decoder of a list; None if messages must be decoded one by one."""
+        if number not in LISTS or not steps or not share_one_type(steps):
             return None
         route = steps[0].delivery.route
         schema = route.call.schema
@@ -435,9 +549,7 @@ class TopicCache:
         untyped = found.engine == "any"  # msgspec would decode list[dict], and create other objects
         listed = list if untyped else list[schema]  # type: ignore[valid-type]
         decode = self._make_decoder(listed, route.options.codec, number, large)
-        if untyped and found.type in (dict, list):
-            decode = _all_of(found.type, decode)
-        return make_deliver_coalesced(steps, decode, self._unpacked, self._outcomes)
+        return _all_of(found.type, decode) if untyped and found.type in (dict, list) else decode
 
     def _steps(self, entry: TopicEntry, number: int, *, large: bool) -> list[Step]:
         """Return a step for each route.
@@ -481,9 +593,7 @@ class TopicCache:
         if not entry.sends_json:
             entry.sends_json, entry.plain = True, None
             entry.others = _EMPTY
-            if entry.known is not None:
-                self._forget_known(entry)
-            self.direct.pop(entry.wire, None)
+            self._forget_direct(entry)
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
         schema, codec = route.call.schema, route.options.codec
@@ -519,6 +629,10 @@ def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
         if constants.topic:
             size += _SEGMENT + len(topic)
     return size
+
+
+def _refused_already(_body: bytes, _raw: RawFrames) -> int:
+    return TRACKED
 
 
 def _told_apart(deliver: Deliver) -> Deliver:

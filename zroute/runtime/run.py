@@ -741,7 +741,7 @@ class Run:
         def receive(recv: Callable[..., Any], more: Callable[[], int], budget: int) -> None:
             before = self._read
             try:
-                self._table.most = limit.left
+                self._table.limit(limit.left)
                 self._table.receive(recv, more, 1)  # one frame at a time, because a frame may contain many messages
             finally:
                 self._take(limit, before)
