@@ -28,8 +28,6 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100
 hypothesis.settings.load_profile("thorough" if THOROUGH else "quick")
 
 ALL_WAYS = ("address", "name", "ipv6")
-WAYS = ALL_WAYS if THOROUGH else ALL_WAYS[:1]
-OTHER_WAYS = ALL_WAYS[len(WAYS) :]
 EXAMPLES = ROOT / "examples"
 _PORT = re.compile(r"(?<=//127\.0\.0\.1:)\d+|(?<=\"tcp:)\d+")
 
@@ -71,7 +69,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by the names their code uses.
 
-    The quick profile skips other ways to connect. It also skips slow tests, unless the command names files or marks.
+    Some variants with other ways to connect are left out. The quick profile also leaves out slow tests, unless the
+    command names files or marks.
     """
     # The options of this run are not those of runs that a test starts: with `--cov`, each of these would also take the
     # data files of this run, and judge a coverage of its own. This hook runs only in processes that run tests, so
@@ -82,11 +81,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in [item for item in items if isinstance(item, pytest.Function)]:
         for mark in marks_of(item):
             item.add_marker(mark)
-        other_way = hasattr(item, "callspec") and item.callspec.params.get("way") in OTHER_WAYS
-        if other_way or (no_slow and item.get_closest_marker("slow")):
+        if _repeats_a_way(item) or (no_slow and item.get_closest_marker("slow")):
             left_out.add(item)
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
+
+
+def _repeats_a_way(item: pytest.Function) -> bool:
+    """Return True for a variant of a test whose way to connect is tested by another variant.
+
+    The quick profile uses one way. The thorough profile uses the other ways only with the first values of the test's
+    other parameters: what these change does not depend on the way, and the whole would take minutes longer.
+    """
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or callspec.params.get("way") not in ALL_WAYS[1:]:
+        return False
+    return not THOROUGH or any(at for name, at in callspec.indices.items() if name != "way")
 
 
 def runs_whole_suite(config: pytest.Config) -> bool:
@@ -132,13 +142,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
             handle.inner_test = inner
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=ALL_WAYS)
 def way(request: pytest.FixtureRequest) -> Way:
     """Run a test once for each way to connect: by address, by host name, by IPv6.
 
-    The quick profile uses only the first way. Use this fixture for tests whose result may depend on the connection:
-    joins, losses, restarts, stops and foreign peers. Other tests use `free_endpoint()` and run once: tests of handlers
-    (order, batches, failures, malformed messages), of timers, and of apps in one process over inproc or ipc.
+    The quick profile uses only the first way; see also `_repeats_a_way`. Use this fixture for tests whose result may
+    depend on the connection: joins, losses, restarts, stops and foreign peers. Other tests use `free_endpoint()` and run
+    once: tests of handlers (order, batches, failures, malformed messages), of timers, and of apps in one process over
+    inproc or ipc.
     """
     if request.param == "ipv6" and not has_ipv6():
         pytest.skip("this machine has no IPv6 loopback address")

@@ -117,6 +117,28 @@ def test_the_quick_profile_leaves_out_slow_tests_of_the_whole_suite(
     assert f"\n{passed} passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("profile", "passed"), [("quick", 2), ("thorough", 4)])
+def test_other_ways_to_connect_are_tested_once_for_each_test(tmp_path: Path, profile: str, passed: int) -> None:
+    """A test runs with all ways and its first values, and with one way and all its other values."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = .\n")
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *")
+    test = "import pytest\n@pytest.mark.parametrize('n', [5, 6])\ndef test_it(way, n):\n    assert n\n"
+    (tmp_path / "test_it.py").write_text(test)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q"],
+        cwd=tmp_path,
+        env={**os.environ, "TESTS": profile, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    found = [line.split("[")[1] for line in done.stdout.splitlines() if "test_it[" in line]
+    assert len(found) == passed, done.stdout + done.stderr
+    assert {each.split("-")[0] for each in found} == (
+        {"address"} if profile == "quick" else {"address", "name", "ipv6"}
+    )
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_inside_a_test_has_its_own_options(tmp_path: Path, workers: int) -> None:
     """Options of the environment reach a run and its workers, which measure coverage, but not the runs of its tests."""

@@ -224,7 +224,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_books_equal_those_of_the_publisher_after_every_message(case: str) -> None:
     """Losses, late joins, reconnects, restarts, doubled frames and waiting messages never make a wrong book."""
     snapshots = lost = 0
-    for seed in range(sized(50, 15)):
+    for seed in range(sized(30, 15)):
         wrong, made, gone = World(seed, **CASES[case]).run(60)
         assert wrong == 0, seed
         snapshots += made

@@ -381,7 +381,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_recovery, "_SECOND", NEVER)
 
 
-SEEDS = range(sized(1_000, 150))
+SEEDS = range(sized(500, 150))
 
 
 @pytest.mark.usefixtures("patient")

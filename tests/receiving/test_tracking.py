@@ -700,7 +700,7 @@ def test_withdrawn_counters_are_bounded_in_time_and_number() -> None:
 
 def test_topics_that_are_forgotten_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The publisher remembers a bounded number of topics, and loses no number of a forgotten one."""
-    monkeypatch.setattr(counting, "COVERS", 10_000)
+    monkeypatch.setattr(counting, "COVERS", 4_000)
     counters = Counters()
     counters.subscribe(b"", 0)
     answer_all(counters)
