@@ -77,26 +77,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # workers that start later still get the options.
     os.environ.pop("PYTEST_ADDOPTS", None)
     left_out: set[pytest.Item] = set()
+    first: dict[str, dict[str, object]] = {}
     no_slow = not THOROUGH and runs_whole_suite(config)
     for item in [item for item in items if isinstance(item, pytest.Function)]:
         for mark in marks_of(item):
             item.add_marker(mark)
-        if _repeats_a_way(item) or (no_slow and item.get_closest_marker("slow")):
+        if _repeats_a_way(item, first) or (no_slow and item.get_closest_marker("slow")):
             left_out.add(item)
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
 
-def _repeats_a_way(item: pytest.Function) -> bool:
+def _repeats_a_way(item: pytest.Function, first: dict[str, dict[str, object]]) -> bool:
     """Return True for a variant of a test whose way to connect is tested by another variant.
 
     The quick profile uses one way. The thorough profile uses the other ways only with the first values of the test's
-    other parameters: what these change does not depend on the way, and the whole would take minutes longer.
+    other parameters: what these change does not depend on the way, and the whole would take minutes longer. ``first``
+    keeps these values.
     """
-    callspec = getattr(item, "callspec", None)
-    if callspec is None or callspec.params.get("way") not in ALL_WAYS[1:]:
+    params = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+    if params.pop("way", None) not in ALL_WAYS:
         return False
-    return not THOROUGH or any(at for name, at in callspec.indices.items() if name != "way")
+    name = item.nodeid.partition("[")[0]
+    is_first_way = item.callspec.params["way"] == ALL_WAYS[0]
+    return not is_first_way and (not THOROUGH or first.setdefault(name, params) != params)
 
 
 def runs_whole_suite(config: pytest.Config) -> bool:
@@ -147,9 +151,9 @@ def way(request: pytest.FixtureRequest) -> Way:
     """Run a test once for each way to connect: by address, by host name, by IPv6.
 
     The quick profile uses only the first way; see also `_repeats_a_way`. Use this fixture for tests whose result may
-    depend on the connection: joins, losses, restarts, stops and foreign peers. Other tests use `free_endpoint()` and run
-    once: tests of handlers (order, batches, failures, malformed messages), of timers, and of apps in one process over
-    inproc or ipc.
+    depend on the connection: joins, losses, restarts, stops and foreign peers. Other tests use `free_endpoint()` and
+    run once: tests of handlers (order, batches, failures, malformed messages), of timers, and of apps in one process
+    over inproc or ipc.
     """
     if request.param == "ipv6" and not has_ipv6():
         pytest.skip("this machine has no IPv6 loopback address")
