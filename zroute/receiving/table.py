@@ -255,7 +255,7 @@ class RouteTable:
             budget: The maximum number of messages, at most 256 (`READ_BUDGET`).
         """
         direct, tracked = self._entries.direct.get, self._entries.tracked.get
-        unpack, admit = _HEAD_AND_NUMBER, self._admit
+        unpack, admit, nul = _HEAD_AND_NUMBER, self._admit, NUL
         received, aside, short = 0, 0, self._short
         # A handler takes a memoryview, so even the first of several large frames is not copied.
         receive: Callable[[int], Any] = uncopied(recv) if self._views else recv
@@ -275,7 +275,7 @@ class RouteTable:
                     self._one_by_one(frame, recv, more)
                     aside += 1
                     continue
-                topic, _, body = frame.partition(NUL)
+                topic, _, body = frame.partition(nul)
                 deliver = direct(topic)
                 if deliver is not None and body:  # an empty body: the NUL may be missing
                     if fault := deliver(body, frame):
