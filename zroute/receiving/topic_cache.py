@@ -36,6 +36,7 @@ from zroute.receiving.dispatch import (
     Refuse,
     Step,
     batching_step,
+    by_head,
     deliver_maker,
     invocation,
     is_shared,
@@ -55,11 +56,11 @@ The order is: the entry, each route, a dict of captured segments, each captured 
 constant arguments. All sizes are upper bounds; a test compares them with the real memory use.
 """
 
-_SHARED, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 560, 300, 350, 170
+_SHARED, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 560, 300, 750, 170
 """The sizes of the closures of an entry, in bytes.
 
 The order is: a closure whose maker all topics of the handler share, any other closure, each step of such a closure, the
-dict of heads, and each head.
+dict of heads with the closure that searches it, and each head.
 """
 
 _MAKERS = 1_000
@@ -113,10 +114,11 @@ class TopicEntry:
 class TopicCache:
     """The entries of received topics, up to `TOPIC_CACHE` bytes.
 
-    The loop of the table looks up topics in ``direct`` and ``tracked``. For a topic with plain bodies, ``direct``
-    contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. The keys of that dict are heads,
-    the constant parts of publishers' headers. The values are the account and the closure. While a topic has one head
-    only, and one handler, ``direct`` contains a closure that also reads the header, and ``tracked`` contains nothing.
+    The loop of the table looks up topics in ``direct``, which contains the closure of each topic. For a topic with
+    plain bodies, it is the closure for these bodies. While a topic has one handler, and one head only (the constant
+    part of a publisher's header), the closure also reads the header. For any other topic with tracked bodies, the
+    closure finds the head in the dict of the topic in ``tracked``. The keys of that dict are heads, and the values are
+    the account and the closure for the bytes after the header.
 
     A topic in ``multipart``, or longer than `MAX_TOPIC` bytes, is not cached. Its messages always take the slow path of
     the table.
@@ -151,6 +153,7 @@ class TopicCache:
         self._budget.share(self._drop)
         self._decoders: dict[tuple[object, object, int, bool], Decode] = {}
         self._makers: dict[tuple[object, ...], DeliverMaker] = {}
+        self._taking_empty: dict[CompiledRoute, bool] = {}
         self._heads: dict[tuple[bytes, int], KnownHead] = {}
         self._matcher = matcher
         self._codecs = codecs
@@ -176,7 +179,7 @@ class TopicCache:
         return all(schema is NO_BODY or resolved(schema) is memoryview for schema in schemas)
 
     def plain_of(self, entry: TopicEntry) -> Deliver:
-        """Return the closure for bodies without a header.
+        """Return the closure for bodies without a header that are not empty.
 
         From now on, the loop finds this closure, unless the topic has tracked publishers.
         """
@@ -184,7 +187,7 @@ class TopicCache:
         if deliver is None:
             if entry.unrouted is None:
                 deliver, size = self._make_plain(entry)
-            else:  # without a decoder that fails, only the first bytes show a tracked header
+            else:  # without a decoder that fails, only the bytes show that the body is not a plain one
                 deliver, size = _told_apart(entry.unrouted), _CLOSURE
             entry.plain = deliver
             self._grow(entry, size)
@@ -225,7 +228,6 @@ class TopicCache:
         # The topic is not cached: it is too long, may have further parts, or was dropped in the meantime.
         if self._entries.get(topic) is not entry:
             return
-        self.direct.pop(topic, None)
         if (known := entry.known) is not None:
             self._forget_known(entry)
             self.remember_head(entry, known.head, known.account, self.deliver(entry, known.number, b""), admit)
@@ -235,6 +237,8 @@ class TopicCache:
         # The first head of a topic is no further miss, because `_enter` has counted one.
         if heads and head not in heads:
             self._budget.miss()
+        if not heads or topic not in self.direct:
+            self.direct[topic] = by_head(heads, admit)
         if len(heads) >= PUBLISHERS_KEPT:
             self._drop_heads(entry, heads)
         size = _HEADS * (not heads)
@@ -261,17 +265,26 @@ class TopicCache:
         (delivery,) = entry.deliveries
         route = delivery.route
         key = (route, number, large, refuse, known)
-        make = self._makers.get(key)
-        if make is not None:
-            return make(route.call.bind(delivery.arguments, entry.wire), delivery), _SHARED
+        shared = self._of_known_maker(entry, key)
+        if shared is not None:
+            return shared
         (step,) = self._steps(entry, number, large=large)
-        make = deliver_maker(step, self._outcomes, refuse, known)
+        guarded = refuse == self._refuse_plain and self._takes_empty(step)
+        make = deliver_maker(step, self._outcomes, refuse, known, guarded=guarded)
         # A decoder that tries JSON first or later belongs to one topic.
         if is_shared(route) and step.decode is self._decoder(route, number, large):
             if len(self._makers) >= _MAKERS:
                 self._makers.clear()
             self._makers[key] = make
         return make(step.call.function, delivery), _CLOSURE + _STEP
+
+    def _of_known_maker(self, entry: TopicEntry, key: tuple[object, ...]) -> tuple[Deliver, int] | None:
+        """Return the result of `_for_one` if the maker is known, else None."""
+        make = self._makers.get(key)
+        if make is None:
+            return None
+        (delivery,) = entry.deliveries
+        return make(delivery.route.call.bind(delivery.arguments, entry.wire), delivery), _SHARED
 
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         """Drop some heads of a topic that has too many heads."""
@@ -296,6 +309,8 @@ class TopicCache:
         for entry in self._entries.values():
             if entry.heads:
                 self._forget_known(entry)
+        for topic in self.tracked:
+            self.direct.pop(topic, None)
         self.tracked.clear()
         self._heads.clear()
         self._makers.clear()
@@ -366,7 +381,8 @@ class TopicCache:
             self._outcomes.long_topic(entry.topic)
         elif topic not in self._multipart:
             self._entries[topic] = entry
-            self._grow(entry, _size(topic, deliveries))
+            entry.size = _size(topic, deliveries)
+            self._budget.take(entry.size)
         return entry
 
     def _make_unrouted(self, topic: bytes) -> Deliver:
@@ -385,26 +401,34 @@ class TopicCache:
     def _make_plain(self, entry: TopicEntry) -> tuple[Deliver, int]:
         """Return the closure for bodies without a header, and its size in bytes.
 
-        The closure returns `TRACKED` for a body with a tracked header. If every decoder fails on such a body, the
-        closure checks for a header only after a decode error, so the check costs nothing for valid messages.
+        The closure returns `TRACKED` for a body with a tracked header, and for an empty body, because the NUL may be
+        missing. If every decoder fails on such a body, the closure checks for them only after a decode error, so the
+        check costs nothing for valid messages.
         """
-        if len(entry.deliveries) == 1 and self._refuses_plain(entry):
-            return self._for_one(entry, 0, self._refuse_plain)
+        if len(entry.deliveries) == 1:
+            shared = self._of_known_maker(entry, (entry.deliveries[0].route, 0, False, self._refuse_plain, None))
+            if shared is not None:
+                return shared
         steps = self._steps(entry, 0, large=False)
         size = _CLOSURE + _STEP * len(steps)
         if all(_refuses_magic(step, self._codecs.default) for step in steps):
             if len(steps) == 1:
                 return self._for_one(entry, 0, self._refuse_plain)
-            return make_deliver(steps, self._outcomes, self._refuse_plain), size
+            if not any(map(self._takes_empty, steps)):
+                return make_deliver(steps, self._outcomes, self._refuse_plain), size
         return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable)), size + _CLOSURE
 
-    def _refuses_plain(self, entry: TopicEntry) -> bool:
-        """Return True if a maker of plain closures is known for a handler."""
-        return (entry.deliveries[0].route, 0, False, self._refuse_plain, None) in self._makers
+    def _takes_empty(self, step: Step) -> bool:
+        """Return True if the decoder accepts an empty body, like that for text."""
+        route = step.delivery.route
+        found = self._taking_empty.get(route)
+        if found is None:
+            found = self._taking_empty[route] = not _fails(step.decode, b"")
+        return found
 
     def _refuse_plain(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
-        """Handle a decode error, unless the body has a tracked header."""
-        if body[: len(MAGIC)] == MAGIC:
+        """Handle a decode error, unless the body is empty or has a header."""
+        if not _is_plain(body):
             return TRACKED
         return self._outcomes.undecodable(deliveries, error, body, raw)
 
@@ -509,8 +533,13 @@ def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
 
 
 def _told_apart(deliver: Deliver) -> Deliver:
-    """Return a ``deliver`` that returns `TRACKED` for bodies with a tracked header."""
-    return lambda body, raw: TRACKED if body[: len(MAGIC)] == MAGIC else deliver(body, raw)
+    """Return a ``deliver`` that returns `TRACKED` for bodies that are not plain."""
+    return lambda body, raw: deliver(body, raw) if _is_plain(body) else TRACKED
+
+
+def _is_plain(body: bytes) -> bool:
+    """Return True if a body is not empty, and has no tracked header."""
+    return body[: len(MAGIC)] not in (b"", MAGIC)
 
 
 def _refuses_magic(step: Step, default: Codec) -> bool:
@@ -522,8 +551,14 @@ def _refuses_magic(step: Step, default: Codec) -> bool:
     # With `stale_after`, the closure checks the age of a message before it decodes the body.
     if step.decode is None or options.stale_after is not None or is_own(options.codec or default):
         return False
+    return _fails(step.decode, _PROBE)
+
+
+def _fails(decode: Decode | None, body: bytes) -> bool:
+    """Return True if a decoder fails on a body. No decoder does not fail."""
     try:
-        step.decode(_PROBE)
+        if decode is not None:
+            decode(body)
     except Exception:
         return True
     return False
