@@ -20,8 +20,8 @@ KNOWN = json.loads(FILE.read_text())
 MARGIN = 0.03
 """By how much a ratio may differ from the known one, as a fraction of the known one.
 
-Ratios of the same code differ by 0.2 % or less. A change elsewhere in zroute may move one by 1 %, because the addresses
-of objects decide about collisions in caches.
+Ratios of the same code differ by 0.2 % or less. A change elsewhere in zroute may move one by 1.5 %, because the
+addresses of objects decide about collisions in caches.
 """
 
 
