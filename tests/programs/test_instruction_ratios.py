@@ -17,11 +17,11 @@ FILE = ROOT / "tests" / "data" / "instruction-ratios.json"
 
 KNOWN = json.loads(FILE.read_text())
 
-MARGINS = {"published": 0.03, "received": 0.06}
+MARGIN = 0.03
 """By how much a ratio may differ from the known one, as a fraction of the known one.
 
-A reader also counts the turns of the reactor, whose number depends on how fast messages arrive: in five runs, the
-ratios differed by up to 3.8 %. Those of publishing differed by 0.2 %.
+Ratios of the same code differ by 0.2 % or less. A change elsewhere in zroute may move one by 1.5 %, because the
+addresses of objects decide about collisions in caches.
 """
 
 
@@ -30,12 +30,10 @@ ratios differed by up to 3.8 %. Those of publishing differed by 0.2 %.
 @pytest.mark.skipif(platform.machine() != MACHINE, reason=f"client requests are known for {MACHINE}")
 @pytest.mark.skipif(sys.version != KNOWN["python"], reason=f"the ratios are known for Python {KNOWN['python']}")
 def test_a_message_takes_as_many_instructions_as_before() -> None:
-    """Publishing becomes neither dearer nor cheaper by 3 %, and receiving by 6 %."""
+    """Publishing and receiving become neither dearer nor cheaper by 3 %."""
     found = ratios()
     assert found.keys() == KNOWN["ratios"].keys()
     changed = {
-        name: (known, found[name])
-        for name, known in KNOWN["ratios"].items()
-        if abs(found[name] / known - 1) > MARGINS[name.split(",")[0]]
+        name: (known, found[name]) for name, known in KNOWN["ratios"].items() if abs(found[name] / known - 1) > MARGIN
     }
     assert changed == {}

@@ -77,7 +77,7 @@ def test_a_direct_closure_treats_all_frames_as_the_other_closures_do(received: l
 
 
 def test_a_direct_closure_serves_one_publisher_only() -> None:
-    """The loop finds a direct closure for the first publisher of a topic, and none after a second one."""
+    """A direct closure serves one publisher, and a search the heads of several."""
     app = App(codec="json")
 
     @app.subscribe("a.{name}")
@@ -85,10 +85,11 @@ def test_a_direct_closure_serves_one_publisher_only() -> None:
 
     wired = Wired(app)
     cache = wired.table._entries
-    for head, found in ((0, True), (0, True), (1, False)):
+    for head, searched in ((0, False), (0, False), (1, True)):
         frame = iter([TOPIC + b"\0" + FIXED.pack(HEADS[head], 0, 1) + b"1"])
         wired.table.receive(lambda _flags, frame=frame: next(frame), lambda: 0, 1)
-        assert (TOPIC in cache.direct) is found
+        assert TOPIC in cache.direct
+        assert (TOPIC in cache.tracked) is searched
     assert list(cache.tracked[TOPIC]) == HEADS
     wired.table.forget_accounts()
     assert not cache.direct

@@ -3,23 +3,21 @@
 `RouteTable.receive` reads frames, separates the topic, and calls the closure that delivers messages of that topic. It
 implements the layout of `zroute.messages.wire`. The rules of the loop:
 
-- **The work for each message**: one `recv`, two comparisons of a length, one `partition`, one or two dict look-ups, and
-  the closure. A tracked message also takes one `unpack` and one comparison of numbers. The loop reads no clock, writes
+- **The work for each message**: one `recv`, one comparison of a length, one `partition`, one dict look-up, and the
+  closure. For a tracked message, the closure reads the header and compares the number. The loop reads no clock, writes
   no log, creates no object of a zroute class, and reads no attribute that can be stored in a local variable.
   `tests/test_house.py` counts the functions and files that a message passes through, and ``benchmarks`` counts the
   instructions.
 - **Closures**: the closure of a topic contains its routes, decoder and parameters. The cache
-  (`zroute.receiving.topic_cache`) finds it by topic for plain messages. For tracked messages, the key is the topic and
-  the 16 constant bytes of the header, and the entry also contains the account whose number is compared. If a topic has
-  one publisher, its closure in the dict of plain messages also reads the header, and handles whole coalesced frames.
-  Only the slow path creates entries. The loop therefore does not have to check the facts that an entry implies: kind,
-  codec, epoch, span, and the presence of headers. Headers are skipped by their length, and decoded only when a handler
-  reads them.
+  (`zroute.receiving.topic_cache`) finds it by topic. For tracked messages, it also contains the 16 constant bytes of
+  the header, and the account whose number is compared; for several publishers, it finds them in a dict. Another closure
+  handles whole coalesced frames. Only the slow path creates entries. The loop therefore does not have to check the
+  facts that an entry implies: kind, codec, epoch, span, and the presence of headers. Headers are skipped by their
+  length, and decoded only when a handler reads them.
 - **The order of checks**: the size is checked first, because the loop does not split large frames, and a small frame
-  needs no check of ``max_message``. The dict of plain topics is searched before the dict of tracked topics. A topic is
-  in only one of the two dicts, so a tracked message costs one failed look-up, but no comparison with the magic bytes.
-  The number is checked before the closure is called: a duplicate is not delivered, and a gap is reported before the
-  message that follows it.
+  needs no check of ``max_message``. A closure returns `TRACKED` for frames that it can't deliver: those of another head
+  or without a body, and for a closure of plain bodies those with a header. The number is checked before the handler is
+  called: a duplicate is not delivered, and a gap is reported before the message that follows it.
 - **Rare cases leave the loop** for the slow path: a new topic, another codec, several parts, a large body, an error, an
   unexpected number. Reading RCVMORE costs more than `recv`, so only the slow path reads it (see the rule of parts in
   ``docs/reference/wire.md``).
@@ -252,9 +250,8 @@ class RouteTable:
                 it identifies the socket.
             budget: The maximum number of messages, at most 256 (`READ_BUDGET`).
         """
-        direct, tracked = self._entries.direct.get, self._entries.tracked.get
-        unpack, admit = _HEAD_AND_NUMBER, self._admit
-        received, aside, short = 0, 0, self._short
+        direct, nul, short = self._entries.direct, NUL, self._short
+        received = aside = 0
         # A handler takes a memoryview, so even the first of several large frames is not copied.
         receive: Callable[[int], Any] = uncopied(recv) if self._views else recv
         # Before the next `recv`, because these messages arrived earlier.
@@ -273,27 +270,16 @@ class RouteTable:
                     self._one_by_one(frame, recv, more)
                     aside += 1
                     continue
-                topic, _, body = frame.partition(NUL)
-                deliver = direct(topic)
-                if deliver is not None and body:  # an empty body: the NUL may be missing
-                    if fault := deliver(body, frame):
+                topic, _, body = frame.partition(nul)
+                try:
+                    deliver = direct[topic]  # not `get`: a call of it takes longer
+                except KeyError:
+                    pass
+                else:
+                    fault = deliver(body, frame)
+                    if fault is not None:
                         aside += self._after(fault, topic, frame, recv, more)
                     continue
-                heads = tracked(topic)
-                if heads is not None and len(body) > HEADER_SIZE:
-                    head, number = unpack(body)
-                    known = heads.get(head)
-                    if known is not None:
-                        account, deliver = known
-                        # > 0: `expected` is 0 before the join, and the number 0 means that the message has no number.
-                        if number == account.expected > 0:
-                            account.expected = number + 1
-                        elif number and not admit(account, number, frame):
-                            aside += 1
-                            continue
-                        if fault := deliver(body[HEADER_SIZE:], frame):
-                            aside += self._after(fault, topic, frame, recv, more)
-                        continue
                 self._one_by_one(frame, recv, more)
                 aside += 1  # after the call: if `recv` fails in the middle of a message, it is not counted
         except BaseException:
@@ -607,9 +593,9 @@ class RouteTable:
         self._accounts.untracked(topic)
         entry = self._entries.of(topic)
         self._check_size(body)
-        # The closure for large bodies may also check their nesting; see `guarded`.
-        small = len(body) <= LARGE_FRAME
-        deliver = self._entries.plain_of(entry) if small else self._entries.deliver(entry, 0, body)
+        # The closure for large bodies may also check their nesting; see `guarded`. The usual one takes no empty body.
+        usual = 0 < len(body) <= LARGE_FRAME
+        deliver = self._entries.plain_of(entry) if usual else self._entries.deliver(entry, 0, body)
         self._deliver(deliver, body, raw)
 
     def _receive_tracked(self, topic: bytes, header: Header, fixed: bytes, body: bytes, raw: RawFrames) -> None:
@@ -636,7 +622,9 @@ class RouteTable:
         length = len(entry.subscription if account is UNNUMBERED else account.prefix)
         counters = header.counters
         ours, further = counters[0][0] == length, len(counters) - 1
-        if ours and len(entry.deliveries) == 1 and self._is_direct(header, body, account):
+        # The closure can't compare the number of a known account that has no counter, or a further one.
+        comparable = ours or account is UNNUMBERED
+        if comparable and len(entry.deliveries) == 1 and self._is_direct(header, body, account):
             # The usual first message of a topic: one closure then serves this and all further messages.
             direct = self._entries.direct_of(entry, header.codec, fixed[:HEAD_SIZE], account, self._admit)
             if direct is not None:
@@ -657,7 +645,7 @@ class RouteTable:
             checked = account if ours else UNNUMBERED
             if held and self._recovery is not None:
                 checked, short = UNNUMBERED, self._holding(self._recovery, topic, fixed[:HEAD_SIZE], account, short)
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], checked, short)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], checked, short, self._admit)
         admitted = self._admit_early(account, raw, held=held) if not counters[0][1] else None
         if admitted or (admitted is None and self._admit(account, header.number(length), raw)):
             self._check_size(body)
@@ -826,7 +814,7 @@ class RouteTable:
             whole = self._entries.frames_of(entry, known, self._frames, header.epoch if header.keeps else None)
             if whole is None:
                 unpacking = self._unpacking(entry, header, account)
-                self._entries.remember_head(entry, fixed[:HEAD_SIZE], UNNUMBERED, unpacking)
+                self._entries.remember_head(entry, fixed[:HEAD_SIZE], UNNUMBERED, unpacking, self._admit)
             elif isinstance(raw, bytes) and len(raw) <= self._short and (fault := whole(body, raw)) != TRACKED:
                 self._stats.routed += fault is None
                 return

@@ -44,6 +44,7 @@ from zroute.receiving.dispatch import (
     Refuse,
     Step,
     batching_step,
+    by_head,
     deliver_maker,
     invocation,
     is_shared,
@@ -63,11 +64,11 @@ The order is: the entry, each route, a dict of captured segments, each captured 
 constant arguments. All sizes are upper bounds; a test compares them with the real memory use.
 """
 
-_SHARED, _FRAMES, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 540, 560, 300, 350, 170
+_SHARED, _FRAMES, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 540, 560, 300, 750, 170
 """The sizes of the closures of an entry, in bytes.
 
 The order is: a closure whose maker all topics of the handler share, such a closure for coalesced frames, any other
-closure, each step of such a closure, the dict of heads, and each head.
+closure, each step of such a closure, the dict of heads with the closure that searches it, and each head.
 """
 
 _MAKERS = 1_000
@@ -135,11 +136,12 @@ class TopicEntry:
 class TopicCache:
     """The entries of received topics, up to `TOPIC_CACHE` bytes.
 
-    The loop of the table looks up topics in ``direct`` and ``tracked``. For a topic with plain bodies, ``direct``
-    contains the closure. For a topic with tracked bodies, ``tracked`` contains a dict. The keys of that dict are heads,
-    the constant parts of publishers' headers. The values are the account and the closure. While a topic has one
-    handler, and at most one head of single messages and one head of coalesced frames, ``direct`` contains a closure
-    that also reads the header, and ``tracked`` contains nothing.
+    The loop of the table looks up topics in ``direct``, which contains the closure of each topic. For a topic with
+    plain bodies, it is the closure for these bodies. While a topic has one handler, and at most one head of single
+    messages and one head of coalesced frames (a head is the constant part of a publisher's header), the closure also
+    reads the header. For any other topic with tracked bodies, the closure finds the head in the dict of the topic in
+    ``tracked``. The keys of that dict are heads, and the values are the account and the closure for the bytes after the
+    header.
 
     A topic in ``multipart``, or longer than `MAX_TOPIC` bytes, is not cached. Its messages always take the slow path of
     the table.
@@ -175,6 +177,7 @@ class TopicCache:
         self._decoders: dict[tuple[object, object, int, bool], Decode] = {}
         self._makers: dict[tuple[object, ...], DeliverMaker] = {}
         self._frame_makers: dict[tuple[CompiledRoute, KnownHead], FrameMaker] = {}
+        self._taking_empty: dict[CompiledRoute, bool] = {}
         self._heads: dict[tuple[bytes, int], KnownHead] = {}
         self._matcher = matcher
         self._codecs = codecs
@@ -200,7 +203,7 @@ class TopicCache:
         return all(schema is NO_BODY or resolved(schema) is memoryview for schema in schemas)
 
     def plain_of(self, entry: TopicEntry) -> Deliver:
-        """Return the closure for bodies without a header.
+        """Return the closure for bodies without a header that are not empty.
 
         From now on, the loop finds this closure, unless the topic has tracked publishers.
         """
@@ -208,7 +211,7 @@ class TopicCache:
         if deliver is None:
             if entry.unrouted is None:
                 deliver, size = self._make_plain(entry)
-            else:  # without a decoder that fails, only the first bytes show a tracked header
+            else:  # without a decoder that fails, only the bytes show that the body is not a plain one
                 deliver, size = _told_apart(entry.unrouted), _CLOSURE
             entry.plain = deliver
             self._grow(entry, size)
@@ -264,7 +267,7 @@ class TopicCache:
         if self._entries.get(topic) is not entry:  # the topic is not cached; see `remember_head`
             return deliver
         if topic in self.tracked or entry.frames is not None:
-            self.remember_head(entry, head, UNNUMBERED, deliver)
+            self.remember_head(entry, head, UNNUMBERED, deliver, known.admit)
             return deliver
         if entry.heads:  # see `remember_head`
             self._budget.miss()
@@ -284,7 +287,7 @@ class TopicCache:
         known = self._heads[head, id(account)] = KnownHead(head, account, number, admit)
         return known
 
-    def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver) -> None:
+    def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver, admit: Admit) -> None:
         """Store the closure for the messages of a topic that begin with ``head``.
 
         From now on, the loop finds this closure. Plain bodies of the topic then take the slow path.
@@ -294,22 +297,25 @@ class TopicCache:
         if self._entries.get(topic) is not entry:
             return
         known, frames = entry.known, entry.frames
-        self._forget_direct(entry)
+        if known is not None or frames is not None:
+            self._forget_known(entry)
         if known is not None:
-            self._put_head(entry, known.head, known.account, self.deliver(entry, known.number, b""))
+            self._put_head(entry, known.head, known.account, self.deliver(entry, known.number, b""), admit)
         if frames is not None:
-            self._put_head(entry, frames[0].head, UNNUMBERED, frames[1])
+            self._put_head(entry, frames[0].head, UNNUMBERED, frames[1], admit)
         # The first head of a topic is no further miss, because `_enter` has counted one.
         heads = self.tracked.get(topic)
         if heads and head not in heads:
             self._budget.miss()
-        self._put_head(entry, head, account, deliver)
+        self._put_head(entry, head, account, deliver, admit)
 
-    def _put_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver) -> None:
+    def _put_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver, admit: Admit) -> None:
         """Put a head into ``tracked``, if the topic is still in the cache."""
         if self._entries.get(entry.wire) is not entry:
             return
         heads = self.tracked.setdefault(entry.wire, {})
+        if not heads or entry.wire not in self.direct:
+            self.direct[entry.wire] = by_head(heads, admit)
         if len(heads) >= PUBLISHERS_KEPT:
             self._drop_heads(entry, heads)
         size = _HEADS * (not heads)
@@ -343,11 +349,12 @@ class TopicCache:
         route = delivery.route
         given = () if known is None or entry.frames is None else (entry.frames[1],)
         key = (route, number, large, refuse, known, bool(given))
-        make = self._makers.get(key)
-        if make is not None:
-            return make(route.call.bind(delivery.arguments, entry.wire), delivery, *given), _SHARED
+        shared = self._of_known_maker(entry, key, *given)
+        if shared is not None:
+            return shared
         (step,) = self._steps(entry, number, large=large)
-        make = deliver_maker(step, self._outcomes, refuse, known, frames=bool(given))
+        guarded = refuse == self._refuse_plain and self._takes_empty(step)
+        make = deliver_maker(step, self._outcomes, refuse, known, guarded=guarded, frames=bool(given))
         # A decoder that tries JSON first or later belongs to one topic.
         if is_shared(route) and step.decode is self._decoder(route, number, large):
             if len(self._makers) >= _MAKERS:
@@ -380,6 +387,16 @@ class TopicCache:
             self._frame_makers[route, known] = make
         return make(steps[0].call.function, delivery, at), _FRAMES + _CLOSURE + _STEP
 
+    def _of_known_maker(
+        self, entry: TopicEntry, key: tuple[object, ...], *given: Deliver
+    ) -> tuple[Deliver, int] | None:
+        """Return the result of `_for_one` if the maker is known, else None."""
+        make = self._makers.get(key)
+        if make is None:
+            return None
+        (delivery,) = entry.deliveries
+        return make(delivery.route.call.bind(delivery.arguments, entry.wire), delivery, *given), _SHARED
+
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         """Drop some heads of a topic that has too many heads."""
         self._outcomes.many_publishers(entry.topic, len(heads))
@@ -402,6 +419,7 @@ class TopicCache:
             self._free_heads(entry, heads, (head,))
             if not heads:
                 del self.tracked[topic]
+                self.direct.pop(topic, None)
 
     def forget(self, topic: bytes) -> None:
         """Delete the entry of a topic, so that its next message takes the slow path."""
@@ -416,6 +434,8 @@ class TopicCache:
         for entry in self._entries.values():
             if entry.heads:
                 self._forget_known(entry)
+        for topic in self.tracked:
+            self.direct.pop(topic, None)
         self.tracked.clear()
         self._heads.clear()
         self._makers.clear()
@@ -488,7 +508,8 @@ class TopicCache:
             self._outcomes.long_topic(entry.topic)
         elif topic not in self._multipart:
             self._entries[topic] = entry
-            self._grow(entry, _size(topic, deliveries))
+            entry.size = _size(topic, deliveries)
+            self._budget.take(entry.size)
         return entry
 
     def _make_unrouted(self, topic: bytes) -> Deliver:
@@ -507,26 +528,34 @@ class TopicCache:
     def _make_plain(self, entry: TopicEntry) -> tuple[Deliver, int]:
         """Return the closure for bodies without a header, and its size in bytes.
 
-        The closure returns `TRACKED` for a body with a tracked header. If every decoder fails on such a body, the
-        closure checks for a header only after a decode error, so the check costs nothing for valid messages.
+        The closure returns `TRACKED` for a body with a tracked header, and for an empty body, because the NUL may be
+        missing. If every decoder fails on such a body, the closure checks for them only after a decode error, so the
+        check costs nothing for valid messages.
         """
-        if len(entry.deliveries) == 1 and self._refuses_plain(entry):
-            return self._for_one(entry, 0, self._refuse_plain)
+        if len(entry.deliveries) == 1:
+            shared = self._of_known_maker(entry, (entry.deliveries[0].route, 0, False, self._refuse_plain, None, False))
+            if shared is not None:
+                return shared
         steps = self._steps(entry, 0, large=False)
         size = _CLOSURE + _STEP * len(steps)
         if all(_refuses_magic(step, self._codecs.default) for step in steps):
             if len(steps) == 1:
                 return self._for_one(entry, 0, self._refuse_plain)
-            return make_deliver(steps, self._outcomes, self._refuse_plain), size
+            if not any(map(self._takes_empty, steps)):
+                return make_deliver(steps, self._outcomes, self._refuse_plain), size
         return _told_apart(make_deliver(steps, self._outcomes, self._outcomes.undecodable)), size + _CLOSURE
 
-    def _refuses_plain(self, entry: TopicEntry) -> bool:
-        """Return True if a maker of plain closures is known for a handler."""
-        return (entry.deliveries[0].route, 0, False, self._refuse_plain, None, False) in self._makers
+    def _takes_empty(self, step: Step) -> bool:
+        """Return True if the decoder accepts an empty body, like that for text."""
+        route = step.delivery.route
+        found = self._taking_empty.get(route)
+        if found is None:
+            found = self._taking_empty[route] = not _fails(step.decode, b"")
+        return found
 
     def _refuse_plain(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:
-        """Handle a decode error, unless the body has a tracked header."""
-        if body[: len(MAGIC)] == MAGIC:
+        """Handle a decode error, unless the body is empty or has a header."""
+        if not _is_plain(body):
             return TRACKED
         return self._outcomes.undecodable(deliveries, error, body, raw)
 
@@ -636,8 +665,13 @@ def _refused_already(_body: bytes, _raw: RawFrames) -> int:
 
 
 def _told_apart(deliver: Deliver) -> Deliver:
-    """Return a ``deliver`` that returns `TRACKED` for bodies with a tracked header."""
-    return lambda body, raw: TRACKED if body[: len(MAGIC)] == MAGIC else deliver(body, raw)
+    """Return a ``deliver`` that returns `TRACKED` for bodies that are not plain."""
+    return lambda body, raw: deliver(body, raw) if _is_plain(body) else TRACKED
+
+
+def _is_plain(body: bytes) -> bool:
+    """Return True if a body is not empty, and has no tracked header."""
+    return body[: len(MAGIC)] not in (b"", MAGIC)
 
 
 def _refuses_magic(step: Step, default: Codec) -> bool:
@@ -649,8 +683,14 @@ def _refuses_magic(step: Step, default: Codec) -> bool:
     # With `stale_after`, the closure checks the age of a message before it decodes the body.
     if step.decode is None or options.stale_after is not None or is_own(options.codec or default):
         return False
+    return _fails(step.decode, _PROBE)
+
+
+def _fails(decode: Decode | None, body: bytes) -> bool:
+    """Return True if a decoder fails on a body. No decoder does not fail."""
     try:
-        step.decode(_PROBE)
+        if decode is not None:
+            decode(body)
     except Exception:
         return True
     return False
