@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from chaos.proxy import TroubleProxy
+from chaos.publisher import TOPICS
 from chaos.scenario import PREFIXES, Publisher, Run, Scenario, Subscriber, compare_identities, compare_messages
 from tests.support import Child, free_port, has_ipv6
 
@@ -28,7 +29,8 @@ HOSTS = ("127.0.0.1", "localhost", *(["::1"] if has_ipv6() else []))
 BUFFER = 64 << 10
 """The size of the buffers of a connection in bytes; with those of the system, a pause of seconds would lose nothing."""
 
-PREFIXES_THAT_MATCH = tuple(prefix for prefix in PREFIXES if prefix != "b")
+MATCHING = tuple(prefix for prefix in PREFIXES if any(topic.startswith(prefix) for topic in TOPICS))
+"""The prefixes that match a topic, so that each subscriber shows that its connections work."""
 
 SUBSCRIBERS = 4
 """The maximum number of subscribers that run at a time."""
@@ -59,6 +61,8 @@ class WholeRecovery(Scenario):
     relays: list[Relay] = field(default_factory=list)
     free: list[str] = field(default_factory=list)
     """The endpoints of subscribers that do not run, if subscribers bind."""
+    gave_up: list[str] = field(default_factory=list)
+    """The log lines of recoveries that gave up."""
 
     def perform(self) -> None:
         """Make troubles in a row: two to four if the seed decides. After each, every message must arrive."""
@@ -162,7 +166,7 @@ class WholeRecovery(Scenario):
     def _add(self, name: str, *, since: bool) -> None:
         """Start a subscriber; with ``since``, it begins with all messages of the running publishers."""
         endpoints = [self.free.pop()] if self.topology == "bound" else self.endpoints
-        prefixes = self.chance.sample(PREFIXES_THAT_MATCH, self.chance.randint(1, 3))
+        prefixes = self.chance.sample(MATCHING, self.chance.randint(1, 3))
         trouble = self.chance.choice(("none", "raises", "waits"))
         self.subscribers.append(Subscriber(self, name, endpoints, prefixes, trouble, since=since))
         past = ", since the beginning" if since else ""
@@ -322,7 +326,7 @@ class WholeRecovery(Scenario):
         self._stream(1.5)
         self._pause()
         subscriber = self.chance.choice(self.subscribers)
-        prefixes = [each for each in PREFIXES_THAT_MATCH if _is_apart(each, subscriber.prefixes)]
+        prefixes = [each for each in MATCHING if _is_apart(each, subscriber.prefixes)]
         if prefixes:
             subscriber.attach(self.chance.choice(prefixes))
             self.done.append(f"subscriber {subscriber.name} attaches {subscriber.prefixes[-1]}")
@@ -344,26 +348,32 @@ class WholeRecovery(Scenario):
 
         If a message of each topic arrives that was sent after all others, each connection works.
         """
-        for step in ("all that was sent", "a message of each topic"):
-            self._finish()
-            self.wait(step, lambda: all(each.has_all() for each in self.subscribers))
-            if step == "all that was sent":
-                for publisher in self.publishers:
-                    publisher.each()
+        self._await_all("all that was sent")
+        for publisher in self.publishers:
+            publisher.each()
+        self._await_all("a message of each topic")
+        told = [f"{each.name}: {line}" for each in self._all() for line in each.process.err if _GAVE_UP in line]
+        self.done += told[len(self.gave_up) :]
+        self.gave_up = told
+
+    def _all(self) -> tuple[Subscriber, ...]:
+        return *self.departed, *self.subscribers
+
+    def _await_all(self, what: str) -> None:
+        self._finish()
+        self.wait(what, lambda: all(each.has_all() for each in self.subscribers))
 
     # -- the verdict --------------------------------------------------------------------------------------
 
     def judge(self) -> None:
         """Compare the records: each message was handled once, and in order."""
-        subscribers = (*self.departed, *self.subscribers)
-        gave_up = any(_GAVE_UP in line for each in subscribers for line in each.process.err)
-        for each in subscribers:
-            self._judge(each, gave_up=gave_up)
-        self.figures["gave up"] += gave_up
-        self.figures["seeds with recovery"] += any(each.told()["stats"]["recovered"] for each in subscribers)
+        for each in self._all():
+            self._judge(each)
+        self.figures["gave up"] += bool(self.gave_up)
+        self.figures["seeds with recovery"] += any(each.told()["stats"]["recovered"] for each in self._all())
         self.figures[f"seeds, {self.topology}"] += 1
 
-    def _judge(self, subscriber: Subscriber, *, gave_up: bool) -> None:
+    def _judge(self, subscriber: Subscriber) -> None:
         lines = subscriber.lines()
         stats = subscriber.told()["stats"]
         missing = 0
@@ -376,7 +386,7 @@ class WholeRecovery(Scenario):
         self.figures["missing"] += missing
         who, killed = subscriber.name, any(run.killed for run in self.runs())
         self.expect(missing == stats["lost"], f"{who}: {missing} are missing, but {stats['lost']} counted as lost")
-        self.expect(not missing or gave_up, f"{who}: {missing} are missing, but no recovery gave up")
+        self.expect(not missing or bool(self.gave_up), f"{who}: {missing} are missing, but no recovery gave up")
         self.expect(
             not stats["unknown_losses"] or killed,
             f"{who}: {stats['unknown_losses']} unknown losses, but no publisher was killed",
