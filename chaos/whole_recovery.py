@@ -26,6 +26,9 @@ __all__ = ["TOPOLOGIES", "WholeRecovery"]
 TOPOLOGIES = ("several", "bound", "proxy", "proxies", "mixed")
 HOSTS = ("127.0.0.1", "localhost", *(["::1"] if has_ipv6() else []))
 
+RATES = (500, 1_000, 2_000)
+"""The messages per second of all publishers together."""
+
 BUFFER = 64 << 10
 """The size of the buffers of a connection in bytes; with those of the system, a pause of seconds would lose nothing."""
 
@@ -78,10 +81,10 @@ class WholeRecovery(Scenario):
     def _set_up(self) -> None:
         self.topology = self.topology or self.chance.choice(TOPOLOGIES)
         self.host = self.chance.choice(HOSTS)
-        self.rate = self.chance.choice((500, 1_000, 1_500))
-        self.pace = str(self.rate), str(self.chance.choice((100, 1_000)))
-        self.done.append(f"{self.topology} at {self.host}; {self.rate} messages/s, send queue {self.pace[1]}")
         publishers = self.chance.choice((2, 3)) if self.topology == "mixed" else self.chance.choice((1, 2, 2, 3))
+        self.rate = self.chance.choice(RATES) // publishers
+        self.pace = str(self.rate), str(self.chance.choice((100, 1_000)))
+        self.done.append(f"{self.topology} at {self.host}; {self.rate} messages/s each, send queue {self.pace[1]}")
         subscribers = self.chance.randint(1, 3)
         self.slots: list[list[str]] = [[] for _ in range(publishers)]
         self.endpoints: list[str] = []
