@@ -11,7 +11,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -28,6 +28,7 @@ from benchmarks import (
     matching,
     memory,
     on_nats,
+    page,
     publish,
     receive,
     report,
@@ -37,6 +38,7 @@ from benchmarks.running import Group, Result, run
 from benchmarks.workloads import Scale
 
 PARTS = (receive, coalesced, publish, matching, two_processes, latency, asking, on_nats, growth, memory, instructions)
+TABLES, PAGE, BARS, CURVES = "performance-tables.md", "performance.md", "performance.svg", "growth.svg"
 QUICK = Scale(
     count=300, seconds=0.1, patterns=100, topics=100, requests=20, routes=100, topics_seen=1_000, instructions=False
 )
@@ -75,6 +77,14 @@ def _file(text: str) -> Path:
     return path
 
 
+def _folder(text: str) -> Path:
+    """Return the path of a folder, which must exist before any measurement."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: folder does not exist")
+    return path
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     made = argparse.ArgumentParser("python -m benchmarks", description="Measure the cost of zroute.")
@@ -83,8 +93,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", nargs="+", metavar="NAME", help="only groups with these names or name prefixes")
     made.add_argument("--quick", action="store_true", help="one round of a few messages; judges no goal")
     made.add_argument("--instructions", action="store_true", help="count instructions too (valgrind, minutes)")
-    for name in ("json", "svg", "markdown"):
-        made.add_argument(f"--{name}", type=_file, metavar="FILE", help=f"also write the results as {name}")
+    made.add_argument("--json", type=_file, metavar="FILE", help="also write all samples as JSON")
+    made.add_argument(
+        "--docs",
+        type=_folder,
+        metavar="FOLDER",
+        help=f"also write {BARS}, {CURVES} and the tables of {PAGE} in this folder and, without --only, {TABLES}",
+    )
     return made
 
 
@@ -120,16 +135,29 @@ def main(arguments: list[str]) -> int:
     if options.json:
         found = report.as_json(results, judged, described, {"rounds": rounds, "count": sizes.count})
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-    if options.markdown:
-        command = " ".join(["python -m benchmarks", *_without_files(arguments)])
-        options.markdown.write_text(report.as_markdown(results, judged, described, settings, command))
-    if options.svg:
-        options.svg.write_text(chart.draw(results))
+    if options.docs:
+        if not options.only:
+            command = " ".join(["python -m benchmarks", *_without_files(arguments)])
+            (options.docs / TABLES).write_text(report.as_markdown(results, judged, described, settings, command))
+        write_page(options.docs, results)
     return int(any(row.failed for result in results for row in result.rows))
 
 
+def write_page(folder: Path, results: Sequence[Result]) -> None:
+    """Write the tables and pictures of the performance page whose groups were run; leave the others as they are."""
+    written = folder / PAGE
+    if written.exists():
+        written.write_text(page.updated(written.read_text(), results))
+    if (reason := chart.absent()) is not None:
+        sys.stderr.write(f"no pictures: {reason}\n")
+        return
+    for name, picture in ((BARS, chart.bars(results)), (CURVES, chart.curves(results))):
+        if picture is not None:
+            (folder / name).write_text(picture)
+
+
 def _without_files(arguments: list[str]) -> list[str]:
-    files = ("--json", "--svg", "--markdown")
+    files = ("--json", "--docs")
     pairs = zip(["", *arguments], arguments, strict=False)
     return [each for before, each in pairs if not each.startswith(files) and before not in files]
 

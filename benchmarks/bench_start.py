@@ -2,13 +2,16 @@
 
 ::
 
-    python benchmarks/bench_start.py [--rounds 15] [--instructions]
+    python benchmarks/bench_start.py [--rounds 15] [--instructions] [--handlers 10000]
 
 ``zroute run`` starts a small app and stops it at once. Beside it, a new Python imports only the reactor, click, zmq,
 msgspec and attrs. The rounds are interleaved; the figures are the lowest of all rounds, and the ratio is the median of
 the ratios of a round. Both read compiled modules, as an installed package does.
 
 With ``--instructions``, callgrind counts instructions once instead, which other processes do not disturb.
+
+With ``--handlers``, an app with that many handlers, each with its own pattern, is registered, compiled and started. The
+figures are CPU times of the thread, and the memory that is used afterwards.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 SMALL = """
 import attrs
@@ -94,12 +100,44 @@ def instructions(arguments: tuple[str, ...], folder: Path, environment: dict[str
     return int(found[1])
 
 
+def many_handlers(number: int) -> str:
+    """Return the CPU times and the memory of the start of an app with ``number`` handlers."""
+    import zmq
+
+    from benchmarks.memory import function, resident
+    from benchmarks.receive import StillReactor
+    from zroute import App
+    from zroute.endpoints import Endpoint
+    from zroute.runtime.service import AppService
+
+    functions, before = [function() for _ in range(number)], resident()
+    times = [time.thread_time()]
+    app = App(sub="inproc://handlers", codec="json", context=zmq.Context())
+    for desk, each in enumerate(functions):
+        app.add_route(each, f"desk{desk}.*")
+    times.append(time.thread_time())
+    compiled = app.compile()
+    times.append(time.thread_time())
+    service = AppService(compiled, StillReactor(), sub=(Endpoint("inproc://handlers", bind=True),))
+    service.startService()
+    times.append(time.thread_time())
+    registered, compiled_in, started = (later - earlier for earlier, later in pairwise(times))
+    return (
+        f"{number:,} handlers: registered in {registered:.2f} s, compiled in {compiled_in:.2f} s, started in "
+        f"{started:.2f} s: {times[-1] - times[0]:.2f} s CPU; {resident() - before:.0f} MiB"
+    )
+
+
 def main() -> None:
     """Print the figures."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--instructions", action="store_true")
+    arguments.add_argument("--handlers", type=int)
     options = arguments.parse_args()
+    if options.handlers:
+        print(many_handlers(options.handlers), flush=True)
+        os._exit(0)  # the service would have to be stopped before its sockets are
     if options.instructions and not shutil.which("valgrind"):
         raise SystemExit("valgrind is not installed")
     with prepared() as (folder, environment):

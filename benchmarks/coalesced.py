@@ -1,11 +1,12 @@
-"""A coalesced stream: a real app publishes bursts, and a real app reads them.
+"""A coalesced stream: frames of many messages.
 
-A burst travels in frames of many messages.
+A real app publishes bursts, and a real app reads them. The app sends the first message of a burst alone, and the others
+in one frame. The rows for a number of messages *a frame* have only such frames, as a publisher with a time window sends
+them.
 """
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from zroute import App
 from zroute.endpoints import Endpoint
 from zroute.runtime.service import AppService
 
-__all__ = ["COALESCED", "FLOOD", "groups"]
+__all__ = ["COALESCED", "FEW_A_FRAME", "FLOOD", "MANY_A_FRAME", "groups"]
 
 ENDPOINT = "inproc://stream"
 BURSTS = (5, 50, 256)
@@ -30,17 +31,16 @@ TURNS = 2_000
 
 FEW, COALESCED, FLOOD = (f"zroute, coalesced, {burst} a turn" for burst in BURSTS)
 
+FRAMES = (5, 50)
+"""Messages in each frame."""
 
-def absent() -> str | None:
-    """Return the reason why this row cannot be measured, or None."""
-    return None if "coalesce" in inspect.signature(App).parameters else "this version does not coalesce"
+FEW_A_FRAME, MANY_A_FRAME = (f"zroute, coalesced, {many} a frame" for many in FRAMES)
 
 
 def coalesced(count: int, burst: int) -> Figures:
     """Measure the reading thread per message, with bursts of ``burst`` messages."""
     context: zmq.Context[Any] = zmq.Context()
-    options: dict[str, Any] = {"coalesce": True}
-    app, clock = App(pub=ENDPOINT, codec="json", context=context, **options), StillReactor()
+    app, clock = App(pub=ENDPOINT, codec="json", context=context, coalesce=True), StillReactor()
     publication = app.publisher(TOPIC.decode(), Quote)
     publishing = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
     publishing.startService()
@@ -73,8 +73,12 @@ def groups(scale: Scale) -> list[Group]:
         Contestant(BY_HAND, partial(by_hand, quotes)),
         Contestant(TRACKED, partial(zroute_receive, quotes, "tracked")),
         *(
-            Contestant(name, partial(coalesced, min(scale.count, TURNS * burst), burst), absent=absent())
+            Contestant(name, partial(coalesced, min(scale.count, TURNS * burst), burst))
             for name, burst in zip((FEW, COALESCED, FLOOD), BURSTS, strict=True)
+        ),
+        *(
+            Contestant(name, partial(zroute_receive, quotes, "tracked", many=many))
+            for name, many in zip((FEW_A_FRAME, MANY_A_FRAME), FRAMES, strict=True)
         ),
     )
     return [Group("coalesced", "receive, JSON quotes that are published many a turn", contestants, BY_HAND)]

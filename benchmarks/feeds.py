@@ -13,6 +13,7 @@ from itertools import cycle, islice
 import zmq
 
 from benchmarks.workloads import Workload
+from zroute.messages.coalesced import coalesced_framer
 from zroute.messages.control import pack_marker, pack_statements, parse_marker
 from zroute.messages.wire import Kind, counted_framer
 from zroute.publishing.counters import Counters
@@ -21,6 +22,10 @@ __all__ = ["CODECS", "Feed", "plain_subscriber"]
 
 CODECS = {"msgpack": 1, "json": 2, "raw": 4}
 """The codec numbers of the tracked wire."""
+
+
+EPOCH = 7
+"""The number of the publisher's run."""
 
 
 class Feed:
@@ -41,12 +46,36 @@ class Feed:
         for frame in islice(cycle(self.work.frames), self.work.total):
             send(frame)
 
+    def fill_multipart(self) -> None:
+        """Fill the queue with messages of two parts: the topic and the body."""
+        self._learn()
+        for topic in islice(cycle(self.work.topics), self.work.total):
+            self.pub.send_multipart((topic, self.work.body))
+
     def fill_counted(self, others: Iterable[bytes] = (), headers: Mapping[str, str] | None = None) -> None:
         """Fill the queue like a tracked publisher, with answers and numbers.
 
         ``others`` are the prefixes of other subscribers, which the publisher counts too. Each message has the
         ``headers``.
         """
+        frame = counted_framer(epoch=EPOCH, count=self._counters(others).count, clock_ns=time.time_ns)
+        codec, body, send = CODECS[self.work.codec], self.work.body, self.pub.send
+        for topic in islice(cycle(self.work.topics), self.work.total):
+            made = frame(topic, codec, body, headers)
+            assert isinstance(made, bytes)
+            send(made)
+
+    def fill_coalesced(self, many: int) -> None:
+        """Fill the queue like a tracked publisher that sends ``many`` messages in each frame."""
+        frame = coalesced_framer(epoch=EPOCH, count=self._counters(()).count)
+        topics, left = cycle(self.work.topics), self.work.total
+        while left:
+            bodies = [self.work.body] * min(many, left)
+            self.pub.send(frame(next(topics), CODECS[self.work.codec], bodies, time.time_ns()))
+            left -= len(bodies)
+
+    def _counters(self, others: Iterable[bytes]) -> Counters:
+        """Answer the reader's marker; return the counters of all subscriptions."""
         counters, others = Counters(), tuple(others)
         for prefix in others:
             counters.subscribe(prefix, 0.0)
@@ -55,15 +84,10 @@ class Feed:
         (marker,) = markers
         numbers = list(counters.numbers(marker))
         for answer in pack_statements(
-            Kind.JOIN, marker.topic, numbers, epoch=7, name="feed", partial=False, sent_at=time.time_ns()
+            Kind.JOIN, marker.topic, numbers, epoch=EPOCH, name="feed", partial=False, sent_at=time.time_ns()
         ):
             self.pub.send(answer)
-        frame = counted_framer(epoch=7, count=counters.count, clock_ns=time.time_ns)
-        codec, body, send = CODECS[self.work.codec], self.work.body, self.pub.send
-        for topic in islice(cycle(self.work.topics), self.work.total):
-            made = frame(topic, codec, body, headers)
-            assert isinstance(made, bytes)
-            send(made)
+        return counters
 
     def _learn(self) -> list[bytes]:
         """Return all subscriptions; over inproc they arrive at once."""

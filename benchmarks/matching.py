@@ -26,15 +26,13 @@ def measure(size: int, stream: str) -> Figures:
 
 
 def groups(scale: Scale) -> list[Group]:
-    """Return a group for topics of a few busy desks and one for topics of all desks."""
+    """Return the group for topics of a few busy desks; `benchmarks.growth` has that for topics of all desks."""
     sizes = (10, max(scale.patterns // 100, 20), scale.patterns)
-    titles = {"busy": "topics of 100 busy desks", "scattered": "topics of all desks alike"}
     return [
         Group(
-            f"match-{stream}",
-            f"route match, topic not in the cache, {titles[stream]}",
-            tuple(Contestant(f"{size:,} patterns", partial(measure, size, stream)) for size in sizes),
+            "match-busy",
+            "route match, topic not in the cache, topics of 100 busy desks",
+            tuple(Contestant(f"{size:,} patterns", partial(measure, size, "busy")) for size in sizes),
             "10 patterns",
         )
-        for stream in bench_trie.STREAMS
     ]

@@ -23,7 +23,7 @@ import msgspec
 
 from benchmarks import instructions, peers_nats, workloads
 from benchmarks.children import Stretch, leave, line, python, say, started
-from benchmarks.peers_nats import FASTSTREAM, NATS_PY, SLOWER, SUBJECT
+from benchmarks.peers_nats import FASTSTREAM, NATS_PY, SLOWER
 from benchmarks.running import CPU, WHOLE, Contestant, Figures, Group
 from benchmarks.workloads import PLAIN, QUOTE, TRACKED, Quote, Scale, Workload
 from tests.nats.servers import known
@@ -167,7 +167,7 @@ async def publish_zroute(url: str, work: Workload, wire: Any) -> None:
     from zroute import App
 
     app = App(nats=url, codec="json", wire=wire, overflow="wait")
-    quotes = app.publisher(SUBJECT, Quote)
+    quotes = app.publisher(workloads.TOPIC.decode(), Quote)
     async with app.running():
         cpu = time.process_time()
         for number in range(work.count):

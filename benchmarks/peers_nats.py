@@ -4,7 +4,7 @@ The CPU of a process includes the reading of the network, because the two cannot
 reading a full ZeroMQ queue compares whole programs, not decoding alone. `benchmarks.two_processes` measures all
 contestants over TCP and with the same clock, and `benchmarks.on_nats` compares them with zroute on NATS.
 
-``python -m benchmarks.peers_nats subscribe|publish KIND SERVER COUNT CODEC``
+``python -m benchmarks.peers_nats subscribe|publish KIND SERVER COUNT CODEC SIZE TOPICS``
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import cache, partial
 from importlib.util import find_spec
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,6 @@ __all__ = [
 ]
 
 NATS_PY, FASTSTREAM = "nats-py on NATS", "FastStream on NATS"
-SUBJECT = "stocks.AAPL"
 SLOWER = 5
 """These contestants read 1/SLOWER of the messages, because each message takes them 20 to 50 times as long."""
 
@@ -82,6 +83,7 @@ def end_to_end(kind: str, work: Workload) -> Figures:
     Returns the receiver's figures and the publisher's CPU.
     """
     rest = (kind, server(), work.count, work.codec if len(work.body) < 1_000_000 else "raw", len(work.body))
+    rest += (len(work.topics),)
     with started(python("peers_nats", "subscribe", *rest)) as receiver:
         line(receiver)
         with started(python("peers_nats", "publish", *rest)) as publisher:
@@ -108,10 +110,17 @@ def receivers(work: Workload) -> list[Contestant]:
 # -- in their processes -------------------------------------------------------------------------------------
 
 
-def _workload(codec: str, size: int, count: int) -> Workload:
+def _workload(codec: str, size: int, count: int, topics: int) -> Workload:
     if codec == "raw":
         return Workload(count, bytes, "raw", b"x" * size)
-    return workloads.news(count) if size > 500 else workloads.quotes(count, codec)
+    if size > 500:
+        return workloads.news(count)
+    return workloads.quotes(count, codec) if topics == 1 else workloads.many_topics(count, topics, codec)
+
+
+def _subjects(work: Workload) -> Iterator[str]:
+    """Return the subject of each message."""
+    return islice(cycle([topic.decode() for topic in work.topics]), work.count)
 
 
 async def subscribe_nats(server: str, work: Workload) -> None:
@@ -181,8 +190,8 @@ async def publish_nats(server: str, work: Workload, headers: dict[str, str] | No
     message = workloads.NEWS if work.schema is workloads.News else workloads.QUOTE
     encode = workloads.encoder(work.codec)
     cpu = time.process_time()
-    for number in range(work.count):
-        await client.publish(SUBJECT, work.body if work.schema is bytes else encode(message), headers=headers)
+    for number, subject in enumerate(_subjects(work)):
+        await client.publish(subject, work.body if work.schema is bytes else encode(message), headers=headers)
         if number % 256 == 255:
             await asyncio.sleep(0)  # let its own tasks send the buffer
     await known(client)
@@ -204,8 +213,8 @@ async def publish_faststream(server: str, work: Workload) -> None:
     await broker.start()
     quote = Quote(symbol="AAPL", price=187.23, volume=1200)
     cpu = time.process_time()
-    for number in range(work.count):
-        await broker.publish(quote if work.schema is workloads.Quote else work.body, SUBJECT)
+    for number, subject in enumerate(_subjects(work)):
+        await broker.publish(quote if work.schema is workloads.Quote else work.body, subject)
         if number % 256 == 255:
             await asyncio.sleep(0)
     await broker.stop()  # drains
@@ -213,9 +222,9 @@ async def publish_faststream(server: str, work: Workload) -> None:
     leave()
 
 
-def main(role: str, kind: str, server: str, count: str, codec: str, size: str) -> None:
+def main(role: str, kind: str, server: str, count: str, codec: str, size: str, topics: str) -> None:
     """Run the part of this process in the benchmark."""
-    work = _workload(codec, int(size), int(count))
+    work = _workload(codec, int(size), int(count), int(topics))
     roles = {
         ("subscribe", NATS_PY): subscribe_nats,
         ("subscribe", FASTSTREAM): subscribe_faststream,

@@ -7,8 +7,10 @@ publishes in bursts, because an app checks its socket once in each turn of the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import zmq
@@ -28,23 +30,33 @@ __all__ = [
     "BESIDE_COALESCED",
     "BESIDE_KEPT",
     "BURST",
+    "BY_SYMBOL",
     "ENDPOINT",
     "FOUR",
     "KEPT",
     "ONE",
+    "SEND_MULTIPART",
     "WITH_HISTORY",
     "arrived",
     "groups",
+    "in_bursts",
+    "publishing",
+    "quotes_of",
     "subscriber",
     "texts",
 ]
 
 ENDPOINT = "inproc://published"
+BY_SYMBOL = "stocks.{symbol}"
 BURST = 256
 """Messages published in one turn."""
 
 ALONE = (b"stocks.",)
 OVERLAPPING = (b"s", b"stocks", b"stocks.", TOPIC)
+OVERLAPPING_ALL = (b"s", b"stocks", b"stocks.", b"stocks.s")
+"""Four subscriptions that all cover each of several topics."""
+
+SEND_MULTIPART = "send_multipart by hand"
 ONE, FOUR = f"{TRACKED}, one live subscription", f"{TRACKED}, four overlapping ones"
 BESIDE_KEPT, BESIDE_COALESCED = f"{TRACKED}, beside keep='last'", f"{TRACKED}, beside coalesce=True"
 
@@ -67,8 +79,9 @@ def subscriber(context: zmq.Context[Any], subscriptions: Sequence[bytes]) -> zmq
 def arrived(sub: zmq.Socket[bytes]) -> list[bytes]:
     """Return the bodies of all messages that arrived, without the topic."""
     found = []
-    while sub.poll(0):
-        found.append(sub.recv().partition(NUL)[2])
+    with suppress(zmq.Again):
+        while True:
+            found.append(sub.recv(zmq.DONTWAIT).partition(NUL)[2])
     return found
 
 
@@ -88,14 +101,22 @@ def join(sub: zmq.Socket[bytes], clock: StillReactor, service: AppService, subsc
     raise AssertionError("the marker was not answered")
 
 
-def by_hand(count: int, codec: str, *, of_message: bool = False) -> Figures:
-    """Encode and send; with ``of_message``, to a topic that the message names."""
+def quotes_of(topics: int) -> list[Quote]:
+    """Return one quote for each topic."""
+    return [QUOTE] if topics == 1 else [Quote(f"s{number}", 187.23, 1200) for number in range(topics)]
+
+
+def by_hand(count: int, codec: str, *, of_message: bool = False, topics: int = 1, multipart: bool = False) -> Figures:
+    """Encode and send; with ``of_message``, to a topic that the message names.
+
+    With ``multipart``, topic and body are two parts of a message.
+    """
     context: zmq.Context[Any] = zmq.Context()
     pub = context.socket(zmq.PUB)
     pub.bind(ENDPOINT)
     sub = subscriber(context, ALONE)
     sub.connect(ENDPOINT)
-    encode, send = encoder(codec), pub.send
+    encode, send, send_multipart, quotes = encoder(codec), pub.send, pub.send_multipart, cycle(quotes_of(topics))
 
     def constant() -> None:
         start = TOPIC + NUL
@@ -103,13 +124,62 @@ def by_hand(count: int, codec: str, *, of_message: bool = False) -> Figures:
             send(start + encode(QUOTE))
 
     def named() -> None:
-        for _ in range(count):
-            send(b"stocks." + QUOTE.symbol.encode() + NUL + encode(QUOTE))
+        for quote in islice(quotes, count):
+            send(b"stocks." + quote.symbol.encode() + NUL + encode(quote))
 
-    figures = measured(named if of_message else constant, count)
-    assert len(arrived(sub)) == count
+    def parts() -> None:
+        for _ in range(count):
+            send_multipart((TOPIC, encode(QUOTE)))
+
+    def named_parts() -> None:
+        for quote in islice(quotes, count):
+            send_multipart((b"stocks." + quote.symbol.encode(), encode(quote)))
+
+    loops = {(False, False): constant, (True, False): named, (False, True): parts, (True, True): named_parts}
+    figures = measured(loops[of_message, multipart], count)
+    assert len(arrived(sub)) == count * (1 + multipart)
     context.destroy(linger=0)
     return figures
+
+
+@contextmanager
+def publishing(
+    app: App,
+    context: zmq.Context[Any],
+    subscriptions: Sequence[bytes] = ALONE,
+    *,
+    joined: bool,
+    others: Iterable[zmq.Socket[bytes]] = (),
+) -> Iterator[tuple[StillReactor, zmq.Socket[bytes]]]:
+    """Run ``app``; yield its clock and a subscriber, which has ``joined`` or only subscribed.
+
+    The ``others`` are further subscribers. Closes the sockets of the context at the end.
+    """
+    clock = StillReactor()
+    service = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
+    service.startService()
+    sub = subscriber(context, subscriptions)
+    for each in (*others, sub):
+        each.connect(ENDPOINT)
+    clock.advance(0)  # the app receives the subscriptions
+    if joined:
+        join(sub, clock, service, subscriptions)
+    yield clock, sub
+    assert service.transport is not None
+    assert service.transport.pub is not None
+    service.transport.pub.close(0)
+    context.destroy(linger=0)
+
+
+def in_bursts(
+    publish: Callable[[Any], object], messages: Iterable[Any], clock: StillReactor, burst: int = BURST
+) -> None:
+    """Publish the messages, and end the reactor's turn after each ``burst``."""
+    waiting = iter(messages)
+    while some := tuple(islice(waiting, burst)):
+        for message in some:
+            publish(message)
+        clock.advance(0)
 
 
 def zroute_publish(
@@ -119,42 +189,27 @@ def zroute_publish(
     subscriptions: Sequence[bytes] = ALONE,
     *,
     pattern: str = TOPIC.decode(),
+    topics: int = 1,
     burst: int = BURST,
     beside: Mapping[str, Any] | None = None,
 ) -> Figures:
     """Measure ``publication.publish`` of a running app.
 
-    ``beside`` has the options of a second publisher in the app.
+    With several ``topics``, the measurement begins after two messages of each: the first two create what the others
+    share. ``beside`` has the options of a
+    second publisher in the app.
     """
     context: zmq.Context[Any] = zmq.Context()
-    app, clock = App(pub=ENDPOINT, codec=codec, wire=wire, context=context), StillReactor()
+    app = App(pub=ENDPOINT, codec=codec, wire=wire, context=context)
     publication = app.publisher(pattern, Quote)
     other = app.publisher("orders.{symbol}", Quote, **beside) if beside is not None else None
-    service = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
-    service.startService()
-    sub = subscriber(context, subscriptions)
-    sub.connect(ENDPOINT)
-    clock.advance(0)  # the app receives the subscriptions
-    if wire == "tracked":
-        join(sub, clock, service, subscriptions)
-    if other is not None:
-        other.publish(QUOTE)
-
-    def publish() -> None:
-        left = count
-        while left:
-            now = min(left, burst)
-            for _ in range(now):
-                publication.publish(QUOTE)
-            left -= now
-            clock.advance(0)  # the turn ends
-
-    figures = measured(publish, count)
-    _check(arrived(sub), count, len(subscriptions) if wire == "tracked" else 0)
-    assert service.transport is not None
-    assert service.transport.pub is not None
-    service.transport.pub.close(0)
-    context.destroy(linger=0)
+    tracked, first, quotes = wire == "tracked", 2 * topics if topics > 1 else 0, cycle(quotes_of(topics))
+    with publishing(app, context, subscriptions, joined=tracked) as (clock, sub):
+        if other is not None:
+            other.publish(QUOTE)
+        in_bursts(publication.publish, islice(quotes, first), clock)
+        figures = measured(lambda: in_bursts(publication.publish, islice(quotes, count), clock, burst), count)
+        _check(arrived(sub), first + count, len(subscriptions) if tracked else 0)
     return figures
 
 
@@ -165,30 +220,21 @@ def texts(count: int, size: int, *, kept: int = 0) -> Figures:
     history.
     """
     context: zmq.Context[Any] = zmq.Context()
-    app, clock = App(pub=ENDPOINT, codec="json", context=context), StillReactor()
+    app, text = App(pub=ENDPOINT, codec="json", context=context), "x" * (size - 2)
     publication = app.publisher(TOPIC.decode(), str, history=History(messages=kept) if kept else None)
-    service = AppService(app.compile(), clock, pub=(Endpoint(ENDPOINT, bind=True),))
-    service.startService()
-    sub, text = subscriber(context, ALONE), "x" * (size - 2)
-    sub.connect(ENDPOINT)
-    clock.advance(0)
-    join(sub, clock, service, ALONE)
+    with publishing(app, context, joined=True) as (clock, sub):
 
-    def publish(many: int) -> None:
-        for done in range(0, many, BURST):
-            now = min(BURST, many - done)
-            for _ in range(now):
-                publication.publish(text)
-            clock.advance(now * _A_MESSAGE)
+        def publish(many: int) -> None:
+            for done in range(0, many, BURST):
+                now = min(BURST, many - done)
+                for _ in range(now):
+                    publication.publish(text)
+                clock.advance(now * _A_MESSAGE)
 
-    publish(KEPT)
-    before = len(arrived(sub))
-    figures = measured(partial(publish, count), count)
-    assert len(arrived(sub)) >= count, before  # with beats
-    assert service.transport is not None
-    assert service.transport.pub is not None
-    service.transport.pub.close(0)
-    context.destroy(linger=0)
+        publish(KEPT)
+        before = len(arrived(sub))
+        figures = measured(partial(publish, count), count)
+        assert len(arrived(sub)) >= count, before  # with beats
     return figures
 
 
@@ -204,13 +250,15 @@ def _check(arrived: list[bytes], count: int, counted: int) -> None:
 
 
 def _group(count: int, codec: str) -> Group:
+    hand, zroute = partial(by_hand, count, codec), partial(zroute_publish, count, codec)
     ours: list[tuple[str, Callable[[], Figures]]] = [
-        (BY_HAND, partial(by_hand, count, codec)),
-        (PLAIN, partial(zroute_publish, count, codec, "plain")),
-        (ONE, partial(zroute_publish, count, codec, "tracked")),
-        (FOUR, partial(zroute_publish, count, codec, "tracked", OVERLAPPING)),
-        (f"{BY_HAND}, topic from the message", partial(by_hand, count, codec, of_message=True)),
-        (f"{PLAIN}, topic from the message", partial(zroute_publish, count, codec, "plain", pattern="stocks.{symbol}")),
+        (BY_HAND, hand),
+        (PLAIN, partial(zroute, "plain")),
+        (ONE, partial(zroute, "tracked")),
+        (FOUR, partial(zroute, "tracked", OVERLAPPING)),
+        (SEND_MULTIPART, partial(hand, multipart=True)),
+        (f"{BY_HAND}, topic from the message", partial(hand, of_message=True)),
+        (f"{PLAIN}, topic from the message", partial(zroute, "plain", pattern=BY_SYMBOL)),
         (f"{TRACKED}, one message a turn", partial(zroute_publish, count // 2, codec, "tracked", burst=1)),
     ]
     size = workloads.quotes(1, codec).size
@@ -218,6 +266,25 @@ def _group(count: int, codec: str) -> Group:
         f"publish-{codec}",
         f"publish, 46-byte quotes as {'JSON' if codec == 'json' else codec}, {BURST} a turn",
         (peers_c.contestant("publish", count, size), *(Contestant(name, measure) for name, measure in ours)),
+        BY_HAND,
+    )
+
+
+def _many_topics(count: int, topics: int) -> Group:
+    """Compare publishers to several topics, which the messages name."""
+    hand = partial(by_hand, count, "json", of_message=True, topics=topics)
+    zroute = partial(zroute_publish, count, "json", pattern=BY_SYMBOL, topics=topics)
+    ours: list[tuple[str, Callable[[], Figures]]] = [
+        (BY_HAND, hand),
+        (PLAIN, partial(zroute, "plain")),
+        (ONE, partial(zroute, "tracked")),
+        (FOUR, partial(zroute, "tracked", OVERLAPPING_ALL)),
+        (SEND_MULTIPART, partial(hand, multipart=True)),
+    ]
+    return Group(
+        f"publish-{topics}-topics",
+        f"publish, 46-byte quotes as JSON, {topics} topics in turn, topic from the message",
+        tuple(Contestant(name, measure) for name, measure in ours),
         BY_HAND,
     )
 
@@ -256,7 +323,9 @@ def _with_history(count: int, size: int) -> Group:
 def groups(scale: Scale) -> list[Group]:
     """Return all groups of publishing."""
     return [
-        *(_group(scale.count, codec) for codec in ("json", "msgpack")),
+        _group(scale.count, "json"),
+        _many_topics(scale.count, 100),
+        _group(scale.count, "msgpack"),
         _beside(scale.count),
         *(_with_history(scale.count, size) for size in (60, 1_024)),
     ]

@@ -13,7 +13,7 @@ from rich.text import Text
 from benchmarks.goals import Judged
 from benchmarks.running import RATE, Result, Row
 
-__all__ = ["as_json", "as_markdown", "show", "show_goals", "show_machine"]
+__all__ = ["as_json", "as_markdown", "number", "show", "show_goals", "show_machine"]
 
 CLOCKS = "CPU time is measured for one `thread`, or for the whole `process` with its I/O threads."
 HEADINGS = ("what", "at most", "found", "lowest to highest", "")
@@ -22,7 +22,8 @@ HEADINGS = ("what", "at most", "found", "lowest to highest", "")
 # -- cells --------------------------------------------------------------------------------------------------
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a figure with about three digits; "" for None."""
     if value is None:
         return ""
     digits = next((digits for below, digits in ((0.1, 3), (10, 2), (100, 1)) if value < below), 0)
@@ -46,23 +47,23 @@ def _heading(result: Result) -> list[str]:
 def _cells(result: Result, row: Row) -> list[str]:
     main, *others = _columns(result)
     ratios = result.to_base(row.name)
-    cells = [row.name, _number(row.median(main))]
+    cells = [row.name, number(row.median(main))]
     if result.group.base:
-        cells += [_number(statistics.median(ratios)), _spread(min(ratios), max(ratios))] if ratios else ["", ""]
+        cells += [number(statistics.median(ratios)), _spread(min(ratios), max(ratios))] if ratios else ["", ""]
     return [*cells, *(_rate(name, row.median(name)) for name in others), row.clock]
 
 
 def _rate(name: str, value: float | None) -> str:
-    return f"{value:,.0f}" if value is not None and name in (RATE, "requests/s") else _number(value)
+    return f"{value:,.0f}" if value is not None and name in (RATE, "requests/s") else number(value)
 
 
 def _spread(lowest: float | None, highest: float | None) -> str:
-    return f"{_number(lowest)} to {_number(highest)}" if lowest is not None else ""
+    return f"{number(lowest)} to {number(highest)}" if lowest is not None else ""
 
 
 def _goal_cells(judged: Judged) -> list[str]:
     spread = _spread(judged.lowest, judged.highest)
-    return [judged.goal.what, f"{judged.goal.at_most:g}", _number(judged.ratio), spread, judged.verdict]
+    return [judged.goal.what, f"{judged.goal.at_most:,g}", number(judged.found), spread, judged.verdict]
 
 
 # -- terminal -----------------------------------------------------------------------------------------------
@@ -77,8 +78,8 @@ def show_machine(console: Console, described: Mapping[str, str], settings: str) 
 def show(console: Console, result: Result) -> None:
     """Print the table of one group."""
     table = Table(title=result.group.name, title_justify="left", title_style="bold")
-    for number, heading in enumerate(_heading(result)):
-        table.add_column(heading, justify="left" if number == 0 else "right")
+    for place, heading in enumerate(_heading(result)):
+        table.add_column(heading, justify="left" if place == 0 else "right")
     for row in result.rows:
         if row.skipped is not None:
             table.add_row(row.name, Text(row.skipped, style="red" if row.failed else "dim"))
@@ -90,8 +91,8 @@ def show(console: Console, result: Result) -> None:
 def show_goals(console: Console, judged: Sequence[Judged]) -> None:
     """Print each goal and its verdict."""
     table = Table(title="goals: ratios within rounds", title_justify="left", title_style="bold")
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if 0 < number < 4 else "left")
+    for place, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if 0 < place < 4 else "left")
     for one in judged:
         style = {"met": "green", "not met": "red"}.get(one.verdict, "dim")
         *cells, verdict = _goal_cells(one)
@@ -104,7 +105,7 @@ def show_goals(console: Console, judged: Sequence[Judged]) -> None:
 
 _HEAD = """# Benchmark tables
 
-`python -m benchmarks --markdown docs/explanation/performance-tables.md` writes this page.
+`python -m benchmarks --docs docs/explanation` writes this page.
 [Performance](performance.md) explains it."""
 
 
@@ -140,7 +141,7 @@ def as_json(
         "settings": dict(settings),
         "groups": {result.group.name: _group_json(result) for result in results},
         "goals": [
-            {"what": one.goal.what, "at most": one.goal.at_most, "found": one.ratio, "verdict": one.verdict}
+            {"what": one.goal.what, "at most": one.goal.at_most, "found": one.found, "verdict": one.verdict}
             for one in judged
         ],
     }

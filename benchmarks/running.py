@@ -45,13 +45,16 @@ WHOLE = "process"
 class Contestant:
     """A measured program or library.
 
-    ``clock`` names the CPU time that it reports; ``absent`` is the reason why this machine cannot measure it.
+    ``clock`` names the CPU time that it reports; ``absent`` is the reason why this machine cannot measure it. ``at`` is
+    its place on the horizontal axis of a growth curve, and ``curve`` the name of this curve.
     """
 
     name: str
     measure: Callable[[], Figures]
     clock: str = THREAD
     absent: str | None = None
+    at: int | None = None
+    curve: str = ""
 
 
 @attrs.frozen
@@ -72,13 +75,22 @@ class Group:
 
 @attrs.define
 class Row:
-    """The results of a contestant: a sample per round, or the reason for none."""
+    """The results of a contestant: a sample per round, or the reason for none.
+
+    ``error`` is the error of a failed contestant. Its traceback keeps the sockets of the contestant alive: Python could
+    collect a context before its sockets, and then wait for ever until they are closed.
+    """
 
     name: str
     clock: str
     samples: list[Figures] = attrs.field(factory=list)
     skipped: str | None = None
-    failed: bool = False
+    error: Exception | None = None
+
+    @property
+    def failed(self) -> bool:
+        """True if the contestant has raised an error."""
+        return self.error is not None
 
     def median(self, figure: str) -> float | None:
         """Return the median over the rounds, or None if the figure was not measured."""
@@ -135,7 +147,7 @@ def _sample(contestant: Contestant, row: Row) -> None:
         row.samples.append(contestant.measure())
     except Exception as error:  # continue with the others; the table and the exit code report the failure
         row.samples.clear()
-        row.failed, row.skipped = True, f"failed: {type(error).__name__}: {error}"
+        row.error, row.skipped = error, f"failed: {type(error).__name__}: {error}"
 
 
 def measured(work: Callable[[], object], messages: int) -> Figures:

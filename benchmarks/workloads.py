@@ -10,7 +10,9 @@ import attrs
 import msgspec
 
 __all__ = [
+    "ASYNCIO",
     "BY_HAND",
+    "MULTIPART",
     "NEWS",
     "NUL",
     "PLAIN",
@@ -36,6 +38,8 @@ BY_HAND = "hand-written loop"
 PLAIN = "zroute, plain wire"
 TRACKED = "zroute, tracked wire"
 TXZMQ = "txZMQ with json.loads"
+MULTIPART = "recv_multipart by hand"
+ASYNCIO = "zmq.asyncio, plain handlers"
 """Names of contestants, the same in all groups. Child processes import them without importing the groups."""
 
 NUL = b"\0"
@@ -143,9 +147,10 @@ def large(count: int) -> Workload:
     return Workload(max(10, min(count // 500, 200)), bytes, "raw", b"x" * 1_000_000)
 
 
-def many_topics(count: int, topics: int) -> Workload:
+def many_topics(count: int, topics: int, codec: str = "json") -> Workload:
     """Return quotes to ``topics`` topics, one after the other."""
-    return attrs.evolve(quotes(count), topics=tuple(b"stocks.s%d" % number for number in range(topics)), first=topics)
+    names = tuple(b"stocks.s%d" % number for number in range(topics))
+    return attrs.evolve(quotes(count, codec), topics=names, first=topics)
 
 
 def new_topics(topics: int) -> Workload:

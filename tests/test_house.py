@@ -44,7 +44,8 @@ LAW = {
     "app": "ground messages publishing declarations receiving planning requests sockets runtime nats",
     "testing": "ground messages declarations publishing jobs receiving planning requests transport runtime app",
     "pytest_plugin": "testing",
-    "cli": "ground messages publishing declarations receiving planning requests sockets runtime app testing nats",
+    "cli": "ground messages publishing declarations receiving planning requests transport sockets runtime app testing "
+    "nats",
     "__main__": "ground runtime cli",
 }
 """The rooms that each room may import from, at any time. A room is a folder or a stand-alone module; the ground is

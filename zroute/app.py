@@ -42,11 +42,10 @@ from zroute.messages.wire import WIRES, Envelope, Wire
 from zroute.nats.servers import parse_cluster
 from zroute.options import DRAIN_TIMEOUT, REQUEST_TIMEOUT, STREAM_QUEUE, NetworkOptions
 from zroute.planning.compiler import compile_routes, refuse_dead
-from zroute.planning.plan import Addresses, Live, Plan, ReactorKind, RunningApp
+from zroute.planning.plan import Addresses, Live, Plan, ReactorKind, RunningApp, check_recovering
 from zroute.publishing.choices import Choices
 from zroute.publishing.headers import PROPAGATED
 from zroute.publishing.publication import Coalesce, CompiledPublication, Encode, Overflow, encoder_by_type
-from zroute.receiving.dispatch import CompiledRoute
 from zroute.receiving.events import Gap
 from zroute.receiving.table import Dispatch
 from zroute.requests.requester import checked_wait, explain_type, refuse_unknown
@@ -582,7 +581,8 @@ class App(Routes):
                 replaced. Or with ``since``: another handler of the app shares the subscription.
             WrongThreadError: The caller is not on the reactor's thread.
             ForkedContextError: The process was forked from the one that runs the app.
-            SignatureError: The function or an option is invalid.
+            SignatureError: The function or an option is invalid. Or with ``since`` or ``recover``: the app has no
+                endpoint on the tracked wire.
             SchemaError: The type of the body can't be decoded.
             PatternError: The pattern is invalid.
             DuplicateRouteError: The function is already registered for this pattern, or with
@@ -662,6 +662,7 @@ class App(Routes):
           the subscription.
         - WrongThreadError: The caller is not on the reactor's thread.
         - ForkedContextError: The process was forked from the one that runs the app.
+        - SignatureError: With ``since`` or ``App(recover=True)``: the app has no endpoint on the tracked wire.
         - SchemaError: The type can't be decoded.
         - DuplicateRouteError: With ``dispatch="most_specific"``, the pattern has a handler already.
         """
@@ -760,7 +761,7 @@ class App(Routes):
             )
             _check_kept(parts.outlets, self.wire)
             _check_coalescing(parts.outlets, choices, self.where)
-            _check_recovering(parts.routes, self._ends)
+            check_recovering(parts.routes, self._ends)
             refuse_dead(parts.handlers, self.wire, parts.queues)
             addresses = Addresses(self._ends, self.loop, self.context, self.options, self.reactor)
             self._plan = Plan(self.where, choices, self.dispatch, self.limits, addresses, hooks, parts, self._live)
@@ -1087,21 +1088,6 @@ def _check_kept(outlets: Sequence[CompiledPublication], wire: Wire | Frames) -> 
                 "wire reports new subscribers: set wire='tracked', or remove keep",
                 parameter="keep",
                 where=publication.where,
-            )
-
-
-def _check_recovering(routes: Sequence[CompiledRoute], ends: Ends) -> None:
-    if not ends.sub or any(each.form is None for each in ends.sub):
-        return
-    for options, where in ((route.options, route.route.where) for route in routes):
-        if options.recover or options.since is not None:
-            name, value = ("recover", "True") if options.recover else ("since", "…")
-            raise SignatureError(
-                f"{name}={value} has no effect: all messages arrive in the forms that sub= states, and only on the "
-                f"tracked wire can an app ask for lost or earlier messages. Remove {name}=, or add an endpoint of a "
-                "zroute app",
-                parameter=name,
-                where=where,
             )
 
 

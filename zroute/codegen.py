@@ -13,16 +13,20 @@ The source is added to linecache, so tracebacks, profilers and debuggers show it
 
 from __future__ import annotations
 
+import inspect
 import linecache
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import count
-from textwrap import indent
+from textwrap import dedent, indent
 from typing import Any
 
 import attrs
 
-__all__ = ["Inline", "define", "define_maker", "make_lambda"]
+__all__ = ["Inline", "define", "define_maker", "make_lambda", "source_of"]
+
+_PLACE = "<zroute "
+"""The beginning of the file names of generated functions."""
 
 
 @attrs.frozen
@@ -67,6 +71,17 @@ def make_lambda(expression: str, names: Mapping[str, Any], parameters: str = "m"
     return define(f"result = lambda {parameters}: {expression}", "result", names)
 
 
+def source_of(function: object) -> str | None:
+    """Return the source of a generated function; None for another function.
+
+    The source begins without indentation.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or not code.co_filename.startswith(_PLACE):
+        return None
+    return dedent(inspect.getsource(code)).rstrip()
+
+
 _numbers = count(1)  # file names stay unique even if linecache was cleared
 
 
@@ -77,7 +92,7 @@ def _factory(source: str, name: str, names: tuple[str, ...], given: tuple[str, .
         f"def share({', '.join(names)}):\n    def make({', '.join(given)}):\n"
         f"{indent(source, ' ' * 8)}\n        return {name}\n    return make\n"
     )
-    filename = f"<zroute {name} {next(_numbers)}>"
+    filename = f"{_PLACE}{name} {next(_numbers)}>"
     # linecache.checkcache() keeps an entry whose modification time is None.
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     scope: dict[str, Any] = {}

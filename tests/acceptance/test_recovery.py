@@ -17,6 +17,7 @@ from zroute import App, Coalesce, Envelope, Frames, History, SignatureError, Usa
 from zroute.messages.control import Kind
 from zroute.messages.recovery import BOX
 from zroute.messages.wire import NUL, parse_header
+from zroute.receiving.table import RouteTable
 from zroute.runtime.service import AppService
 
 
@@ -234,6 +235,42 @@ async def test_a_publisher_that_stops_answering_ends_a_recovery(caplog: pytest.L
         assert " for 1 s, because " in rests[0]
 
 
+@pytest.mark.parametrize("headers", [None, {"by": "test"}])
+@pytest_twisted.ensureDeferred
+async def test_the_slow_path_sees_only_the_first_message_of_a_recovery(
+    headers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a stream recovers, and after it, only the first message of a topic takes the slow path."""
+    slow, receive = list[bytes](), RouteTable._receive
+
+    def note(table: RouteTable, raw: Any) -> None:
+        if is_message(parse_header(raw.partition(NUL)[2]).kind):
+            slow.append(raw)
+        receive(table, raw)
+
+    async with both(History(seconds=60)) as (orders, reader, network):
+        orders.publish(0, key="a", headers=headers)
+        await reader.got.until(1)
+        monkeypatch.setattr(RouteTable, "_receive", note)
+        network.drops = lambda frame, kind: is_message(kind)
+        orders.publish(1, key="a", headers=headers)
+        network.drops = lambda frame, kind: frame.startswith(BOX)
+        for number in range(2, 102):
+            orders.publish(number, key="a", headers=headers)
+        await turns(lambda: reader.app._live.run._accounts._recoveries._session._hold.messages == 100)  # type: ignore[union-attr]
+        assert len(slow) == 1  # one more finds the gap, in the loop
+        network.drops = lambda frame, kind: False
+        await reader.got.until(102)
+        slow.clear()
+        for number in range(102, 202):
+            orders.publish(number, key="a", headers=headers)
+        await reader.got.until(202)
+        assert len(slow) == 1
+        assert [number for _, number in reader.got.items] == list(range(202))
+        assert (reader.stats.lost, reader.stats.recovered) == (0, 1)
+        await turns(reader.balances)
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_stop_in_a_recovery_loses_nothing_that_had_arrived() -> None:
     """An app that stops during a recovery handles what it has held, and counts the rest."""
@@ -331,6 +368,25 @@ def test_recover_needs_an_endpoint_of_the_tracked_wire() -> None:
     app = App(sub={foreign: "multipart"}, recover=True)
     app.add_route(print, "a", recover=False)
     app.compile()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_attached_handler_needs_an_endpoint_of_the_tracked_wire() -> None:
+    """While an app runs, since= and recover= are refused as at its start; beside a tracked endpoint they work."""
+    foreign = free_endpoint()
+    app = App(sub={foreign: Frames(separator=b" ")})
+    expected = r"has no effect: all messages arrive in the forms .* add an endpoint"
+    async with running(app):
+        for options in ({"recover": True}, {"since": "all"}):
+            with pytest.raises(SignatureError, match=expected) as refused:
+                app.attach("a", print, **options)  # type: ignore[arg-type]
+            assert "test_recovery.py" in str(refused.value)
+        with pytest.raises(SignatureError, match=expected):
+            await app.stream("a", int, since="all").__aenter__()
+        app.attach("a", print).close()
+    both = App(sub={foreign: "plain", free_endpoint(): "tracked"})
+    async with running(both):
+        both.attach("a", print, since="all", recover=True).close()
 
 
 def test_routes_that_share_a_subscription_must_agree() -> None:

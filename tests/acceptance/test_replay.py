@@ -265,6 +265,32 @@ async def test_attach_and_stream_get_the_past_of_their_own_subscription() -> Non
             assert reader.stats.lost == reader.stats.unknown_losses == 0
 
 
+@pytest.mark.parametrize("since", ["all", None])
+@pytest_twisted.ensureDeferred
+async def test_what_arrived_for_a_closed_handler_is_not_for_the_next_one(since: Any) -> None:
+    """A handler closed in its past leaves nothing to the next handler of the pattern, which has its own past."""
+    many = 1_000
+    async with feed() as (address, orders, _, _):
+        publish(orders, *range(many))
+        reader, first, second = App(sub=address, codec="json", name="reader"), list[int](), Mailbox[int]()
+        async with running(reader):
+
+            def handle(number: int) -> None:
+                first.append(number)
+                if number == 10:
+                    attached.close()
+                    reader.attach("orders.>", second.put, since=since)
+
+            attached = reader.attach("orders.>", handle, since="all")
+            await turns(lambda: len(first) > 10)
+            await reader.ready(1, state=True)
+            publish(orders, many)
+            expected = [many] if since is None else [*range(many + 1)]
+            assert await second.until(len(expected)) == expected
+            assert first == list(range(11))
+            assert reader.stats.lost == reader.stats.unknown_losses == 0
+
+
 @pytest_twisted.ensureDeferred
 async def test_the_past_that_is_left_at_a_stop_counts_as_lost() -> None:
     """An app that stops in the middle handles what has arrived, and counts the rest."""

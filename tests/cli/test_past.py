@@ -53,6 +53,8 @@ def test_tail_shows_the_last_messages_first() -> None:
         assert (done.returncode, bodies(done.stdout)) == (0, [45, 46, 47, 48, 49]), done.stderr
         done = zroute("tail", endpoint, "orders.a", "--last", "2", "--json", "-n", "2")
         assert bodies(done.stdout) == [46, 48]
+        done = zroute("tail", endpoint, "orders.>", "--last", str(10**20), "--json", "-n", "50")
+        assert bodies(done.stdout) == list(range(50))
         first = json.loads(done.stdout.splitlines()[0])
         assert (first["topic"], first["origin"], first["peer"]) == ("orders.a", "replayed", None)
 

@@ -31,6 +31,7 @@ from zroute.messages.wire import (
     snapshot_number,
 )
 from zroute.options import MAX_TOPIC
+from zroute.receiving import snapshots
 from zroute.receiving.snapshots import SnapshotRequests
 
 VECTORS = wire_vectors()
@@ -212,6 +213,28 @@ def test_a_loss_before_the_statement_is_not_forgotten() -> None:
     asker.requests.stated(7, snapshots=True)
     asker.until(1, 2)
     assert asker.sent == [(1, b"")]
+
+
+def test_invented_publishers_do_not_replace_one_in_use() -> None:
+    """However many publishers with snapshots there are, each is asked after its losses."""
+    asker = Asker()
+    for epoch in range(100, 3_000):
+        asker.requests.stated(epoch, snapshots=True)
+    asker.requests.lost(7, (b"a.",), 0.0)
+    asker.until(0, 1)
+    assert asker.sent == [(1, b"a.")]
+
+
+def test_many_losses_become_one_request_for_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If too many requests are open, also of other publishers, all snapshots of a publisher are asked for at once."""
+    monkeypatch.setattr(snapshots, "ASKS_MAX", 3)
+    asker = Asker()
+    asker.requests.lost(7, (b"a.", b"b.", b"c.", b"d.", b"e."), 0.0)
+    asker.until(0, 1)
+    assert asker.sent == [(1, b"a."), (2, b"b."), (3, b"c."), (4, b"")]
+    asker.requests.lost(7, (b"c.", b"d."), 1.0)
+    asker.until(1, 2)
+    assert asker.sent[4:] == [(5, b"c."), (6, b"")]
 
 
 def test_a_publisher_that_has_ended_is_not_asked() -> None:

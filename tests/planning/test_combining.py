@@ -7,7 +7,7 @@ import re
 import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -477,6 +477,89 @@ async def _the_function_names_the_topics(pair: Pair) -> None:
     with TestApp(app, desk):
         pass
     assert got == [7]  # of "other", whose only topic is known
+
+
+@contextmanager
+def past_and_live(pair: Pair, begin: Callable[[App, dict[str, Any]], object]) -> Iterator[tuple[Any, App]]:
+    """Publish 1, 2 and 3, then call ``begin`` with an app and the options of the row, and publish 4."""
+    feed, desk = App(pub="tcp://127.0.0.1:1"), App(sub="tcp://127.0.0.1:1", name="desk")
+    past = feed.publisher("out.{key}", int, history=History(messages=10), **pair.options("publisher"))
+    with TestApp(feed, desk, raise_errors=False) as t:
+        for number in (1, 2, 3):
+            past.publish(number, key="a")
+        begin(desk, pair.options("subscribe"))
+        past.publish(4, key="a")
+        t.advance(0.5)
+        yield t, desk
+
+
+def attaching(function: Callable[..., Any]) -> Callable[[App, dict[str, Any]], object]:
+    """Return a function that attaches ``function`` to an app."""
+    return lambda app, options: app.attach("out.{key}", function, **options)
+
+
+PAST = '`subscribe(since="all")`'
+
+
+@interaction(PAST, "`publisher(snapshot=state)`")
+async def _snapshots_behind_the_past(pair: Pair) -> None:
+    got = list[tuple[str, int]]()
+
+    def take(number: int, envelope: Envelope) -> None:
+        got.append((envelope.origin, number))
+
+    with past_and_live(pair, attaching(take)) as (_, desk):
+        assert got == [("replayed", 1), ("replayed", 2), ("replayed", 3), ("snapshot", 7), ("live", 4)]
+        assert desk.stats.lost == 0
+
+
+@interaction(PAST, "`subscribe(retry=(1, 5))`")
+async def _attempts_of_the_past(pair: Pair) -> None:
+    calls = list[int]()
+
+    def take(number: int) -> None:
+        calls.append(number)
+        if calls.count(2) == 1:
+            raise ValueError("of the first attempt")
+
+    with past_and_live(pair, attaching(take)) as (t, desk):
+        assert calls == [1, 2]
+        t.advance(1)
+        assert calls == [1, 2, 2, 3, 4]
+        assert (desk.stats.replayed, desk.stats.lost) == (3, 0)
+
+
+@interaction(PAST, "`subscribe(thread=True)`")
+async def _the_past_in_threads(pair: Pair) -> None:
+    calls = list[tuple[int, bool]]()
+
+    def take(number: int) -> None:
+        calls.append((number, threading.get_ident() == here))
+
+    here = threading.get_ident()
+    with past_and_live(pair, attaching(take)):
+        assert calls == [(number, False) for number in (1, 2, 3, 4)]
+
+
+@interaction(PAST, "`stream(queue=1)`")
+async def _the_past_in_a_stream(pair: Pair) -> None:
+    got, handled = list[int](), Deferred[None]()
+
+    async def read(app: App, options: dict[str, Any]) -> None:
+        async with app.stream("out.{key}", int, queue=1, **options) as numbers:
+            async for number in numbers:
+                got.append(number)
+                await handled
+
+    with past_and_live(pair, lambda app, options: Deferred.fromCoroutine(read(app, options))) as (t, desk):
+        assert got == [1]
+        for number in (2, 3, 4):
+            handled, done = Deferred[None](), handled
+            done.callback(None)
+            t.advance(0.5)
+            assert got == list(range(1, number + 1))
+        assert (desk.stats.replayed, desk.stats.lost) == (3, 0)
+        handled.callback(None)
 
 
 @interaction("`publisher(snapshot=state)`", AROUND)

@@ -49,6 +49,7 @@ class Publisher:
 
     def __init__(self, *bounds: History) -> None:
         self.clock = Clock()
+        self.ahead = 0.0  # of the machine's clock, in seconds
         self.counters = Counters()
         self.sent: list[tuple[bytes, list[bytes]]] = []
         self.answers = HistoryAnswers(
@@ -60,7 +61,7 @@ class Publisher:
         self.requests = 0
 
     def now_ns(self) -> int:
-        return int(self.clock.seconds() * 1e9)
+        return int((self.clock.seconds() + self.ahead) * 1e9)
 
     def subscribe(self, *prefixes: bytes) -> None:
         for prefix in prefixes:
@@ -155,10 +156,24 @@ def test_a_history_out_of_bounds_is_refused_with_the_line(value: Any, fault: str
     assert (caught.value.parameter, caught.value.where) == ("history", "app.py:7")
 
 
-@pytest.mark.parametrize("history", [History(messages=1), History(seconds=120), History(seconds=0.5), History(bytes=1)])
+@pytest.mark.parametrize(
+    "history",
+    [
+        History(messages=1),
+        History(messages=2**70),
+        History(seconds=120),
+        History(seconds=0.5),
+        History(bytes=1),
+        History(bytes=2**70),
+    ],
+)
 def test_each_bound_may_stand_alone(history: History) -> None:
-    """One bound is enough."""
+    """One bound is enough, whatever its value."""
     assert check_history(history, "app.py:7") is history
+    publisher = Publisher(history)
+    publisher.subscribe(b"a")
+    publisher.publish(b"a")
+    assert kept(publisher) == [1]
 
 
 # -- what is kept ------------------------------------------------------------------------------------------
@@ -199,6 +214,21 @@ def test_a_history_keeps_messages_for_some_seconds() -> None:
         publisher.publish(b"a")
         publisher.tick()
     assert kept(publisher) == list(range(13, 21))
+
+
+@pytest.mark.parametrize("step", [3600, -3600])
+def test_a_history_does_not_follow_a_clock_that_is_set(step: int) -> None:
+    """If the machine's clock jumps, messages are kept neither shorter nor longer."""
+    publisher = Publisher(History(seconds=2))
+    publisher.subscribe(b"a")
+    for number in range(20):
+        publisher.ahead = step * (number >= 16)
+        publisher.publish(b"a")
+        publisher.tick()
+    assert len(kept(publisher)) == 8
+    for _ in range(9):
+        publisher.tick()
+    assert publisher.rings[0].count == 0
 
 
 def test_a_history_keeps_a_number_of_bytes() -> None:

@@ -273,13 +273,14 @@ def test_a_request_that_waits_gets_empty_answers(monkeypatch: pytest.MonkeyPatch
     for _ in range(8):
         publisher.tick()
     publisher.sent.sort()
-    notices = [publisher.take(who)[0] for who in (1, 1, 2, 2)]
+    notices = [publisher.take(who)[0] for who in (1, 1, 2, 2, 3, 3)]
     assert publisher.sent == []
     for notice in notices:
         assert (notice.messages, notice.last, notice.more, notice.refused) == ((), True, True, False)
-        assert notice.past == PastAnswer(1, 0)
+        assert notice.gone == ()
+    assert [notice.past for notice in notices] == [PastAnswer(1, 0)] * 4 + [None] * 2
     publisher.clock.pump([0.01] * 1_000)
-    assert {len(publisher.take(who)[0].messages) for who in (1, 2)} == {300}
+    assert [len(publisher.take(who)[0].messages) for who in (1, 2, 3)] == [300, 300, 1]
 
 
 # -- bad peers -----------------------------------------------------------------------------------------------

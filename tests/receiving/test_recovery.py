@@ -47,6 +47,7 @@ from zroute.receiving.recoveries import Recoveries, RecoveryCalls
 from zroute.receiving.recovery_session import RecoverySession
 from zroute.receiving.stream_recovery import (
     REST_MAX,
+    SEARCHES,
     TRIES,
     WAITING_COST,
     WHOLE_SECONDS,
@@ -674,6 +675,26 @@ def test_an_answer_that_is_cut_off_begins_the_tries_again_once() -> None:
         asked += bool(stream.ask())
     assert asked == TRIES - 1
     assert 2.0 <= stream.now <= 4.0
+
+
+def test_a_publisher_that_only_promises_more_is_given_up() -> None:
+    """Each promise begins the tries again, and messages begin the promises again; their number is bounded."""
+    stream = Stream()
+    stream.miss(1, 9)
+    promises = request = 0
+    while len(stream.recovery.missing):
+        for _ in range(4):
+            request = stream.number if stream.ask() else request
+            stream.tick()
+        stream.recovery.search(7_000, stream.now)  # of another request
+        stream.recovery.search(request, stream.now)
+        promises += 1
+        if promises == SEARCHES - 1 and stream.recovery.missing.first == 1:
+            stream.answer(1, of=request)
+            assert stream.take() == [(1, 1, True)]
+            promises = 0
+    assert promises == SEARCHES
+    assert stream.take() == [(2, 9, False)]
 
 
 def test_an_answer_that_brings_nothing_is_a_failed_request() -> None:

@@ -6,6 +6,7 @@ the clock are simulated. The runs know all messages that were sent, and compare.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections import defaultdict, deque
@@ -18,14 +19,14 @@ import pytest
 from tests.pure import Wired, packed
 from tests.support import sized
 from zroute import App, Envelope, History
-from zroute.messages.control import MARKER, pack_marker
+from zroute.messages.control import MARKER, pack_marker, pack_statements
 from zroute.messages.recovery import BOX, REQUEST, Past, PastAnswer, RecoveryAnswer, Since, SinceMode
 from zroute.messages.wire import NUL, Kind, framer, parse_header
 from zroute.publishing import recovery as publishing_recovery
 from zroute.publishing.history import BLOCK
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
-from zroute.receiving import recovery, recovery_session, replay
+from zroute.receiving import recovery_session, replay, stream_recovery, tracker
 from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import Gap, LostPast
 
@@ -213,14 +214,16 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch, *, suffices: bool, recover:
     """Play one random run, and check it."""
     chance = random.Random(seed)
     replays: dict[tuple[int, bytes], replay.Replay] = {}
-    make = recovery_session.RecoverySession._replay
+    begin = recovery_session.RecoverySession.begin
 
-    def noted(self: Any, key: Any, now: float) -> Any:
-        stream, made = make(self, key, now)
-        assert replays.setdefault(key, made) is made, (seed, "a second replay")
-        return stream, made
+    def noted(self: Any, admit: Any, account: Any, now: float) -> Any:
+        begun = begin(self, admit, account, now)
+        key = account.publisher, account.prefix
+        assert key not in replays, (seed, "a second replay")
+        replays[key] = self._streams[key].replay
+        return begun
 
-    monkeypatch.setattr(recovery_session.RecoverySession, "_replay", noted)
+    monkeypatch.setattr(recovery_session.RecoverySession, "begin", noted)
     monkeypatch.setattr(publishing_recovery, "WINDOW", chance.choice((1, 300, 5_000)))
     monkeypatch.setattr(recovery_session, "ASKED_PASTS", chance.choice((1, 16)))
     net = Network(chance, since, suffices=suffices, recover=recover)
@@ -313,8 +316,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, *, suffices: bool, recover: bool) -> R
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recoveries and replays without a limit of time."""
-    monkeypatch.setattr(recovery, "TRIES", NEVER)
-    monkeypatch.setattr(recovery, "_SECOND", NEVER)
+    monkeypatch.setattr(stream_recovery, "TRIES", NEVER)
+    monkeypatch.setattr(stream_recovery, "_SECOND", NEVER)
     monkeypatch.setattr(replay, "TRIES_OF_PAST", NEVER)
 
 
@@ -469,10 +472,30 @@ def test_a_replay_waits_while_the_publisher_searches() -> None:
     assert net.wired.stats.unknown_losses == net.wired.stats.lost == 0
 
 
+def test_a_recovery_waits_while_the_publisher_searches() -> None:
+    """A search that takes longer than all tries, as for many subscriptions at once, loses nothing."""
+    net = network()
+    net.recoveries.change(frozenset(PREFIXES), net.recoveries._session.since)
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 1)
+    publisher, send = net.runs[0], net.send
+    seconds = 3 * stream_recovery.TRIES * replay.TRY_SECONDS
+    publisher.session._histories._frames.spend(int(seconds / 0.01) * BLOCK)
+    net.send = lambda frame: None  # type: ignore[method-assign,assign]
+    publisher.publish(b"a.1", 1)
+    net.send = send  # type: ignore[method-assign]
+    publisher.publish(b"a.1", 1)
+    pass_time(net, seconds - 1)
+    assert handled(net) == list(range(1, 21))
+    assert net.recoveries.busy
+    pass_time(net, 2)
+    assert handled(net) == list(range(1, 23))
+    assert (net.wired.stats.lost, net.wired.stats.recovered) == (0, 1)
+
+
 def test_a_replay_does_not_wait_forever_for_a_search() -> None:
     """A publisher that only promises more is given up after a number of answers; messages begin the count again."""
-    waiting = replay.Replay(Since(SinceMode.ALL), 0.0)
-    waiting.upto = 9
+    waiting = replay.Replay(Since(SinceMode.ALL), 9)
     promise = PastAnswer(0, 0)
 
     def promised() -> int:
@@ -490,6 +513,90 @@ def test_a_replay_does_not_wait_forever_for_a_search() -> None:
     waiting._asked_at = 0.0
     assert list(waiting.answer(1, PastAnswer(70_001, 8), [(70_001, 1)], last=True, more=True)) == [0]
     assert promised() == replay.SEARCHES_OF_PAST
+
+
+def test_a_reader_that_pauses_before_the_statement_still_gets_the_past() -> None:
+    """Messages before the join wait until everything that had arrived was read, however long that takes."""
+    net = network()
+    publisher, send, late = net.runs[0], net.send, list[bytes]()
+    net.send = lambda frame: (late if frame.startswith(MARKER) else net.live).append(frame)  # type: ignore[method-assign]
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 0.1)
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 0.1)
+    assert handled(net) == []
+    net.live.extend(late)
+    net.clock.pump([0.25] * round(2 * replay.EARLY_SECONDS / 0.25))  # nothing is read meanwhile
+    net.send = send  # type: ignore[method-assign]
+    pass_time(net, 1)
+    assert handled(net) == list(range(1, 22))
+    assert net.origins[f"{publisher.epoch:016x}", b"a.1"] == ["replayed"] * 20 + ["live"]
+    assert net.wired.balanced()
+
+
+FEW = 40
+"""The maximum number of publishers in the tests of forged ones, instead of `tracker.PUBLISHERS_MAX`."""
+
+
+def forged_answer(net: Network, epoch: int) -> list[bytes]:
+    """Return the answer of an invented publisher with a history to the last marker."""
+    marker, numbers = net.session._marker[0], [(prefix, 5) for prefix in PREFIXES]
+    given = {"epoch": epoch, "name": f"forged{epoch}", "partial": False, "sent_at": 5, "history": True}
+    return pack_statements(Kind.JOIN, marker, numbers, **given)
+
+
+def test_forged_publishers_take_nothing_from_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers invent publishers with a history: a real one keeps its recovery, and its past does not come twice."""
+    monkeypatch.setattr(tracker, "PUBLISHERS_MAX", FEW)
+    net = network()
+    net.recoveries.change(frozenset(PREFIXES), net.recoveries._session.since)
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 1)
+    publisher = net.runs[0]
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 1)
+    assert handled(net) == list(range(1, 22))
+    forged = itertools.count(1)
+    for _ in range(3):
+        for epoch in itertools.islice(forged, FEW):
+            net.live.extend(forged_answer(net, epoch))
+        net.step()
+        net.session.rejoin()
+        pass_time(net, 0.5)
+    session = net.recoveries._session
+    known = len(net.session._tracker._publishers)
+    assert known <= FEW
+    assert max(map(len, (session._publishers, session._settled, session._streams))) <= len(PREFIXES) * known
+    send = net.send
+    net.send = lambda frame: None  # type: ignore[method-assign,assign]
+    publisher.publish(b"a.1", 1)
+    net.send = send  # type: ignore[method-assign]
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 1)
+    assert handled(net) == list(range(1, 24))
+    assert net.wired.stats.recovered == 1
+
+
+def test_forged_messages_before_a_join_are_not_held_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each message of an invented publisher takes room only until the tracker evicts the publisher."""
+    monkeypatch.setattr(tracker, "PUBLISHERS_MAX", FEW)
+    net = network()
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 1)
+    hold, forged = net.recoveries._session._hold, 10 * FEW
+    for epoch in range(1, forged + 1):
+        frame = framer("tracked", epoch=epoch, next_sequence=lambda: 5, clock_ns=lambda: 5)(b"a.1", 1, packed(1), None)
+        assert isinstance(frame, bytes)
+        net.live.append(frame)
+        if epoch % 10 == 0:
+            pass_time(net, 0.1)
+            assert hold.messages <= FEW + 40  # those of a tick in addition
+    pass_time(net, 0.3)
+    assert sum(map(len, net.handled.values())) >= 20 + forged - FEW
+    pass_time(net, replay.EARLY_SECONDS + 0.5)
+    assert sum(map(len, net.handled.values())) == 20 + forged
+    assert (hold.messages, hold.size) == (0, 0)
+    assert net.wired.balanced()
 
 
 def test_messages_before_the_join_have_a_limited_room() -> None:
@@ -583,9 +690,7 @@ class Asked:
     """A replay that has asked once, in request 1."""
 
     def __init__(self) -> None:
-        self.replay = replay.Replay(Since(SinceMode.ALL), 0.0)
-        assert self.replay.ask(1, 0.0) is None  # before the statement
-        self.replay.upto = 9
+        self.replay = replay.Replay(Since(SinceMode.ALL), 9)
         assert self.replay.ask(1, 0.0) == Past(9, 0, Since(SinceMode.ALL))
 
     def answer(self, position: int, left: int, *positions: int, number: int = 1, more: bool = True) -> list[Any]:
@@ -617,6 +722,14 @@ def test_what_a_publisher_does_not_send_counts_as_lost() -> None:
     assert asked.answer(6, 3, 6, number=3, more=False) == [0, replay.PastLoss(2, 9), None]
 
 
+def test_a_forged_number_of_messages_does_not_count_as_lost() -> None:
+    """The past does not grow, so no more is lost than it contained."""
+    asked = Asked()
+    assert asked.answer(0, 9, 1, 2) == [0, 1]
+    asked.replay.ask(2, 1.0)
+    assert asked.answer(3, 2**40 - 1, number=2, more=False) == [replay.PastLoss(7, 9), None]
+
+
 def test_the_past_is_asked_for_when_everything_was_handled() -> None:
     """While messages of the past wait for handlers, no more of them are asked for."""
     asked: list[bytes] = []
@@ -632,6 +745,6 @@ def test_the_past_is_asked_for_when_everything_was_handled() -> None:
     session.answer(7, answer, 0.0)
     session.ask(0.0)
     assert len(asked) == 1
-    assert [ready.first for _, _, ready in session.ready() if isinstance(ready, recovery.Ready)] == [1]
+    assert [ready.first for _, _, ready in session.ready() if isinstance(ready, stream_recovery.Ready)] == [1]
     session.ask(0.0)
     assert len(asked) == 2

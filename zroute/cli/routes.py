@@ -40,17 +40,26 @@ _COLUMNS = ("pattern", "kind", "handler", "type", "codec")
 @app_options
 @click.option("-v", "--verbose", is_flag=True, help="Also show the decoding engine, and the reason for the choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool) -> None:
+@click.option("--source", is_flag=True, help="Print the generated functions that receive and publish, as Python.")
+def command(app: str, app_dir: str, factory: bool, verbose: bool, as_json: bool, source: bool) -> None:
     """Show the routes, publications, requests and subscriptions of an app.
 
     Also shows the specified forms of foreign messages. Opens no socket.
     """
+    if source and (as_json or verbose):
+        raise click.UsageError("--source prints only Python: omit --json and --verbose")
     try:
         with redirect_stdout(sys.stderr):  # the module's own output must not mix with the result
             loaded = load(app, app_dir=app_dir, factory=factory)
-            compiled = loaded.compile().parts
+            plan = loaded.compile()
     except SetupError as error:
         fail_of_setup(error)
+    compiled = plan.parts
+    if source:
+        from zroute.cli.source import generated
+
+        click.echo("\n\n\n".join(map(str, generated(plan, on_nats=_is_on_nats(loaded)))))
+        return
     rows = _routes(compiled) + _publications(compiled, bridges_from_outside(loaded))
     prefixes = minimal_cover(pattern.subscription for route in compiled.routes for pattern in route.patterns)
     subscriptions = [prefix.decode(errors="backslashreplace") for prefix in prefixes]
@@ -81,15 +90,24 @@ def _subjects(app: App, compiled: Parts) -> list[str] | None:
     Raises:
         SystemExit: A pattern is not possible on NATS. The reason was printed.
     """
-    try:
-        if app.endpoints().nats is None:
-            return None
-    except EndpointError:  # no endpoint is needed to show the routes
+    if not _is_on_nats(app):
         return None
-    except SetupError as error:
-        fail_of_setup(error)
     found = generalise(subject_of(pattern) for route in compiled.routes for pattern in route.patterns)
     return [subject.decode() for subject in found]
+
+
+def _is_on_nats(app: App) -> bool:
+    """Return True if an app uses NATS.
+
+    Raises:
+        SystemExit: A pattern is not possible on NATS. The reason was printed.
+    """
+    try:
+        return app.endpoints().nats is not None
+    except EndpointError:  # no endpoint is needed to show the routes
+        return False
+    except SetupError as error:
+        fail_of_setup(error)
 
 
 def _routes(compiled: Parts) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ def command(
         if counts["shown"] == count:
             listening.stop()
 
-    past = since if last is None else Since(SinceMode.LAST, last)
+    past = since if last is None else Since(SinceMode.LAST, min(last, 2**64 - 1))
     listening = Listening(source_of(endpoint, frames), patterns, take, access, ignore=ignore, since=past)
     with while_read():
         code = listening.run(wait=wait)

@@ -94,6 +94,7 @@ _COALESCED = int(Kind.COALESCED)  # comparing with a member of an Enum takes lon
 _FRAME_MAX = 2**31 - 1
 _LAST, _MORE, _REFUSED, _OF_PAST = 0x01, 0x02, 0x04, 0x08
 _NUMBER_MAX = 2**64 - 1
+_LEFT_MAX = 2**40 - 1  # more messages fit into no memory, so the number is forged
 
 
 class SinceMode(IntEnum):
@@ -372,6 +373,8 @@ def parse_recovery_answer(body: bytes) -> RecoveryAnswer:
         if at + _PAST_ANSWER.size > len(body):
             raise EnvelopeError("an answer about the past that ends in the middle of its position")
         past = PastAnswer(*_PAST_ANSWER.unpack_from(body, at))
+        if past.left > _LEFT_MAX:
+            raise EnvelopeError(f"an answer about the past with {past.left} messages; expected at most {_LEFT_MAX}")
         at += _PAST_ANSWER.size
     messages: list[tuple[int, bytes]] = []
     gone: list[Range] = []

@@ -48,6 +48,7 @@ __all__ = [
     "NUL",
     "SENT_AT",
     "SNAPSHOT_NUMBERS",
+    "VERSION",
     "WIRES",
     "Envelope",
     "Flags",

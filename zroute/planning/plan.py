@@ -48,6 +48,7 @@ __all__ = [
     "RunningApp",
     "Senders",
     "check_not_on_nats",
+    "check_recovering",
     "check_subjects",
     "reactor_kind",
 ]
@@ -622,6 +623,25 @@ def check_not_on_nats(route: CompiledRoute, what: str, where: str) -> None:
             "or run the app on ZeroMQ",
             where=where,
         )
+
+
+def check_recovering(routes: Sequence[CompiledRoute], ends: Ends) -> None:
+    """Raise SignatureError if ``recover`` or ``since`` of a route has no effect.
+
+    This is the case if no endpoint is on the tracked wire.
+    """
+    if not ends.sub or any(each.form is None for each in ends.sub):
+        return
+    for options, where in ((route.options, route.route.where) for route in routes):
+        if options.recover or options.since is not None:
+            name, value = ("recover", "True") if options.recover else ("since", "…")
+            raise SignatureError(
+                f"{name}={value} has no effect: all messages arrive in the forms that sub= states, and only on the "
+                f"tracked wire can an app ask for lost or earlier messages. Remove {name}=, or add an endpoint of a "
+                "zroute app",
+                parameter=name,
+                where=where,
+            )
 
 
 def check_subjects(routes: Sequence[CompiledRoute]) -> None:

@@ -90,7 +90,7 @@ class Cover:
 
 def _size(topic: bytes, cover: Cover) -> int:
     """Return an upper bound for the size of a cover in bytes."""
-    return 400 + len(topic) + 16 * len(cover.counters)
+    return 160 + len(topic) + 16 * len(cover.counters)
 
 
 @attrs.frozen

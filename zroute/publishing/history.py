@@ -11,16 +11,21 @@ the frames of a subscription, the newest block first, and stops at the first num
 the headers of the frames. A subscription's numbers ascend in a ring, even over generations. Frames from before its
 counter have the number 0.
 
+The age of a block is measured from the first tick after it was made, with the reactor's clock. The times in the headers
+jump when the clock of the machine is set.
+
 This module sends nothing and reads no clock.
 """
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count, islice
+from itertools import count, islice, takewhile
+from math import inf
 from struct import Struct
 from typing import Any
 
@@ -150,7 +155,8 @@ class Block:
 
     ``number`` counts the blocks of a ring, and ``order`` those of all rings of a publisher. ``size`` is the size of the
     frames in bytes, ``last_at`` is the time in the header of the last frame, and ``dropped`` is the number of frames
-    that the block no longer contains.
+    that the block no longer contains. ``since`` is the time of the first tick after the block was made, in seconds of
+    the reactor's clock; infinite before.
     """
 
     number: int
@@ -159,6 +165,7 @@ class Block:
     size: int
     last_at: int
     dropped: int = 0
+    since: float = inf
 
 
 class Ring:
@@ -179,8 +186,9 @@ class Ring:
         self._orders = count(1) if orders is None else orders
         self._messages = history.messages
         self._bytes = HISTORY_BYTES if history.bytes is None else history.bytes
-        self._age = None if history.seconds is None else int(history.seconds * 1e9)
-        self._fresh: deque[bytes] = deque(maxlen=history.messages)
+        self._seconds = history.seconds
+        most = None if history.messages is None else min(history.messages, sys.maxsize)
+        self._fresh: deque[bytes] = deque(maxlen=most)
         self._blocks: deque[Block] = deque()
         self._next = 0
         self._large = 0  # the size of large frames since the last block
@@ -213,11 +221,13 @@ class Ring:
             self.size += size
             self.added += size
 
-    def trim(self, now: int) -> None:
-        """Enforce the bounds. ``now`` is the time of the headers, in nanoseconds."""
+    def trim(self, now: float) -> None:
+        """Enforce the bounds. ``now`` is the time of the reactor's clock, in seconds."""
         self.seal()
-        if self._age is not None:
-            while self._blocks and self._blocks[0].last_at < now - self._age:
+        if self._seconds is not None:
+            for block in takewhile(lambda block: block.since == inf, reversed(self._blocks)):
+                block.since = now
+            while self._blocks and now - self._blocks[0].since >= self._seconds:
                 self._drop(len(self._blocks[0].frames))
         self._fit()
 

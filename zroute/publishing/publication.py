@@ -116,7 +116,7 @@ class Coalesce:
     messages: int = COALESCED
 
 
-_TOPIC, _SENDER, _COPIES = 300, 2_400, 3
+_TOPIC, _SENDER, _COPIES = 300, 700, 3
 """Upper bounds for the memory of a topic: bytes of its entry, bytes of its fast path, and copies of its name.
 
 A test compares them with the real memory use.

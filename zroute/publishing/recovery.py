@@ -17,8 +17,8 @@ The subscriber's side is `zroute.receiving.stream_recovery`; ``docs/reference/wi
 - Requests make blocks of the latest messages at most every `_SEAL_SECONDS`, because small blocks make searches slow.
 - A request that can't be answered at once waits for the next period, so a flood of requests costs one look at each.
 
-Searches for the past of many subscriptions in a large history may take minutes. The publisher then sends each
-subscriber whose request for the past waits an empty answer about every second, so that the subscriber does not give up.
+Searches for many subscriptions in a large history may take seconds, and minutes for the past. The publisher then sends
+each subscriber whose request waits an empty answer about every second, so that the subscriber does not give up.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ _SEAL_SECONDS = 0.05
 """The minimum time in seconds between two blocks that are made for requests, which limits the number of blocks."""
 
 _NOTICE_TICKS = 4
-"""The number of ticks after which a request for the past that still waits gets an empty answer."""
+"""The number of ticks after which a request that still waits gets an empty answer."""
 
 _ANSWER_COST = 5_000
 _RANGE_COST = 500
 """The cost of an answer, and of each range that it is about, in addition to its bytes.
 
-They limit empty answers to 4,000 per second, and those about many single messages to fewer than 1,000.
+They limit refusals to 4,000 per second, and those about many single messages to fewer than 1,000.
 """
 
 _Key = tuple[int, bool, bytes]
@@ -162,9 +162,9 @@ class HistoryAnswers:
 
     def tick(self, now: float) -> None:
         """Enforce the bounds of the histories. Call this method at each `TICK`."""
-        at, added = self._clock_ns(), 0
+        added = 0
         for ring in self._rings:
-            ring.trim(at)
+            ring.trim(now)
             added += ring.added
         twice = int(2 * (added - self._added) * _PERIOD / TICK)
         self._bytes.amount = max(int(BYTES * _PERIOD), twice)
@@ -176,8 +176,8 @@ class HistoryAnswers:
             del self._past_used[prefix]
         self._ticks += 1
         for request, _ in islice(tuple(self._waiting.values()), self._ticks % _NOTICE_TICKS, None, _NOTICE_TICKS):
-            if request.past is not None:
-                self._answer(request, [], more=True, past=PastAnswer(request.past.position, 0))
+            past = None if request.past is None else PastAnswer(request.past.position, 0)
+            self._answer(request, [], more=True, past=past)
 
     def close(self) -> None:
         """Drop all requests and histories."""
@@ -215,6 +215,7 @@ class HistoryAnswers:
         elif (searches := self._search(request, last, seal)) is not None:
             del self._waiting[key]
             entries, more = self._entries(request.ranges, searches)
+            self._bytes.spend(_RANGE_COST * len(request.ranges))
             self._answer(request, entries, more=more)
 
     def _answer(
@@ -229,7 +230,7 @@ class HistoryAnswers:
         frames = pack_recovery_answers(
             request, entries, epoch=self._epoch, sent_at=self._clock_ns(), more=more, refused=refused, past=past
         )
-        self._bytes.spend(_ANSWER_COST + _RANGE_COST * len(request.ranges) + sum(map(len, frames)))
+        self._bytes.spend(_ANSWER_COST + sum(map(len, frames)))
         self._send(pack_box(request.subscriber), frames)
 
     def _sealed(self, seal: int) -> bool:

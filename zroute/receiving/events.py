@@ -16,6 +16,7 @@ __all__ = [
     "Duplicate",
     "Ended",
     "Event",
+    "Evicted",
     "Gap",
     "Joined",
     "LostKept",
@@ -164,6 +165,16 @@ class Ended:
 
 
 @attrs.frozen
+class Evicted:
+    """The tracker has evicted ``publisher``.
+
+    There were too many publishers, or too many accounts.
+    """
+
+    publisher: int
+
+
+@attrs.frozen
 class Overdue:
     """A heartbeat or an answer of ``publisher`` is late: send it a new marker."""
 
@@ -215,7 +226,7 @@ DUPLICATE: Final = Duplicate.DUPLICATE
 
 Event: TypeAlias = (
     "Gap | UnknownLoss | LostKept | LostPast | Corrected | Joined | Missing | Restarted | Namesake | Ended | Overdue"
-    " | Quiet | Silent | Returned"
+    " | Quiet | Silent | Returned | Evicted"
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -129,6 +130,17 @@ class Matcher:
             if found is not None:
                 return found
         return None
+
+    def without(self, subscriptions: Iterable[bytes]) -> frozenset[bytes]:
+        """Return those of ``subscriptions`` that share no topic with the routes."""
+        ordered, known = sorted(self._subscribed), self._subscribed
+
+        def shares(each: bytes) -> bool:
+            at = bisect_left(ordered, each)
+            wider = any(each[:length] in known for length in self._lengths if length <= len(each))
+            return wider or (at < len(ordered) and ordered[at].startswith(each))
+
+        return frozenset(each for each in subscriptions if not shares(each))
 
     def deliveries(self, topic: bytes) -> tuple[BoundRoute, ...]:
         """Return the routes of a topic, the most specific first, each function only once."""

@@ -33,7 +33,7 @@ from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import Event, Gap, LostKept, LostPast, UnknownLoss, Verdict
 from zroute.receiving.recovery_session import Admit, RecoverySession
 from zroute.receiving.replay import PastLoss
-from zroute.receiving.stream_recovery import Ready, StreamRecovery
+from zroute.receiving.stream_recovery import Arrival, Ready, StreamRecovery
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 
@@ -102,6 +102,15 @@ class Recoveries:
         See `RecoverySession.change` for the arguments.
         """
         self._session.change(subscriptions, since, replay)
+        self._may_be_ready()
+
+    def _may_be_ready(self) -> None:
+        """Deliver the messages for which a statement, or an end, was awaited."""
+        self.busy = self.busy or self._session.is_active
+
+    def drop(self, subscriptions: Container[bytes]) -> None:
+        """Drop what was held for subscriptions that no handler has any more."""
+        self._session.drop(subscriptions)
 
     def wants(self, subscription: bytes) -> bool:
         """Return True if the lost messages of a subscription are recovered."""
@@ -131,6 +140,11 @@ class Recoveries:
             return self.early(account, number, many, raw)
         if account.prefix in self._session.since:
             self._begin(account)
+        stream = self._session.active_stream(account) if self.busy else None
+        if stream is not None and number == account.expected:  # the usual message while a stream recovers
+            account.expected = number + many
+            stream.arrive(Arrival(number, number + many - 1, raw, _size(raw)), self._clock.seconds())
+            return Verdict.HELD
         was_active = self.active(account)
         verdict, loss = self._session.admit(
             self._calls.admit, account, number, many, raw, _size(raw), self._clock.seconds()
@@ -146,10 +160,7 @@ class Recoveries:
 
         The arguments are those of `admit`.
         """
-        verdict = self._session.early(account, number, many, raw, _size(raw), self._clock.seconds())
-        if verdict is Verdict.HELD:
-            self.busy = True
-        return verdict
+        return self._session.early(account, number, many, raw, _size(raw), self._clock.seconds())
 
     def _begin(self, account: SubscriptionState) -> None:
         """Begin the replay of a stream, unless it has begun."""
@@ -253,6 +264,7 @@ class Recoveries:
     def stated(self, epoch: int, *, history: bool) -> None:
         """Record whether a publisher has a history."""
         self._session.stated(epoch, history=history)
+        self._may_be_ready()
 
     def joined(self, epoch: int) -> None:
         """Begin the replays of a publisher whose accounts have begun."""
@@ -273,6 +285,12 @@ class Recoveries:
         """Give up all recoveries from a publisher."""
         self._log_recovered(epoch)  # before the line about its end
         self._session.end(epoch)
+        self._may_be_ready()
+
+    def forget(self, epoch: int) -> None:
+        """Forget a publisher, because it was evicted."""
+        self._session.forget(epoch)
+        self._may_be_ready()
 
     def end_stream(self, epoch: int, subscription: bytes) -> None:
         """Give up the recovery of one subscription at a publisher."""
@@ -285,6 +303,7 @@ class Recoveries:
         """
         self._log_recovered()
         self._session.tick(now, emptied=emptied)
+        self._may_be_ready()
         for (epoch, subscription), stream in self._session.streams():
             if stream.begun_rest:
                 text = (

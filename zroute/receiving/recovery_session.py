@@ -5,6 +5,10 @@ past. Like the tracker, this module does no I/O; requests are passed to a functi
 
 A stream can recover if its publisher has a history, which the flag of its statements shows. The tracker still finds all
 gaps and duplicates. `RecoverySession.admit` asks the tracker, and passes its findings to the recovery of the stream.
+
+**Memory.** Peers can forge publishers, so a session knows only the publishers that the tracker knows. It forgets one
+when the tracker evicts it (`RecoverySession.forget`). The tracker evicts forged publishers before those in use, so a
+publisher in use keeps its recoveries, and its past is not asked for twice.
 """
 
 from __future__ import annotations
@@ -25,17 +29,13 @@ from zroute.messages.recovery import (
 )
 from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import DUPLICATE, Duplicate, Event, Gap, UnknownLoss, Verdict
-from zroute.receiving.replay import Early, PastLoss, Replay
+from zroute.receiving.replay import EARLY_SECONDS, Early, EarlyMessages, PastLoss, Replay
 from zroute.receiving.stream_recovery import Arrival, Hold, Ready, StreamRecovery
-from zroute.receiving.tracker import PUBLISHERS_MAX
 
 __all__ = ["ASKED_PASTS", "Admit", "RecoverySession"]
 
 ASKED_PASTS = 16
 """The maximum number of open requests for the past at one publisher. A publisher limits waiting requests."""
-
-_SETTLED_MAX = 100_000
-"""The number of streams for which a session remembers that their past was asked for, or can't be asked for."""
 
 _Key = tuple[int, bytes]
 
@@ -70,29 +70,41 @@ class RecoverySession:
         self._subscriber = subscriber
         self._send = send
         self._hold = hold or Hold()
-        self._publishers: dict[int, None] = {}  # with a history; the first one is forgotten first
+        self._publishers: set[int] = set()  # with a history
         self._streams: dict[_Key, StreamRecovery] = {}
-        self._settled: dict[_Key, None] = {}  # streams that need no replay any more
+        self._early: dict[int, dict[bytes, EarlyMessages]] = {}  # by publisher and subscription
+        self._without: set[int] = set()  # publishers without a history
+        self._settled: dict[int, set[bytes]] = {}  # the subscriptions that need no replay any more, by publisher
+        self._previous: float | None = None  # the time of the last tick
 
     # -- publishers
 
     def stated(self, epoch: int, *, history: bool) -> None:
         """Record whether a publisher has a history, as its statement says."""
         if history:
-            if len(self._publishers) >= PUBLISHERS_MAX and epoch not in self._publishers:
-                self.end(next(iter(self._publishers)))  # publishers can be forged
-            self._publishers[epoch] = None
+            if epoch in self._without:  # its messages were delivered
+                self._without.discard(epoch)
+                self._settled[epoch] = set(self.since)
+            self._publishers.add(epoch)
         else:
             self.end(epoch)
-            for prefix in self.since:
-                self._settle((epoch, prefix))
+            self._without.add(epoch)
 
     def end(self, epoch: int) -> None:
         """Give up all recoveries from a publisher, which has ended."""
-        self._publishers.pop(epoch, None)
-        for (publisher, _), stream in self._streams.items():
-            if publisher == epoch:
-                _end(stream)
+        for prefix in tuple(self._early.get(epoch, ())):
+            self._release((epoch, prefix))
+        if epoch in self._publishers:  # otherwise its streams have ended
+            self._publishers.discard(epoch)
+            for (publisher, _), stream in self._streams.items():
+                if publisher == epoch:
+                    _end(stream)
+
+    def forget(self, epoch: int) -> None:
+        """Forget a publisher, because the tracker has evicted it."""
+        self.end(epoch)
+        self._without.discard(epoch)
+        self._settled.pop(epoch, None)
 
     def end_stream(self, epoch: int, prefix: bytes) -> None:
         """Give up the recovery of one subscription at a publisher."""
@@ -117,22 +129,37 @@ class RecoverySession:
                 # A handler that was closed does not lose its past, but one whose subscription has become wider does.
                 shared = any(prefix.startswith(each) or each.startswith(prefix) for each in since)
                 _end(stream, lose=shared)
-        for key in [key for key in self._settled if key[1] not in since or key[1] in replay]:
-            del self._settled[key]
-        for prefix in since:
-            if prefix not in before and prefix not in replay:
-                for epoch in self._publishers:
-                    self._settle((epoch, prefix))
+        for key in self._waiting():
+            if key[1] not in since:
+                self._release(key)
+        stays = {prefix for prefix in since if prefix not in replay}
+        for settled in self._settled.values():
+            settled &= stays
+        for prefix in stays.difference(before):
+            for epoch in self._publishers:
+                self._settle((epoch, prefix))
+
+    def drop(self, subscriptions: Container[bytes]) -> None:
+        """Drop what was held for subscriptions that no handler has any more.
+
+        A handler that is attached later must not receive it.
+        """
+        for (_, prefix), stream in self._streams.items():
+            if prefix in subscriptions:
+                _end(stream, lose=False)
+                stream.discard()
 
     def close(self) -> None:
         """Give up all recoveries, because the app stops."""
+        for key in self._waiting():
+            self._release(key)
         for stream in self._streams.values():
             _end(stream)
 
     def recovers(self, epoch: int) -> bool:
         """Return True while messages of a publisher are missing, or its past."""
         return any(
-            publisher == epoch and (len(each.missing) or (each.replay is not None and each.replay.upto is not None))
+            publisher == epoch and (len(each.missing) or each.replay is not None)
             for (publisher, _), each in self._streams.items()
         )
 
@@ -140,13 +167,12 @@ class RecoverySession:
 
     def _settle(self, key: _Key) -> None:
         """Record that the past of a stream need not be asked for any more."""
-        if len(self._settled) >= _SETTLED_MAX and key not in self._settled:
-            del self._settled[next(iter(self._settled))]
-        self._settled[key] = None
+        self._settled.setdefault(key[0], set()).add(key[1])
 
     def _awaits(self, key: _Key) -> bool:
         """Return True if the past must be asked for when the publisher has joined."""
-        return key[1] in self.since and key not in self._settled
+        epoch, prefix = key
+        return prefix in self.since and epoch not in self._without and prefix not in self._settled.get(epoch, ())
 
     def replays(self, epoch: int) -> bool:
         """Return True until the past of all subscriptions was delivered."""
@@ -165,19 +191,11 @@ class RecoverySession:
 
     def awaits(self, account: SubscriptionState) -> bool:
         """Return True if the replay must begin as soon as the account has begun."""
-        return self._awaits((account.publisher, account.prefix))
+        return account.publisher in self._publishers and self._awaits((account.publisher, account.prefix))
 
     def awaited(self, epoch: int) -> list[bytes]:
         """Return the subscriptions whose past a publisher must be asked for."""
-        return [prefix for prefix in self.since if (epoch, prefix) not in self._settled]
-
-    def _replay(self, key: _Key, now: float) -> tuple[StreamRecovery, Replay]:
-        stream = self._streams.get(key)
-        if stream is None:
-            stream = self._streams[key] = StreamRecovery(self._hold)
-        if stream.replay is None:
-            stream.replay = Replay(self.since[key[1]], now)
-        return stream, stream.replay
+        return [prefix for prefix in self.since if self._awaits((epoch, prefix))]
 
     def begin(self, admit: Admit, account: SubscriptionState, now: float) -> tuple[int, list[Event]]:
         """Begin the replay of a stream whose account has begun.
@@ -187,14 +205,12 @@ class RecoverySession:
         """
         key = account.publisher, account.prefix
         self._settle(key)
-        stream, replay = self._replay(key, now)
-        stream.catches_up = True
-        replay.upto = account.expected - 1
-        early, replay.early = replay.early, type(replay.early)()
+        stream = self._stream(key)
+        stream.replay, stream.catches_up = Replay(self.since[account.prefix], account.expected - 1), True
         dropped, events = 0, list[Event]()
-        for each in early:
+        for each in self._take_early(key):
             self._hold.give_back(each.size)
-            if each.number <= replay.upto:
+            if each.number <= stream.replay.upto:
                 dropped += each.many
                 continue
             # It came over a faster path than the statement.
@@ -203,14 +219,40 @@ class RecoverySession:
             events += [] if loss is None else [loss]
         return dropped, events
 
-    def _early(self, key: _Key, early: Early, now: float) -> Verdict:
+    def _hold_early(self, key: _Key, early: Early, now: float) -> Verdict:
         """Hold a message from before the join, or drop it: the past contains it."""
-        _, replay = self._replay(key, now)
-        if replay.upto is not None or not self._hold.has_room(early.size):
+        if not self._hold.has_room(early.size):
             return Verdict.DUPLICATE
         self._hold.take(early.size)
-        replay.early.append(early)
+        held = self._early.setdefault(key[0], {})
+        if key[1] not in held:
+            held[key[1]] = EarlyMessages(now)
+        held[key[1]].frames.append(early)
         return Verdict.HELD
+
+    def _waiting(self) -> list[_Key]:
+        """Return the streams with messages that wait for a statement."""
+        return [(epoch, prefix) for epoch, held in self._early.items() for prefix in held]
+
+    def _take_early(self, key: _Key) -> list[Early]:
+        """Remove and return the messages of a stream that wait for a statement."""
+        held = self._early.get(key[0], {})
+        early = held.pop(key[1], None)
+        if not held:
+            self._early.pop(key[0], None)
+        return early.frames if early is not None else []
+
+    def _release(self, key: _Key) -> None:
+        """Make the messages of a stream ready that wait for a statement."""
+        stream = self._stream(key)
+        for each in self._take_early(key):
+            stream.release(each)
+
+    def _stream(self, key: _Key) -> StreamRecovery:
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = StreamRecovery(self._hold)
+        return stream
 
     # -- messages
 
@@ -239,8 +281,13 @@ class RecoverySession:
         """
         key = account.publisher, account.prefix
         stream = self._streams.get(key)
-        if (stream is not None and stream.replay is not None) or self._awaits(key):
-            return self._early(key, Early(number, many, frame, size), now)
+        if stream is not None and stream.replay is not None:
+            return Verdict.DUPLICATE
+        if self._awaits(key):
+            return self._hold_early(key, Early(number, many, frame, size), now)
+        if stream is not None and stream.ready:  # behind the messages that have waited
+            stream.deliver(many, frame, size)
+            return Verdict.HELD
         return Verdict.DELIVER
 
     def admit(
@@ -288,9 +335,7 @@ class RecoverySession:
         wanted = wanted or (stream is not None and stream.catches_up and stream.active)
         if gap.epoch not in self._publishers or not wanted:
             return False
-        if stream is None:
-            stream = self._streams[key] = StreamRecovery(self._hold)
-        return stream.miss(gap.first, gap.last, now)
+        return self._stream(key).miss(gap.first, gap.last, now)
 
     def active_stream(self, account: SubscriptionState) -> StreamRecovery | None:
         """Return the stream of an account if it recovers."""
@@ -351,6 +396,9 @@ class RecoverySession:
         if answer.past is not None:
             self._replayed(stream, epoch, answer, marked)
             return
+        if answer.more and not (answer.messages or answer.gone):
+            stream.search(answer.number, now)
+            return
         arrivals = []
         for number, frame in answer.messages:
             first, last = checked_numbers(number, frame, epoch, answer.prefix)
@@ -362,7 +410,7 @@ class RecoverySession:
         stream: StreamRecovery, epoch: int, answer: RecoveryAnswer, marked: Callable[[bytes, bool], Any]
     ) -> None:
         replay, past = stream.replay, answer.past
-        if replay is None or replay.upto is None or past is None:
+        if replay is None or past is None:
             return
         found = [
             (position, checked_past(frame, epoch, answer.prefix, replay.upto)) for position, frame in answer.messages
@@ -387,6 +435,12 @@ class RecoverySession:
 
         See `StreamRecovery.tick` for the arguments.
         """
+        previous, self._previous = self._previous, now
+        if emptied and previous is not None:  # all statements that had arrived before the deadline have been read
+            for key in self._waiting():
+                if previous - self._early[key[0]][key[1]].begun_at >= EARLY_SECONDS:
+                    self._settle(key)
+                    self._release(key)
         for key, stream in self._streams.items():
             stream.tick(now, emptied=emptied)
             if stream.replay is not None and not stream.replay.tick(now, emptied=emptied):
@@ -411,8 +465,4 @@ def _end_replay(stream: StreamRecovery, *, lose: bool = True) -> None:
     if replay is None:
         return
     stream.catches_up = True
-    early, loss = replay.early, replay.loss if lose and replay.upto is not None else None
-    replay.early = type(early)()
-    for each in early:
-        stream.release(each)
-    stream.end_replay(loss)
+    stream.end_replay(replay.loss if lose else None)

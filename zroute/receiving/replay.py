@@ -7,9 +7,9 @@ nothing and reads no clock. Frames are opaque values here.
 
 **The cut.** The statement that completes the join contains the number of the last message of the subscription. All kept
 messages up to this number are the past, and all later ones are live. Messages that arrive before the statement are
-therefore in the past too, and are dropped when the statement says that the publisher has a history. Otherwise they are
-delivered. Messages behind the statement wait in `zroute.receiving.stream_recovery.StreamRecovery` until the past is
-delivered.
+therefore in the past too. They wait for it as `EarlyMessages`, and are dropped when the statement says that the
+publisher has a history. Otherwise they are delivered. Messages behind the statement wait in
+`zroute.receiving.stream_recovery.StreamRecovery` until the past is delivered.
 
 **Asking.** A replay has one open request, as a recovery has, and asks for the next messages when everything that has
 arrived was delivered. Each frame of an answer says at which position it continues. The replay ignores repeated frames,
@@ -38,6 +38,7 @@ __all__ = [
     "TRIES_OF_PAST",
     "TRY_SECONDS",
     "Early",
+    "EarlyMessages",
     "PastLoss",
     "Replay",
 ]
@@ -73,6 +74,17 @@ class Early(NamedTuple):
     size: int
 
 
+@attrs.define(eq=False)
+class EarlyMessages:
+    """The messages of one stream that arrived before the statement of its publisher.
+
+    ``begun_at`` is the time at which the first one arrived.
+    """
+
+    begun_at: float
+    frames: list[Early] = attrs.field(init=False, factory=list)
+
+
 class PastLoss(NamedTuple):
     """Messages of the past that stay lost.
 
@@ -91,17 +103,13 @@ class Replay:
 
     Attributes:
         since: The beginning of the past.
-        begun_at: The time at which this object was made.
-        upto: The cut: the number of the last message of the past; None before the statement.
-        early: The messages that arrived before the statement.
+        upto: The cut: the number of the last message of the past.
         total: The number of messages of the past; None before the first answer.
         left: The number of messages that have not arrived.
     """
 
     since: Since
-    begun_at: float
-    upto: int | None = attrs.field(init=False, default=None)
-    early: deque[Early] = attrs.field(init=False, factory=deque)
+    upto: int
     total: int | None = attrs.field(init=False, default=None)
     left: int = attrs.field(init=False, default=0)
     _position: int = attrs.field(init=False, default=0)
@@ -118,7 +126,7 @@ class Replay:
 
     def ask(self, number: int, now: float) -> Past | None:
         """Return what to ask for in request ``number``, or None for no request."""
-        if self._asked_at is not None or self.upto is None:
+        if self._asked_at is not None:
             return None
         self._asked_at = now
         self._requests.append(number & 0xFFFF)
@@ -149,10 +157,10 @@ class Replay:
             self._tries, self._searches = 0, self._searches + 1
             return
         if self.total is None:
-            self.total = past.left
+            self.total = self.left = past.left
         elif past.left < self.left:
             yield PastLoss(self.left - past.left, self.total)
-        self.left = past.left
+            self.left = past.left  # a higher number is forged, because the past does not grow
         progress = False
         for index, (position, many) in enumerate(messages):
             self._position, self.left = position + 1, max(self.left - many, 0)
@@ -178,8 +186,6 @@ class Replay:
             emptied: True if everything that had arrived was read since the last call.
         """
         previous, self._previous = self._previous, now
-        if self.upto is None:
-            return now < self.begun_at + EARLY_SECONDS
         # All frames that had arrived before the deadline have been read.
         if self._asked_at is not None and emptied and previous is not None and previous - self._asked_at >= TRY_SECONDS:
             self._asked_at = None

@@ -43,6 +43,7 @@ from zroute.receiving.events import (
     Corrected,
     Ended,
     Event,
+    Evicted,
     Gap,
     Joined,
     LostKept,
@@ -447,7 +448,7 @@ class SubscriberSession(AccountsSession):
         if not early and (number is None or self.admit(account, number + 1, 0)):
             return True
         self.snapshots.stated(header.epoch, snapshots=True)  # the answer that says so may have been lost
-        self.snapshots.lost(header.epoch, (account.prefix,), self._clock.seconds())
+        self._need_state(header.epoch, (account.prefix,))
         return False
 
     @property
@@ -482,7 +483,7 @@ class SubscriberSession(AccountsSession):
             if self._transport is not None:  # the connection of an earlier run may have just ended
                 self._tracker.links.update(self._transport.links, (), self._clock.seconds())
             # Before the numbers are compared, so that the losses that they show can be recovered.
-            if topic.startswith(self._own):
+            if self._tracker.expects(topic):
                 self.snapshots.stated(header.epoch, snapshots=statement.snapshots)
                 if self._recoveries is not None:
                     self._recoveries.stated(header.epoch, history=statement.history)
@@ -548,19 +549,27 @@ class SubscriberSession(AccountsSession):
 
     def _stays_lost(self, gap: Gap) -> None:
         super()._gap(gap)
-        self.snapshots.lost(gap.epoch, (gap.subscription,), self._clock.seconds())
+        self._need_state(gap.epoch, (gap.subscription,))
+
+    def _need_state(self, epoch: int, subscriptions: Iterable[bytes], *, blocks: bool = True) -> None:
+        """Ask for snapshots after a loss, unless the publisher was evicted.
+
+        See `SnapshotRequests.lost` for the arguments.
+        """
+        if self._tracker.knows(epoch):
+            self.snapshots.lost(epoch, subscriptions, self._clock.seconds(), blocks=blocks)
 
     def _lost_kept(self, lost: LostKept) -> None:
         super()._lost_kept(lost)
         if lost.count > 0:
-            self.snapshots.lost(lost.epoch, (b"",), self._clock.seconds(), blocks=False)
+            self._need_state(lost.epoch, (b"",), blocks=False)
 
     def _unknown_loss(self, loss: UnknownLoss) -> None:
         if self._recoveries is not None:
             for subscription in loss.subscriptions:
                 self._recoveries.end_stream(loss.epoch, subscription)
         super()._unknown_loss(loss)
-        self.snapshots.lost(loss.epoch, loss.subscriptions, self._clock.seconds())
+        self._need_state(loss.epoch, loss.subscriptions)
 
     def _restarted(self, event: Restarted) -> None:
         super()._restarted(event)
@@ -570,7 +579,7 @@ class SubscriberSession(AccountsSession):
         if self._recoveries is not None:
             # Messages that were never sent may be missing. They then count as lost, which this event corrects.
             self._recoveries.end_stream(event.epoch, event.subscription)
-        self.snapshots.lost(event.epoch, (event.subscription,), self._clock.seconds())
+        self._need_state(event.epoch, (event.subscription,))
         self._stats.lost -= event.wrong
         self._stats.unknown_losses -= event.unknown
         text = (
@@ -634,6 +643,13 @@ class SubscriberSession(AccountsSession):
         if len(self._past) < PUBLISHERS_MAX:  # peers can forge goodbyes, and each entry slows `_subscribe`
             self._past.append((self._clock.seconds() + _STANDING, pack_farewell(self._id, event.publisher)))
             self._subscribe()
+
+    def _evicted(self, event: Evicted) -> None:
+        """Forget a publisher, unless it was seen again before this event."""
+        if not self._tracker.knows(event.publisher):
+            self.snapshots.end(event.publisher)
+            if self._recoveries is not None:
+                self._recoveries.forget(event.publisher)
 
     def _lost_past(self, event: LostPast) -> None:
         self._stats.lost += event.count
@@ -702,6 +718,7 @@ class SubscriberSession(AccountsSession):
         Missing: _missing,
         Namesake: _namesake,
         Ended: _ended,
+        Evicted: _evicted,
         Silent: _silenced,
     }
 

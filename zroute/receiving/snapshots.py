@@ -30,7 +30,6 @@ import attrs
 
 from zroute.messages.snapshots import SnapshotRequest, pack_snapshot_request
 from zroute.receiving.hearing import ANSWER_SECONDS
-from zroute.receiving.tracker import PUBLISHERS_MAX
 
 __all__ = ["ASKS_MAX", "CALM_SECONDS", "PAUSE_MAX", "TRIES", "SnapshotRequests"]
 
@@ -44,7 +43,10 @@ TRIES = 6
 """The number of times that a request is sent before the subscriber gives up on it."""
 
 ASKS_MAX = 10_000
-"""The maximum number of subscriptions of all publishers for which snapshots are awaited. Peers can forge losses."""
+"""The number of subscriptions of all publishers for which snapshots are awaited. Peers can forge losses.
+
+If there are more, all snapshots of a publisher are asked for at once.
+"""
 
 
 @attrs.define(eq=False)
@@ -85,7 +87,7 @@ class SnapshotRequests:
         self._subscriber = subscriber
         self._send = send
         self._repeated = repeated
-        self._publishers: dict[int, None] = {}  # with snapshots
+        self._publishers: set[int] = set()  # with snapshots; the tracker knows them, so they are limited
         self._early: dict[int, float] = {}  # the times of losses of publishers without a statement so far
         self._asks: dict[tuple[int, bytes], _Ask] = {}
         self._number = 0
@@ -95,19 +97,17 @@ class SnapshotRequests:
         if not snapshots:
             self.end(epoch)
             return
-        if epoch not in self._publishers and len(self._publishers) >= PUBLISHERS_MAX:
-            self.end(next(iter(self._publishers)))  # publishers can be forged
-        self._publishers[epoch] = None
+        self._publishers.add(epoch)
         if (now := self._early.pop(epoch, None)) is not None:
             self.lost(epoch, (b"",), now, blocks=False)
 
     def any_of(self, epochs: Collection[int]) -> bool:
         """Return True if one of these publishers has snapshots."""
-        return not self._publishers.keys().isdisjoint(epochs)
+        return not self._publishers.isdisjoint(epochs)
 
     def end(self, epoch: int) -> None:
-        """Ask a publisher no more, because it has ended."""
-        self._publishers.pop(epoch, None)
+        """Ask a publisher no more, because it has ended, or was evicted."""
+        self._publishers.discard(epoch)
         self._early.pop(epoch, None)
         for key in [key for key in self._asks if key[0] == epoch]:
             del self._asks[key]
@@ -119,15 +119,13 @@ class SnapshotRequests:
         """
         if epoch not in self._publishers:
             # Its statement may have been lost, or arrive later than its kept messages.
-            if epoch in self._early or len(self._early) < PUBLISHERS_MAX:
-                self._early[epoch] = now
+            self._early[epoch] = now
             return
         for prefix in subscriptions:
-            ask = self._asks.get((epoch, prefix))
+            key = epoch, prefix if len(self._asks) < ASKS_MAX or (epoch, prefix) in self._asks else b""
+            ask = self._asks.get(key)
             if ask is None:
-                if len(self._asks) >= ASKS_MAX:
-                    return
-                ask = self._asks[epoch, prefix] = _Ask()
+                ask = self._asks[key] = _Ask()
             ask.is_due, ask.lost_at = True, now
             ask.blocks |= blocks
 

@@ -29,7 +29,8 @@ does not recover, because the history contains these messages.
 
 **Asking.** A stream has at most one open request. It asks when everything that has arrived was read and delivered: a
 slow subscriber therefore does not ask for more than it can handle. A request whose answer does not arrive is repeated
-`TRIES` times in all.
+`TRIES` times in all. An empty answer that promises more says that the publisher still searches: the stream then waits,
+for `SEARCHES` such answers at most.
 
 **Overload.** While messages are held, a subscriber reads fast although it handles nothing, so reading is no sign that
 it keeps up. The rule is: **in each second, the number of missing messages must decrease, or all messages that were
@@ -70,6 +71,7 @@ __all__ = [
     "RANGES_ASKED",
     "RANGES_MAX",
     "REST_MAX",
+    "SEARCHES",
     "TRIES",
     "WAITING_COST",
     "WHOLE_SECONDS",
@@ -89,6 +91,12 @@ WAITING_COST = 200
 
 TRIES = 4
 """The number of requests without an answer after which a stream gives up."""
+
+SEARCHES = 120
+"""The number of consecutive empty answers after which a stream gives up: about two minutes of searching.
+
+A publisher keeps counting for a subscriber for the same time.
+"""
 
 REST_MAX = 60.0
 """The longest rest in seconds after a recovery that did not catch up."""
@@ -216,7 +224,8 @@ class NumberRanges:
             end += 1
         if not found:
             return found
-        self.total -= sum(highest - lowest + 1 for lowest, highest in found)
+        for lowest, highest in found:
+            self.total -= highest - lowest + 1
         if at == self._start and len(rest) <= end - at:
             # At the beginning: the ranges stay where they are in the list.
             self._start = end - len(rest)
@@ -267,7 +276,7 @@ class StreamRecovery:
         self._waiting: deque[int] = deque()  # the numbers behind which messages without a number wait, ascending
         self._requests: deque[int] = deque(maxlen=REQUESTS_ACCEPTED)
         self._asked_at: float | None = None
-        self._tries = 0
+        self._tries = self._searches = 0
         self._previous: float | None = None  # the time of the last tick
         self._rest_until = 0.0
         self._rest = 1.0
@@ -326,12 +335,12 @@ class StreamRecovery:
         self._came += arrival.last - arrival.first + 1
         if self._hold.has_room(arrival.size):
             self._put(arrival.first, arrival.last, arrival)
-            self._release()
         elif now < self._rest_until:
             self._put(arrival.first, arrival.last, None)
-            self._release()
         else:
             self._add(arrival.first, arrival.last, now)
+        if not len(self.missing):  # otherwise the message follows a missing one
+            self._release()
 
     def wait(self, number: int, frame: Any, size: int) -> bool:
         """Hold a message that has no number in the stream, behind the message ``number``.
@@ -352,6 +361,11 @@ class StreamRecovery:
         Only the missing ones of the messages in a frame are delivered. Without room, they stay missing, except for the
         next one to deliver.
         """
+        filled = self._fill(arrival)
+        self._release()
+        return filled
+
+    def _fill(self, arrival: Arrival) -> bool:
         first = self.missing.first
         if first is None:
             return False
@@ -361,7 +375,6 @@ class StreamRecovery:
         for lowest, highest in found:
             self.recovered += highest - lowest + 1
             self._put(lowest, highest, arrival)
-        self._release()
         return bool(found)
 
     def _put(self, first: int, last: int, arrival: Arrival | None, *, waits: bool = False) -> None:
@@ -394,7 +407,7 @@ class StreamRecovery:
                 self._hold.give_back(0)
             ready.append(entry)
         if first is None:
-            self._asked_at, self._tries = None, 0
+            self._asked_at, self._tries, self._searches = None, 0, 0
 
     def pop(self) -> Ready | PastLoss:
         """Remove and return the next entry of `ready`."""
@@ -403,6 +416,15 @@ class StreamRecovery:
             self._hold.give_back(ready.size)
             self._delivered += ready.last - ready.first + 1 if ready.arrival is not None else 0
         return ready
+
+    def discard(self) -> None:
+        """Drop the messages that are ready. Losses are still reported."""
+        entries, self.ready = self.ready, deque[Ready | PastLoss]()
+        for each in entries:
+            if isinstance(each, Ready) and each.arrival is not None:
+                self._hold.give_back(each.size)
+            else:
+                self.ready.append(each)
 
     def deliver(self, many: int, frame: Any, size: int) -> None:
         """Make a frame ready behind all others: the past, or from before the join."""
@@ -460,18 +482,25 @@ class StreamRecovery:
             return
         progress = False
         for arrival in arrivals:
-            progress |= self.fill(arrival)
+            progress |= self._fill(arrival)
         missing = self.missing
         progress |= self._lose(sorted(chain.from_iterable(missing.take(lowest, highest) for lowest, highest in gone)))
         self._release()
         if progress:
-            self._tries, self._progress_at = 0, now
+            self._tries, self._searches, self._progress_at = 0, 0, now
         if refused:
             self._give_up(now)
         elif last and number == self._requests[-1] and self._asked_at is not None:
             self._asked_at = None
             if not progress:
                 self._fail(now)
+
+    def search(self, number: int, now: float) -> None:
+        """Record that the publisher still searches for an answer to ``number``."""
+        if number in self._requests and len(self.missing):
+            self._tries, self._searches = 0, self._searches + 1
+            if self._searches >= SEARCHES:
+                self._give_up(now)
 
     def _lose(self, lost: Sequence[Range]) -> bool:
         """Put ascending ranges of lost messages into their places.

@@ -34,7 +34,7 @@ implements the layout of `zroute.messages.wire`. The rules of the loop:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -55,6 +55,7 @@ from zroute.messages.wire import (
     HEADERS_LENGTH,
     MAGIC,
     NUL,
+    VERSION,
     Header,
     Kind,
     NamedFrame,
@@ -94,6 +95,9 @@ Dispatch = Literal["all", "most_specific"]
 
 _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
 _COUNTER = COUNTER.unpack_from
+_DATA = MAGIC + bytes((VERSION, Kind.DATA))
+_CODEC_AT, _FLAGS_AT = len(_DATA), len(_DATA) + 1
+"""The beginning of the header of a single message; its codec and its flags follow."""
 _HEADERS_MOST = HEADERS_LENGTH + HEADERS_MAX
 _ROUNDS = list(range(1, READ_BUDGET + 1))
 
@@ -186,6 +190,8 @@ class RouteTable:
         self._recovery: Recoveries | None = accounts.recover(matcher.recovered, matcher.since, past)
         self._parts: _Parts = _Parts() if before is None else before._parts
         self._unpacked: Remainder = Remainder() if before is None else before._unpacked
+        if before is not None and self._recovery is not None:
+            self._drop_held(matcher.without(before.subscriptions))
         self._latest: Latest = Latest() if before is None else before._latest
         if before is not None and not set(before.subscriptions) <= set(self.subscriptions):
             self._latest.keep_only(self.subscriptions)
@@ -371,6 +377,18 @@ class RouteTable:
             for ready in self._recovery.take():
                 self._put(ready)
 
+    def _drop_held(self, subscriptions: Collection[bytes]) -> None:
+        """Drop the messages of former subscriptions that a recovery has held.
+
+        A handler that is attached later must not receive them.
+        """
+        if subscriptions and self._recovery is not None:
+            self._recovery.drop(subscriptions)
+            rest, gone = self._unpacked.rest, tuple(subscriptions)
+            kept = [each for each in rest if each[0] is None or not each[0].startswith(gone)]
+            rest.clear()
+            rest.extend(kept)
+
     def _put(self, ready: Ready | Callable[[], None]) -> None:
         """Add messages that a recovery has held to the `unpacked` messages.
 
@@ -382,6 +400,11 @@ class RouteTable:
         arrival = ready.arrival
         assert arrival is not None
         raw: RawFrames = arrival.frame
+        if isinstance(raw, bytes):  # most messages have neither headers nor further counters
+            topic, _, rest = raw.partition(NUL)
+            if len(rest) >= HEADER_SIZE and rest.startswith(_DATA) and not rest[_FLAGS_AT]:
+                self._unpacked.rest.append((topic, rest[_CODEC_AT], rest[HEADER_SIZE:], raw))
+                return
         try:
             topic, rest = split(raw_frames(raw))
             header = parse_header(rest)
@@ -629,13 +652,16 @@ class RouteTable:
         # The loop can deliver frames with this head if the position of our counter is known.
         named = ours or not further or any(span == length for span, _ in counters)
         held = self._is_held(account)
-        if named and len(body) <= LARGE_FRAME and not held:
+        if named and len(body) <= LARGE_FRAME and (ours or not held):
             has_headers = header.size > HEADER_SIZE + COUNTER.size * further
             # The counters precede the headers on the wire, so the closure that skips the counters is the outer one.
             short = self._past_headers(deliver) if has_headers else deliver
             short = self._past_counters(header, length, account, short) if further else short
             # The loop compares only the first counter. If ours is a further one, the closure compares it.
-            self._entries.remember_head(entry, fixed[:HEAD_SIZE], account if ours else _UNNUMBERED, short, self._admit)
+            checked = account if ours else _UNNUMBERED
+            if held and self._recovery is not None:
+                checked, short = _UNNUMBERED, self._holding(self._recovery, topic, fixed[:HEAD_SIZE], account, short)
+            self._entries.remember_head(entry, fixed[:HEAD_SIZE], checked, short, self._admit)
         admitted = self._admit_early(account, raw, held=held) if not counters[0][1] else None
         if admitted or (admitted is None and self._admit(account, header.number(length), raw)):
             self._check_size(body)
@@ -648,6 +674,25 @@ class RouteTable:
         """
         simple = header.size == HEADER_SIZE and not header.keeps
         return simple and 0 < len(body) <= self._short and not self._is_held(account)
+
+    def _holding(self, recovery: Recoveries, topic: bytes, head: bytes, account: Any, deliver: Deliver) -> Deliver:
+        """Return a closure that passes messages to the recovery of their stream.
+
+        All these messages have the same ``head``, and their first counter is ours. ``deliver`` delivers a message when
+        the stream has recovered; the loop then finds its own closure again.
+        """
+        at = len(topic) + 1
+
+        def hold(body: bytes, raw: RawFrames) -> int | None:
+            assert isinstance(raw, bytes)  # the loop gives frames
+            number = _HEAD_AND_NUMBER(raw, at)[1]
+            verdict = recovery.admit(account, number, 1, raw) if number else recovery.early(account, 0, 1, raw)
+            if self._is_admitted(verdict, 1):
+                self._entries.forget_head(topic, head)
+                return deliver(body, raw)
+            return COUNTED
+
+        return hold
 
     def _past_counters(self, header: Header, ours: int, account: Any, deliver: Deliver) -> Deliver:
         """Return ``deliver`` for frames with further counters.

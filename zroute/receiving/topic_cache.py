@@ -276,12 +276,25 @@ class TopicCache:
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         """Drop some heads of a topic that has too many heads."""
         self._outcomes.many_publishers(entry.topic, len(heads))
-        dropped = part(heads)
+        self._free_heads(entry, heads, part(heads))
+
+    def _free_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]], dropped: Sequence[bytes]) -> None:
         freed = entry.heads * len(dropped) // len(heads)
         for head in dropped:
             del heads[head]
         entry.heads -= freed
         self._budget.give_back(freed)
+
+    def forget_head(self, topic: bytes, head: bytes) -> None:
+        """Delete the closure for messages of a topic that begin with ``head``.
+
+        The next such message takes the slow path.
+        """
+        entry, heads = self._entries.get(topic), self.tracked.get(topic)
+        if entry is not None and heads is not None and head in heads:
+            self._free_heads(entry, heads, (head,))
+            if not heads:
+                del self.tracked[topic]
 
     def forget(self, topic: bytes) -> None:
         """Delete the entry of a topic, so that its next message takes the slow path."""

@@ -56,6 +56,7 @@ from zroute.receiving.events import (
     Duplicate,
     Ended,
     Event,
+    Evicted,
     Gap,
     Joined,
     LostKept,
@@ -660,6 +661,14 @@ class Tracker:
         publisher = self._publishers.get(epoch)
         return frozenset() if publisher is None else frozenset(publisher.signs.links)
 
+    def knows(self, epoch: int) -> bool:
+        """Return True if a publisher was seen, and not evicted since."""
+        return epoch in self._publishers
+
+    def expects(self, marker: bytes) -> bool:
+        """Return True if `stated` processes answers to a marker or a ping."""
+        return marker in self._markers or marker in self._earlier or marker in self._pings
+
     def has_joined(self, epoch: int) -> bool:
         """Return True if a publisher has sent a complete answer."""
         publisher = self._publishers.get(epoch)
@@ -738,6 +747,7 @@ class Tracker:
         if publisher.joined_once and publisher.state is not State.ENDED:
             why = f"was evicted because of the limit of {PUBLISHERS_MAX} publishers"
             self._found.append(UnknownLoss(publisher.epoch, publisher.subscriptions, why))
+        self._found.append(Evicted(publisher.epoch))
         publisher.end()
         publisher.forget()
 

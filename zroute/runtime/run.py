@@ -38,7 +38,7 @@ from zroute.messages.frames import Parse
 from zroute.messages.schema import describe
 from zroute.messages.topics import Topic
 from zroute.planning.compiler import compile_route, known_codecs, refuse_dead, refuse_duplicates, with_recover
-from zroute.planning.plan import CompiledTrigger, Finishing, Plan, check_not_on_nats, check_subjects
+from zroute.planning.plan import CompiledTrigger, Finishing, Plan, check_not_on_nats, check_recovering, check_subjects
 from zroute.planning.surrounding import surround
 from zroute.publishing.producers import CompiledProducer, Producers
 from zroute.publishing.publication import Bridge, Emit, Publication, released
@@ -414,6 +414,7 @@ class Run:
         made = self._supplied(made)
         made = attrs.evolve(made, stats=self._stats.routes.setdefault(made.name, made.stats))
         refuse_duplicates((*self._table.routes, made), self.plan.dispatch)
+        check_recovering((made,), self.ends)
         recovered_subscriptions((*self._table.routes, made))
         check_since((*self._table.routes, made), made)
         if self.ends.nats is not None:

@@ -26,9 +26,18 @@ from zroute.sockets.origins import Origins, PeerNames
 from zroute.sockets.parts import OnMessage, PartsConnection, SendingConnection, all_parts
 from zroute.sockets.refusals import Refusals
 
-__all__ = ["PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
+__all__ = ["SEND_LINES", "PubConnection", "SubConnection", "XPubConnection", "XSubConnection"]
 
 _AT_ONCE = zmq.DONTWAIT.value  # a number, because an enum would be converted in each call
+
+SEND_LINES = (
+    # `_send` is looked up in each call, because `close` replaces it.
+    "send = connection._send",  # CPython 3.11 calls a local variable faster than an attribute
+    f"send(frame, {_AT_ONCE})",
+    "if connection._poke is None:",
+    f"    connection.poke({SUBSCRIPTIONS_SEEN})",
+)
+"""The lines that send ``frame`` with ``connection``, an `XPubConnection`."""
 
 _AHEAD = 4096
 """The number of subscriptions that are read and charged before the first one is reported; this takes about 20 ms."""
@@ -278,16 +287,9 @@ class XPubConnection(SendingConnection):
         `SUBSCRIPTIONS_SEEN` seconds. A check in the next turn of the reactor after each message would delay the
         receiver of the message.
         """
-        # `_send` is looked up in each call, because `close` replaces it.
-        lines = (
-            "send = connection._send",  # CPython 3.11 calls a local variable faster than an attribute
-            f"send(frame, {_AT_ONCE})",
-            "if connection._poke is None:",
-            f"    connection.poke({SUBSCRIPTIONS_SEEN})",
-        )
         names = {"connection": self}
-        send_frame: Any = define("\n    ".join(("def send_frame(frame):", *lines)), "send_frame", names)
-        send_frame.inline = Inline(lines, names)
+        send_frame: Any = define("\n    ".join(("def send_frame(frame):", *SEND_LINES)), "send_frame", names)
+        send_frame.inline = Inline(SEND_LINES, names)
         return cast("Callable[[bytes], None]", send_frame)
 
     @property
