@@ -1,8 +1,9 @@
 """Play seeds of trouble: ``python -m chaos --seeds 500``.
 
 With ``--kind bystanders``, one publisher is in trouble and the others must not be affected. With ``--kind recovery``
-and ``short-recovery``, publishers keep a history, and subscribers recover lost messages. In a third of the seeds, or in
-all with ``--keys``, all connections use keys.
+and ``short-recovery``, publishers keep a history, and subscribers recover lost messages. With ``whole-recovery``, the
+histories suffice, and no message may be lost. In a third of the seeds, or in all with ``--keys``, all connections use
+keys.
 
 The command prints each seed as it ends, and then the seed with which ``--first`` can continue. The first Ctrl-C starts
 no new seeds and waits for the running ones; the second ends them.
@@ -22,11 +23,13 @@ from collections.abc import Iterator
 from chaos.bystanders import Bystanders
 from chaos.play import Play
 from chaos.scenario import Recovery, Scenario, ShortRecovery
+from chaos.whole_recovery import WholeRecovery
 
 KINDS: dict[str, type[Play]] = {
     "trouble": Scenario,
     "recovery": Recovery,
     "short-recovery": ShortRecovery,
+    "whole-recovery": WholeRecovery,
     "bystanders": Bystanders,
 }
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 __all__ = ["end_with_parent"]
 
 
-def end_with_parent() -> None:
+def end_with_parent(obey: Callable[[str], object] = lambda word: None) -> None:
     """Exit at once when standard input, a pipe from the parent, is closed.
 
-    For programs that do not read standard input.
+    Each word that the parent writes is passed to ``obey``, in a thread.
     """
 
     def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1024):
-            continue
+        while data := os.read(sys.stdin.fileno(), 1024):
+            for word in data.decode().split():
+                obey(word)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

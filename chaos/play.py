@@ -97,9 +97,9 @@ class Play:
         for child in tuple(self.children):
             child.process.kill()
 
-    def proxy(self, port: int, host: str = "127.0.0.1") -> TroubleProxy:
-        """Start a proxy in front of ``port`` that ends with this seed."""
-        return self.stack.enter_context(_closing(TroubleProxy(port, host)))
+    def proxy(self, port: int, host: str = "127.0.0.1", buffer: int | None = None) -> TroubleProxy:
+        """Start a proxy in front of ``port`` that ends with this seed; see `TroubleProxy` for the arguments."""
+        return self.stack.enter_context(_closing(TroubleProxy(port, host, buffer)))
 
     def wait(self, what: str, found: Callable[[], bool]) -> None:
         """Wait until ``found()`` is true.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,15 +49,14 @@ class Run:
 
 
 class Publisher:
-    """One publisher and its runs."""
+    """One publisher and its runs; ``endpoints`` are its own."""
 
-    def __init__(self, scenario: Scenario, name: int) -> None:
+    def __init__(self, scenario: Scenario, name: int, endpoints: Sequence[str]) -> None:
         self.scenario = scenario
         self.name = name
-        self.port = free_port()
+        self.endpoints = endpoints
         self.overflow = scenario.chance.choice(("drop", "drop", "wait"))
         self.travel = scenario.chance.choice(("alone", "together"))
-        self.proxy = scenario.proxy(self.port)
         self.runs: list[Run] = []
         self.start()
 
@@ -65,22 +64,18 @@ class Publisher:
     def now(self) -> Run:
         return self.runs[-1]
 
-    @property
-    def endpoint(self) -> str:
-        """The endpoint to connect to, through the proxy."""
-        return self.scenario.ring.at(f"feed-{self.name}", self.proxy.endpoint)
-
     def start(self) -> None:
         record = self.scenario.folder / f"sent-{self.name}-{len(self.runs)}"
         process = self.scenario.child(
             "-m",
             "chaos.publisher",
-            f"tcp://127.0.0.1:{self.port}",
+            ",".join(self.endpoints),
             str(record),
             str(self.scenario.chance.random()),
             self.overflow,
             self.travel,
             *self.scenario.history,
+            *self.scenario.pace,
             key=f"feed-{self.name}",
         )
         run = Run(process, record)
@@ -90,6 +85,11 @@ class Publisher:
     def burst(self, count: int) -> None:
         self.now.bursts += 1
         self.now.process.write(f"burst {count}\n")
+
+    def each(self) -> None:
+        """Publish one message of each topic."""
+        self.now.bursts += len(TOPICS)
+        self.now.process.write("each\n")
 
     def finish(self) -> None:
         """Wait until all requested messages are sent."""
@@ -106,29 +106,58 @@ class Publisher:
 
 
 class Subscriber:
-    """One process of a subscriber."""
+    """One process of a subscriber. With ``since``, it begins with all messages of the running publishers."""
 
-    def __init__(self, scenario: Scenario, name: str, endpoints: list[str], prefixes: list[str], trouble: str) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        name: str,
+        endpoints: list[str],
+        prefixes: list[str],
+        trouble: str,
+        *,
+        since: bool = False,
+    ) -> None:
         self.scenario, self.name, self.prefixes, self.trouble = scenario, name, prefixes, trouble
         self.endpoints = endpoints
         self.record = scenario.folder / f"seen-{name}"
         self.cover = [each.decode() for each in minimal_cover(prefix.encode() for prefix in prefixes)]
-        self.past = self._sent_until_now()
-        """The number of messages sent before it started, by epoch and subscription."""
+        self.past = self._ended() if since else self._sent_until_now()
+        """The number of messages that it does not expect because they were sent before, by epoch and subscription."""
         self.left: dict[str, dict[str, int]] | None = None
         """The number of messages sent before it was stopped; None while it runs."""
         self._before = [*scenario.departed, *scenario.subscribers]
         arguments = str(self.record), ",".join(endpoints), ",".join(prefixes), trouble
-        recover = ["recover"] if scenario.history else []
-        self.process = scenario.child("-m", "chaos.subscriber", *arguments, *recover, key="reader")
+        options = [*(["recover"] if scenario.history else []), *(["since"] if since else [])]
+        self.process = scenario.child("-m", "chaos.subscriber", *arguments, *options, key="reader")
 
     def _sent_until_now(self) -> dict[str, dict[str, int]]:
         return {run.epoch: {each: len(run.sent(each)) for each in self.cover} for run in self.scenario.runs()}
+
+    def _ended(self) -> dict[str, dict[str, int]]:
+        """Return the numbers of messages of the runs that have ended."""
+        current = {publisher.now.epoch for publisher in self.scenario.publishers}
+        return {epoch: counts for epoch, counts in self._sent_until_now().items() if epoch not in current}
+
+    def attach(self, prefix: str) -> None:
+        """Attach a handler that begins with all messages of the running publishers.
+
+        No other prefix may cover this one, or be covered by it.
+        """
+        self.prefixes.append(prefix)
+        self.cover.append(prefix)
+        for epoch, counts in self._ended().items():
+            self.past.setdefault(epoch, {})[prefix] = counts[prefix]
+        self.process.write(f"{prefix}\n")
 
     def told(self) -> dict[str, Any]:
         """Return the last counters that it printed."""
         lines = [line for line in self.process.out if line.startswith("{")]
         return dict(json.loads(lines[-1])) if lines else {"totals": {}, "joined": [], "stats": {}}
+
+    def lines(self) -> list[list[str]]:
+        """Return the words of each line of its record."""
+        return [line.split() for line in whole_lines(self.record)]
 
     def has_joined(self) -> bool:
         return set(self.told()["joined"]) >= {publisher.now.epoch for publisher in self.scenario.publishers}
@@ -167,7 +196,11 @@ class Scenario(Play):
     history: ClassVar[tuple[str, ...]] = ()
     """The number of messages that publishers keep, if subscribers recover lost ones."""
 
+    pace: tuple[str, ...] = ()
+    """The rate of the publishers and the length of their send queues, if they are limited."""
     publishers: list[Publisher] = field(default_factory=list)
+    fronts: list[TroubleProxy] = field(default_factory=list)
+    """The proxies in front of the publishers."""
     subscribers: list[Subscriber] = field(default_factory=list)
     departed: list[Subscriber] = field(default_factory=list)
     shaken: bool = False
@@ -177,7 +210,7 @@ class Scenario(Play):
         """Make two to four troubles in a row, then check that losses have ended."""
         self._set_up()
         for _ in range(self.chance.randint(2, 4)):
-            self._trouble()
+            self._trouble(self._kinds())
         self._settle()
         self._last_words()
         self._end()
@@ -191,15 +224,18 @@ class Scenario(Play):
             yield from publisher.runs
 
     def proxies(self) -> list[TroubleProxy]:
-        return [publisher.proxy for publisher in self.publishers] + ([self.outlet] if self.forwarded else [])
+        return self.fronts + ([self.outlet] if self.forwarded else [])
 
     # -- before
 
     def _set_up(self) -> None:
-        self.publishers += [Publisher(self, name) for name in range(self.chance.choice((1, 2, 2, 3)))]
+        for name in range(self.chance.choice((1, 2, 2, 3))):
+            port = free_port()
+            self.publishers.append(Publisher(self, name, [f"tcp://127.0.0.1:{port}"]))
+            self.fronts.append(self.proxy(port))
         self.done += [f"publisher {each.name}: {each.overflow}, {each.travel}" for each in self.publishers]
         self.forwarded = self.chance.random() < 0.4
-        endpoints = [publisher.endpoint for publisher in self.publishers]
+        endpoints = self._publishing()
         if self.forwarded:
             self.forwarder_port = free_port()
             self._forward()
@@ -214,9 +250,13 @@ class Scenario(Play):
             self._subscribe(str(name), endpoints)
         self.wait("the first joins", lambda: all(each.has_joined() for each in self.subscribers))
 
+    def _publishing(self) -> list[str]:
+        """Return the endpoints to connect to the publishers, through the proxies."""
+        return [self.ring.at(f"feed-{name}", front.endpoint) for name, front in enumerate(self.fronts)]
+
     def _forward(self) -> None:
-        fronts = [publisher.endpoint for publisher in self.publishers]
-        self.forwarder = self._forwarder(f"tcp://127.0.0.1:{self.forwarder_port}", fronts, "relay-0")
+        back = f"tcp://127.0.0.1:{self.forwarder_port}"
+        self.forwarder = self._forwarder(back, self._publishing(), "relay-0")
 
     def _second_forwarder(self, front: str) -> str:
         """Start a forwarder behind the forwarder, and return its publishing endpoint."""
@@ -239,7 +279,12 @@ class Scenario(Play):
 
     # -- trouble
 
-    def _trouble(self) -> None:
+    def _trouble(self, kinds: list[Callable[[], object]]) -> None:
+        kind = self.chance.choice(kinds)
+        self.done.append(kind.__name__)
+        kind()
+
+    def _kinds(self) -> list[Callable[[], object]]:
         kinds: list[Callable[[], object]] = [
             self.flood,
             self.cut,
@@ -256,9 +301,7 @@ class Scenario(Play):
         ]
         if self.forwarded:
             kinds.append(self.kill_forwarder)
-        kind = self.chance.choice(kinds)
-        self.done.append(kind.__name__)
-        kind()
+        return kinds
 
     def _burst(self, smallest: int = 1_000, largest: int = 20_000) -> None:
         for publisher in self.publishers:
@@ -447,12 +490,12 @@ class ShortRecovery(Scenario):
 def compare(scenario: Scenario) -> None:
     """Compare the seen messages with the sent ones."""
     for subscriber in (*scenario.departed, *scenario.subscribers):
-        lines = [line.split() for line in whole_lines(subscriber.record)]
+        lines = subscriber.lines()
         unknown = 0
         for run in scenario.runs():
             for subscription in subscriber.cover:
                 unknown += _compare_sums(scenario, subscriber, run, subscription, lines)
-            _compare_messages(scenario, subscriber, run, lines)
+            compare_messages(scenario, subscriber, run, lines)
         stats = subscriber.told()["stats"]
         bounded = subscriber.trouble == "closes" or any(run.killed for run in scenario.runs())
         tails = stats["unknown_losses"]
@@ -463,7 +506,7 @@ def compare(scenario: Scenario) -> None:
             tails > 0 or not unknown or subscriber.trouble == "closes",
             f"{subscriber.name}: {unknown} lost, not reported",
         )
-        _compare_identities(scenario, subscriber, stats, lines)
+        compare_identities(scenario, subscriber, stats, lines)
 
 
 def _compare_sums(
@@ -497,7 +540,7 @@ def _compare_sums(
     return len(missing - told) - len(tail)
 
 
-def _compare_messages(scenario: Scenario, subscriber: Subscriber, run: Run, lines: list[list[str]]) -> None:
+def compare_messages(scenario: Scenario, subscriber: Subscriber, run: Run, lines: list[list[str]]) -> None:
     """Check that no message was seen twice and each topic is in order.
 
     Handlers with overlapping patterns must have seen the same messages.
@@ -518,9 +561,10 @@ def _compare_messages(scenario: Scenario, subscriber: Subscriber, run: Run, line
         scenario.expect(sorted(seen) == sorted(expected), f"{who}: {len(seen)} seen, but {len(expected)} by {cover!r}")
 
 
-def _compare_identities(
+def compare_identities(
     scenario: Scenario, subscriber: Subscriber, stats: dict[str, Any], lines: list[list[str]]
 ) -> None:
+    """Check the sums of the counters of a subscriber."""
     who = subscriber.name
     parts = ("routed", "unrouted", "malformed", "duplicate", "control")
     total = sum(stats[part] for part in parts)

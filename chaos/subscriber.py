@@ -1,6 +1,6 @@
 """A subscriber that records its messages, for the chaos suite.
 
-``python -m chaos.subscriber RECORD ENDPOINTS PREFIXES TROUBLE [recover]``
+``python -m chaos.subscriber RECORD ENDPOINTS PREFIXES TROUBLE [recover] [since]``
 
 Endpoints and prefixes are separated by commas. ``TROUBLE`` is the behaviour of the handlers:
 
@@ -8,9 +8,11 @@ Endpoints and prefixes are separated by commas. ``TROUBLE`` is the behaviour of 
 - ``raises``: one message in 101 raises
 - ``slow``: one message in 1,000 blocks for 0.3 s
 - ``hangs``: one message in 997 takes 1 s without blocking
+- ``waits``: one message in 97 takes 0.02 s without blocking
 - ``closes``: the app closes itself after 500 calls
 
-With ``recover``, the app gets lost messages back.
+With ``recover``, the app gets lost messages back. With ``since``, its handlers begin with all earlier messages. For
+each prefix on standard input, it attaches a handler that begins with them, too.
 
 A line of the record is ``m prefix publisher topic number`` for a message that a handler of this prefix received, or
 ``g subscription publisher first last`` for a gap.
@@ -22,6 +24,7 @@ import json
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from chaos.keyed import own
@@ -32,7 +35,6 @@ from zroute import App, Envelope, Gap, startswith
 def main() -> None:
     """Handle and record messages until the process is stopped."""
     record, endpoints, prefixes, trouble, *further = sys.argv[1:]
-    end_with_parent()
     app = App(sub=endpoints.split(","), codec="json", name="reader", recover="recover" in further, **own())
     written = open(record, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     totals: Counter[str] = Counter()
@@ -61,15 +63,29 @@ def main() -> None:
 
         async def handle(number: int, envelope: Envelope) -> None:
             note(prefix, number, envelope)
-            if number % 997 == 0:
-                await deferLater(reactor, 1.0)  # type: ignore[arg-type]
+            one_in, seconds = (997, 1.0) if trouble == "hangs" else (97, 0.02)
+            if number % one_in == 0:
+                await deferLater(reactor, seconds)  # type: ignore[arg-type]
 
         return handle
 
-    for prefix in prefixes.split(","):
-        handler = hanging(prefix) if trouble == "hangs" else plain(prefix)
+    def handler_of(prefix: str) -> Any:
+        handler = hanging(prefix) if trouble in ("hangs", "waits") else plain(prefix)
         handler.__name__ = handler.__qualname__ = "on_" + prefix.replace(".", "_")
-        app.subscribe(startswith(prefix))(handler)
+        return handler
+
+    for prefix in prefixes.split(","):
+        app.subscribe(startswith(prefix), since="all" if "since" in further else None)(handler_of(prefix))
+
+    def attach(prefix: str) -> None:
+        app.attach(startswith(prefix), handler_of(prefix), since="all")
+
+    @app.on_startup
+    def begin() -> None:
+        from twisted.internet import reactor
+
+        run: Any = reactor
+        end_with_parent(partial(run.callFromThread, attach))
 
     @app.on_gap
     def gap(gap: Gap) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.interpreters import template
+from tests.interpreters import has_template, template
 from tests.marks import marks_of
 from tests.support import ROOT, THOROUGH, Way, end_at_once, free_port, has_ipv6
 
@@ -127,7 +127,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     """End the process that programs are forked from."""
-    if template.cache_info().currsize:
+    if has_template():
         template().end()
 
 

@@ -121,9 +121,22 @@ class Fork(subprocess.Popen[Any]):
 
 
 @cache
+def _template() -> Template:
+    return Template()
+
+
+_beginning = threading.Lock()
+
+
 def template() -> Template:
     """Return the process to fork; it ends with this process, which holds the other end of its socket."""
-    return Template()
+    with _beginning:  # two threads must not start one each, because a template knows only its own forks
+        return _template()
+
+
+def has_template() -> bool:
+    """Return True if the process to fork was started."""
+    return bool(_template.cache_info().currsize)
 
 
 class Template:

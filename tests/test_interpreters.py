@@ -244,6 +244,21 @@ def test_a_template_ends_with_a_killed_process() -> None:
     assert gone(process)
 
 
+def test_threads_that_start_programs_at_once_share_a_template() -> None:
+    """A process that starts its first programs from several threads can wait for all of them."""
+    source = (
+        "import threading\nfrom tests import interpreters\ninterpreters.THOROUGH = False\n"
+        "together = threading.Barrier(4)\n"
+        "def start():\n together.wait()\n print(interpreters.start('-c', 'pass').wait(), flush=True)\n"
+        "threads = [threading.Thread(target=start) for _ in range(4)]\n"
+        "for each in threads: each.start()\n"
+        "for each in threads: each.join()\n"
+    )
+    with Child("-c", source, fresh=True, env={"TESTS": ""}) as owner:
+        assert owner.end(None) == 0
+        assert owner.out == ["0"] * 4, owner.err
+
+
 def gone(process: int) -> bool:
     """Wait until there is no process with this id."""
     for _ in range(int(PATIENCE / 0.01)):

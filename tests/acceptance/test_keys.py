@@ -571,6 +571,38 @@ async def test_a_refused_app_connects_seldom(keys: Keys, logged: pytest.LogCaptu
             assert len(lines(logged, "eve: tcp://")) == 1
 
 
+class Closing(Protocol):
+    """A peer that closes each connection, as a load balancer does whose program is away."""
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.loseConnection()
+        factory: Any = self.factory
+        factory.closed.append(reactor.seconds())
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_publisher_with_queued_messages_pauses_too(keys: Keys) -> None:
+    """A connecting publisher whose subscriber is away tries at most twice in 0.7 s."""
+    port, own = free_port(), keys.key("desk")
+    feed = feed_app(keys, pub="connect:" + at(f"tcp://127.0.0.1:{port}", "desk"))
+    factory: Any = Factory.forProtocol(Closing)
+    factory.closed = []
+    async with running(feed):
+        with zmq.Context() as context, context.socket(zmq.SUB) as desk:
+            desk.curve_publickey, desk.curve_secretkey, desk.curve_server = own.public, own.secret, True
+            desk.subscribe("")
+            desk.bind(f"tcp://127.0.0.1:{port}")
+            await turns(lambda: desk.poll(0))
+        closing = reactor.listenTCP(port, factory, interface="127.0.0.1")
+        try:
+            await turns(lambda: factory.closed)
+            await deferLater(reactor, 0.7)
+            assert len(factory.closed) <= 2
+        finally:
+            await closing.stopListening()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_refusal_is_logged_once_for_each_key(keys: Keys, soon: None, logged: pytest.LogCaptureFixture) -> None:
     """A program that tries again and again is one line; another program, and a key that was revoked, are new lines."""

@@ -12,6 +12,7 @@ from chaos import asking, jobs, joins, lives, nats, nats_jobs, nonsense, readers
 from chaos.bystanders import Bystanders
 from chaos.keyed import drawn
 from chaos.scenario import Scenario
+from chaos.whole_recovery import WholeRecovery
 from tests.running import reactor
 from tests.support import sized
 
@@ -22,6 +23,24 @@ pytestmark = pytest.mark.slow
 def test_what_is_lost_in_trouble_is_counted_exactly(seed: int, keys: bool) -> None:
     """When peers and connections break, every message is handled or counted, and no process hangs."""
     Scenario(seed, keys=keys).play()
+
+
+@pytest.mark.parametrize(
+    ("topology", "trouble", "keys"),
+    [
+        ("proxy", "kill_forwarder", False),
+        ("several", "cut", True),
+        ("bound", "refuse", False),
+        ("proxies", "kill_forwarder", True),
+        ("mixed", "kill_forwarder", False),
+    ][: sized(5, 1)],
+)
+def test_nothing_is_lost_if_the_histories_suffice(topology: str, trouble: str, keys: bool) -> None:
+    """When publishers live and keep their messages, each message is handled once and in order."""
+    found = WholeRecovery(5, keys=keys, topology=topology, trouble=trouble, troubles=1).play()
+    # A publisher that connects keeps what is queued for a subscriber that is away.
+    assert found["recovered"] > 0 or topology == "bound"
+    assert (found["missing"], found["lost"], found["gave up"]) == (0, 0, 0)
 
 
 def test_the_seed_decides_about_keys_and_nothing_else_changes() -> None:

@@ -644,6 +644,39 @@ def test_a_request_without_an_answer_is_repeated_and_then_given_up() -> None:
     assert stream.take() == [(1, 2, False), (3, 3, True)]
 
 
+def test_a_request_whose_answer_is_cut_off_is_repeated() -> None:
+    """If a connection ends within an answer, and takes more messages along, the stream asks again."""
+    stream = Stream()
+    stream.miss(1, 10)
+    assert stream.ask()
+    stream.answer(1, 2, 3, last=False)
+    stream.take()
+    stream.miss(20, 40)
+    asked = 0
+    while stream.now < 1.5:
+        stream.tick()
+        asked += bool(stream.ask())
+    assert asked == 2
+    stream.answer(*range(4, 11), *range(20, 41))
+    assert all(delivered for _, _, delivered in stream.take())
+    assert not stream.recovery.active
+
+
+def test_an_answer_that_is_cut_off_begins_the_tries_again_once() -> None:
+    """After an answer that was cut off, a stream gives up if four requests have no answer."""
+    stream, asked = Stream(), 0
+    stream.miss(1, 10)
+    stream.ask()
+    stream.answer(1, 2, 3, last=False)
+    stream.take()
+    stream.miss(20, 40)
+    while len(stream.recovery.missing):
+        stream.tick()
+        asked += bool(stream.ask())
+    assert asked == TRIES - 1
+    assert 2.0 <= stream.now <= 4.0
+
+
 def test_a_publisher_that_only_promises_more_is_given_up() -> None:
     """Each promise begins the tries again, and messages begin the promises again; their number is bounded."""
     stream = Stream()

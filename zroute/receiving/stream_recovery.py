@@ -38,8 +38,9 @@ missing at its beginning must arrive.** Otherwise everything missing is given up
 counted at once. The rest takes 1, 2, 4 … 60 seconds, and is 1 second again after `WHOLE_SECONDS` without a missing
 message and without a backlog. Catching up may thus take any time, and a steady small loss is always recovered, but
 overload ends the recovery after one or two seconds. A second consists of four ticks in which the stream could ask or
-lost more messages; a subscriber that was stopped is not judged for that time. Nor is a second judged in which a request
-had no answer: the number of tries limits that.
+lost more messages; a subscriber that was stopped is not judged for that time. Nor is a second judged if a request is
+open at its end and nothing has come for `TRY_SECONDS`, as when a connection ends within an answer: the number of tries
+limits that.
 
 A slow handler can satisfy this rule while the held messages become a second queue, because only delivered messages make
 room for the next request. The second rule is therefore: **in a second in which handlers are too slow, everything
@@ -55,6 +56,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import chain, islice
+from math import inf
 from typing import Any
 
 import attrs
@@ -283,7 +285,7 @@ class StreamRecovery:
         self._then = 0  # the number of missing messages when the second began
         self._before = 0  # the number of missing messages at the last tick
         self._mark = 0  # the last missing message when the second began
-        self._progress = False  # True if an answer has brought something since the second began
+        self._progress_at = -inf  # the time of the last answer that has brought something
         self._came = self._delivered = 0  # new and delivered messages since the second began
         self._waited = 0  # ticks of the present second in which a request was open
         self._has_asked = False  # True from the first request of a recovery on
@@ -326,7 +328,6 @@ class StreamRecovery:
 
     def _begin_second(self, total: int, last: int) -> None:
         self._judged, self._then, self._before, self._mark = 0, total, total, last
-        self._progress = False
         self._came = self._delivered = self._waited = 0
 
     def arrive(self, arrival: Arrival, now: float) -> None:
@@ -486,7 +487,7 @@ class StreamRecovery:
         progress |= self._lose(sorted(chain.from_iterable(missing.take(lowest, highest) for lowest, highest in gone)))
         self._release()
         if progress:
-            self._tries, self._searches, self._progress = 0, 0, True
+            self._tries, self._searches, self._progress_at = 0, 0, now
         if refused:
             self._give_up(now)
         elif last and number == self._requests[-1] and self._asked_at is not None:
@@ -556,7 +557,7 @@ class StreamRecovery:
         if self._judged < _SECOND or first is None or last is None:
             return
         # While a request is open and brings nothing, its tries are counted instead.
-        unanswered = waits and not self._progress
+        unanswered = waits and now - self._progress_at >= TRY_SECONDS
         if (total >= self._then and first <= self._mark and not unanswered) or self._is_slow():
             self._give_up(now)
         else:

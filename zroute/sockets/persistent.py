@@ -59,6 +59,7 @@ _FITTING = {
     zmq.ROUTER: "DEALER, REQ or ROUTER",
 }
 
+_PUBSUB = (zmq.SUB, zmq.XSUB, zmq.PUB, zmq.XPUB)
 _SRCFD = zmq.MessageOption.SRCFD.value
 _REST_AFTER = 0.03  # seconds; less than the 0.1 s after which libzmq reconnects (RECONNECT_IVL)
 _MARGIN = 1.0  # seconds between the end of a handshake by libzmq and the time when it is over for sure
@@ -380,12 +381,13 @@ class PersistentConnection(Connection):
     def _let_go(self, endpoint: str) -> None:
         """Stop libzmq from connecting to this endpoint.
 
-        A SUB socket only sends subscriptions, and sends them again on each new connection. With the linger time of the
-        socket, libzmq would reconnect during the pause to send the remaining subscriptions. Linger is therefore 0 for
-        this call.
+        With the linger time of the socket, libzmq would reconnect during the pause to send what is queued, ten times a
+        second. Each failure would make the next pause longer, and a successful connection would end at once. Linger is
+        therefore 0 for this call, if the socket publishes or subscribes: subscriptions are sent again on each new
+        connection, and a subscriber counts lost messages.
         """
         linger = self._socket.linger
-        if self._socket.type == zmq.SUB:
+        if self._socket.type in _PUBSUB:
             self._socket.linger = 0
         try:
             with suppress(zmq.ZMQError):  # libzmq may have dropped the endpoint with its session
