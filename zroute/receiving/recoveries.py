@@ -109,7 +109,7 @@ class Recoveries:
         self.busy = self.busy or self._session.is_active
 
     def drop(self, subscriptions: Container[bytes]) -> None:
-        """Drop what was held for subscriptions that no handler has any more."""
+        """Drop the held messages of subscriptions that have no handlers any more."""
         self._session.drop(subscriptions)
 
     def wants(self, subscription: bytes) -> bool:

@@ -249,7 +249,7 @@ class TopicCache:
         Args:
             entry: The entry of the topic.
             known: The head, its account, and the codec that it states.
-            context: What such closures share with the table.
+            context: The objects that such closures share with the table.
             keeps: The epoch in the head, if the publisher keeps its messages; else None.
 
         Returns:
