@@ -795,7 +795,10 @@ _UNROLLED = 16
 
 @attrs.frozen(eq=False)
 class _RareOfSeveral:
-    """The functions that a closure for several handlers seldom calls, by the index of the handler."""
+    """The functions that a closure for several handlers seldom calls.
+
+    ``index`` is the position of the handler among ``steps``.
+    """
 
     refuse_body: Refuse
     outcomes: DispatchCallbacks

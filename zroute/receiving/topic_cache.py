@@ -434,8 +434,6 @@ class TopicCache:
         for entry in self._entries.values():
             if entry.heads:
                 self._forget_known(entry)
-        for topic in self.tracked:
-            self.direct.pop(topic, None)
         self.tracked.clear()
         self._heads.clear()
         self._makers.clear()
