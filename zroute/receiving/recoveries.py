@@ -137,6 +137,7 @@ class Recoveries:
         ``raw`` contains the frames of the message.
         """
         if not account.expected:
+            self._calls.admit(account, number, many)  # the message is not counted, but is a sign of life
             return self.early(account, number, many, raw)
         if account.prefix in self._session.since:
             self._begin(account)
