@@ -34,7 +34,7 @@ def described() -> dict[str, str]:
 
 
 def _build() -> str:
-    """Return how Python was built: its compiler, and whether its makers chose the two options that make it faster."""
+    """Return the compiler of Python, and if it was built with PGO and LTO."""
     arguments = sysconfig.get_config_var("CONFIG_ARGS")
     if not arguments:  # Windows
         return platform.python_compiler()

@@ -196,8 +196,7 @@ def zroute_publish(
     """Measure ``publication.publish`` of a running app.
 
     With several ``topics``, the measurement begins after two messages of each: the first two create what the others
-    share. ``beside`` has the options of a
-    second publisher in the app.
+    share. ``beside`` has the options of a second publisher in the app.
     """
     context: zmq.Context[Any] = zmq.Context()
     app = App(pub=ENDPOINT, codec=codec, wire=wire, context=context)

@@ -90,7 +90,7 @@ def show(console: Console, result: Result) -> None:
 
 def show_goals(console: Console, judged: Sequence[Judged]) -> None:
     """Print each goal and its verdict."""
-    table = Table(title="goals: ratios within rounds", title_justify="left", title_style="bold")
+    table = Table(title="goals", title_justify="left", title_style="bold")
     for place, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if 0 < place < 4 else "left")
     for one in judged:

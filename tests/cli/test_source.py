@@ -97,6 +97,13 @@ def waiting(app: App) -> None:
     async def handle(quote: Quote) -> None: ...
 
 
+def of_text(app: App) -> None:
+    """Subscribe a handler whose decoder accepts an empty body, which a plain message must not have."""
+
+    @app.subscribe("a.{name}")
+    def handle(text: str) -> None: ...
+
+
 def without_body(app: App) -> None:
     """Subscribe a handler that takes nothing."""
 
@@ -104,7 +111,9 @@ def without_body(app: App) -> None:
     def handle() -> None: ...
 
 
-@pytest.mark.parametrize("declare", [plain, with_age_and_envelope, with_middleware, in_batches, waiting, without_body])
+@pytest.mark.parametrize(
+    "declare", [plain, with_age_and_envelope, with_middleware, in_batches, waiting, of_text, without_body]
+)
 def test_the_shown_closures_are_those_of_a_run(declare: Callable[[App], None]) -> None:
     """A running app has closures with the same source, for a plain and for a tracked message."""
     app = App(codec="json")
@@ -117,7 +126,8 @@ def test_the_shown_closures_are_those_of_a_run(declare: Callable[[App], None]) -
         wired.table.receive(lambda _flags, frame=frame: next(frame), lambda: 0, 1)
     cache = wired.table._entries
     assert shown["a.{name}: a tracked message"] == source_of(cache.direct[b"a.tracked"])
-    assert shown["a.{name}: a plain message"] == source_of(cache.deliver(cache.of(b"a.plain"), 0, b""))
+    inner = cache.deliver(cache.of(b"a.plain"), 0, b"")  # some closures are inside one that is not generated
+    assert shown["a.{name}: a plain message"] == (source_of(cache.direct[b"a.plain"]) or source_of(inner))
     wired.close()
 
 

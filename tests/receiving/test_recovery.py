@@ -16,6 +16,7 @@ import attrs
 import pytest
 from twisted.internet.task import Clock
 
+from tests.receiving.test_tracking import joined, received, stated, watched
 from tests.support import sized
 from zroute.clock import TICK
 from zroute.errors import EnvelopeError
@@ -42,7 +43,8 @@ from zroute.publishing.counters import Counters
 from zroute.publishing.history import History
 from zroute.publishing.recovery import HistoryAnswers
 from zroute.receiving import stream_recovery
-from zroute.receiving.events import Ended, Gap, Joined, UnknownLoss, Verdict
+from zroute.receiving.events import Ended, Gap, Joined, Overdue, UnknownLoss, Verdict
+from zroute.receiving.hearing import AWAY_SECONDS
 from zroute.receiving.recoveries import Recoveries, RecoveryCalls
 from zroute.receiving.recovery_session import RecoverySession
 from zroute.receiving.stream_recovery import (
@@ -1027,6 +1029,23 @@ def test_the_end_of_one_recovery_is_told_while_another_goes_on() -> None:
     recoveries.ask()
     assert recoveries.busy
     assert not ended[-1]
+
+
+def test_messages_of_an_ended_publisher_are_signs_of_life() -> None:
+    """A publisher that said goodbye is asked again if messages arrive, even long after its goodbye."""
+    tracker = joined(b"a.")
+    watched(tracker, 0, 1)
+    received(tracker, 1, b"a.")
+    watched(tracker, 1, 1)
+    assert tracker.stated(7, b"M", stated((b"a.", 1)), goodbye=True) == [Ended(7, "")]
+    assert watched(tracker, 2, 2 * AWAY_SECONDS) == []
+    ignored: Any = lambda *_: None  # noqa: E731
+    calls = RecoveryCalls(tracker.admit, tracker.stream, ignored, ignored, ignored, ignored, ignored, str)
+    clock = Clock()
+    recoveries = Recoveries(SUBSCRIBER, clock, Stats(), calls, "reader", ThrottledLog(logging.getLogger(), clock))
+    account = tracker.account(7, b"a.1", b"a.")
+    assert recoveries.admit(account, 9, 1, message(9)) is Verdict.DELIVER
+    assert Overdue(7) in watched(tracker, 2 + 2 * AWAY_SECONDS, 5)
 
 
 def test_a_publisher_without_history_is_never_asked() -> None:

@@ -155,8 +155,8 @@ LISTS = {
 }
 """How generated code checks the list ``body`` of a frame, by codec number.
 
-The first item is the number of bytes after the end of the last message. The second item is an expression that checks
-what `parse_coalesced` checks, if ``body`` can be decoded and has the announced number of messages.
+The first item is the number of bytes after the end of the last message. The second item is an expression. If ``body``
+can also be decoded and has the announced number of messages, `parse_coalesced` accepts the list.
 """
 
 

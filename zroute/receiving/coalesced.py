@@ -137,7 +137,7 @@ class Remainder:
 
 @attrs.frozen(eq=False)
 class FrameContext:
-    """What the closures for whole frames share with their table.
+    """The objects that the closures for whole frames share with their table.
 
     Attributes:
         unpacked: The messages that are not delivered yet.
@@ -266,7 +266,7 @@ def frame_maker(
         step: The step. Its function takes the body by position, and its flow is not active.
         decode: Decodes the list of messages.
         known: The head, its account, and the number of a codec in `LISTS`.
-        context: What the closures share with their table.
+        context: The objects that the closures share with their table.
         outcomes: Called with results and errors of the function.
         keeps: The epoch in the head, if the publisher keeps its messages; else None.
     """

@@ -68,9 +68,8 @@ Decode: TypeAlias = Callable[[bytes], Any]
 Deliver: TypeAlias = "Callable[[bytes, RawFrames], int | None]"
 DeliverMaker: TypeAlias = "Callable[..., Deliver]"
 Admit: TypeAlias = "Callable[..., bool]"
+"""Takes the account, the number, the frames and, for a coalesced frame, the number of messages."""
 Refuse: TypeAlias = "Callable[[Sequence[BoundRoute], BaseException, bytes, RawFrames], int]"
-
-# The arguments of `Admit` are the account, the number, the frames and, for a coalesced frame, the number of messages.
 
 UNDECODABLE = 1
 """A route could not decode the body. The message counts as routed, and may have further parts."""
@@ -586,7 +585,7 @@ _GUARD = f"""
         return {TRACKED}"""
 
 _TO_SLOW_PATH, _TO_FRAMES = f"return {TRACKED}  # TRACKED", "return deliver_frame(body, raw)"
-"""What becomes of a frame with another head: it takes the slow path, or it may be a coalesced frame."""
+"""The lines for a frame with another head: it takes the slow path, or it may be a coalesced frame."""
 
 _READ = """
     try:
@@ -796,7 +795,10 @@ _UNROLLED = 16
 
 @attrs.frozen(eq=False)
 class _RareOfSeveral:
-    """What a closure for several handlers seldom uses, by the handler's index."""
+    """The functions that a closure for several handlers seldom calls.
+
+    ``index`` is the position of the handler among ``steps``.
+    """
 
     refuse_body: Refuse
     outcomes: DispatchCallbacks

@@ -109,7 +109,7 @@ class Recoveries:
         self.busy = self.busy or self._session.is_active
 
     def drop(self, subscriptions: Container[bytes]) -> None:
-        """Drop what was held for subscriptions that no handler has any more."""
+        """Drop the held messages of subscriptions that have no handlers any more."""
         self._session.drop(subscriptions)
 
     def wants(self, subscription: bytes) -> bool:
@@ -137,6 +137,7 @@ class Recoveries:
         ``raw`` contains the frames of the message.
         """
         if not account.expected:
+            self._calls.admit(account, number, many)  # the message is not counted, but is a sign of life
             return self.early(account, number, many, raw)
         if account.prefix in self._session.since:
             self._begin(account)

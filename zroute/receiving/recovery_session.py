@@ -140,9 +140,9 @@ class RecoverySession:
                 self._settle((epoch, prefix))
 
     def drop(self, subscriptions: Container[bytes]) -> None:
-        """Drop what was held for subscriptions that no handler has any more.
+        """Drop the held messages of subscriptions that have no handlers any more.
 
-        A handler that is attached later must not receive it.
+        A handler that is attached later must not receive them.
         """
         for (_, prefix), stream in self._streams.items():
             if prefix in subscriptions:

@@ -249,7 +249,7 @@ class TopicCache:
         Args:
             entry: The entry of the topic.
             known: The head, its account, and the codec that it states.
-            context: What such closures share with the table.
+            context: The objects that such closures share with the table.
             keeps: The epoch in the head, if the publisher keeps its messages; else None.
 
         Returns:
@@ -434,8 +434,6 @@ class TopicCache:
         for entry in self._entries.values():
             if entry.heads:
                 self._forget_known(entry)
-        for topic in self.tracked:
-            self.direct.pop(topic, None)
         self.tracked.clear()
         self._heads.clear()
         self._makers.clear()

@@ -381,7 +381,7 @@ class PersistentConnection(Connection):
     def _let_go(self, endpoint: str) -> None:
         """Stop libzmq from connecting to this endpoint.
 
-        With the linger time of the socket, libzmq would reconnect during the pause to send what is queued, ten times a
+        With the linger time of the socket, libzmq would reconnect during the pause to send the queue, ten times a
         second. Each failure would make the next pause longer, and a successful connection would end at once. Linger is
         therefore 0 for this call, if the socket publishes or subscribes: subscriptions are sent again on each new
         connection, and a subscriber counts lost messages.
