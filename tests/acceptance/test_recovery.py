@@ -272,6 +272,34 @@ async def test_the_slow_path_sees_only_the_first_message_of_a_recovery(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_recovery_leaves_other_publishers_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the messages of one publisher are held, those of another one take no slow path."""
+    slow, receive = list[bytes](), RouteTable._receive
+    monkeypatch.setattr(RouteTable, "_receive", lambda table, raw: (slow.append(raw), receive(table, raw))[1])
+    other = App(pub=f"bind:{(address := free_endpoint())}", codec="json", name="other")
+    others = other.publisher("orders.{key}", int, history=History(seconds=60))
+    async with both(History(seconds=60)) as (orders, reader, network), running(other):
+        reader.app.add_endpoints(sub=address)
+        await reader.app.ready(2)
+        orders.publish(0, key="a")
+        others.publish(0, key="b")
+        await reader.got.until(2)
+        network.drops = lambda frame, kind: is_message(kind)
+        orders.publish(1, key="a")
+        network.drops = lambda frame, kind: frame.startswith(BOX)
+        orders.publish(2, key="a")
+        await turns(lambda: reader.app._live.run._accounts._recoveries.busy)  # type: ignore[union-attr]
+        slow.clear()
+        for number in range(1, 50):
+            others.publish(number, key="b")
+        await reader.got.until(51)
+        assert not [frame for frame in slow if frame.startswith(b"orders.b\0")]
+        network.drops = lambda frame, kind: False
+        await reader.got.until(53)
+        assert (reader.stats.lost, reader.stats.recovered) == (0, 1)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_stop_in_a_recovery_loses_nothing_that_had_arrived() -> None:
     """An app that stops during a recovery handles what it has held, and counts the rest."""
     async with both(History(seconds=60)) as (orders, reader, network):

@@ -1016,7 +1016,7 @@ def test_the_end_of_one_recovery_is_told_while_another_goes_on() -> None:
     ended: list[bool] = []
     whole: Any = lambda: ended.append(recoveries.recovers(1))  # noqa: E731
     ignored: Any = lambda *_: None  # noqa: E731
-    calls = RecoveryCalls(ignored, ignored, ignored, ignored, ignored, ignored, whole, str)
+    calls = RecoveryCalls(ignored, ignored, ignored, ignored, ignored, whole, str)
     clock = Clock()
     recoveries = Recoveries(SUBSCRIBER, clock, Stats(), calls, "reader", ThrottledLog(logging.getLogger(), clock))
     for epoch in (1, 2):
@@ -1040,7 +1040,7 @@ def test_messages_of_an_ended_publisher_are_signs_of_life() -> None:
     assert tracker.stated(7, b"M", stated((b"a.", 1)), goodbye=True) == [Ended(7, "")]
     assert watched(tracker, 2, 2 * AWAY_SECONDS) == []
     ignored: Any = lambda *_: None  # noqa: E731
-    calls = RecoveryCalls(tracker.admit, tracker.stream, ignored, ignored, ignored, ignored, ignored, str)
+    calls = RecoveryCalls(tracker.admit, tracker.stream, ignored, ignored, ignored, ignored, str)
     clock = Clock()
     recoveries = Recoveries(SUBSCRIBER, clock, Stats(), calls, "reader", ThrottledLog(logging.getLogger(), clock))
     account = tracker.account(7, b"a.1", b"a.")

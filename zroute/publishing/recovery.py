@@ -18,7 +18,8 @@ The subscriber's side is `zroute.receiving.stream_recovery`; ``docs/reference/wi
 - A request that can't be answered at once waits for the next period, so a flood of requests costs one look at each.
 
 Searches for many subscriptions in a large history may take seconds, and minutes for the past. The publisher then sends
-each subscriber whose request waits an empty answer about every second, so that the subscriber does not give up.
+each subscriber whose request waits an empty answer about every second, so that the subscriber does not give up. These
+answers use up the allowance, but are also sent when it is used up. The limit of waiting requests bounds them.
 """
 
 from __future__ import annotations

@@ -50,7 +50,6 @@ class RecoveryCalls:
         request: Sends a request: a subscription that is withdrawn at once.
         tell: Handles events that precede a message.
         lost: Reports a gap whose messages stay lost.
-        moved: Makes the table look up the accounts of its next messages again.
         whole: Called when recoveries or replays may have ended. Others may still be busy.
         named: Returns the name of a publisher for log lines.
     """
@@ -60,7 +59,6 @@ class RecoveryCalls:
     request: Callable[[bytes], object]
     tell: Callable[[list[Event]], object]
     lost: Callable[[Gap], object]
-    moved: Callable[[], object]
     whole: Callable[[], object]
     named: Callable[[int], str]
 
@@ -79,6 +77,8 @@ class Recoveries:
     Attributes:
         box: The topic of the answers to this subscriber.
         busy: True while a stream may recover, or has something to deliver.
+        held: Called with the publisher and the subscription of a stream that begins to recover. The loop must not
+            deliver its next messages. The table sets this function.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Recoveries:
         self._closed = False
         self.box = self._session.box
         self.busy = False
+        self.held: Callable[[int, bytes], object] = lambda publisher, subscription: None
 
     def change(
         self, subscriptions: frozenset[bytes], since: Mapping[bytes, Since], replay: Container[bytes] = ()
@@ -239,7 +240,7 @@ class Recoveries:
             facts = self._name, str(Topic.from_wire(subscription)), self._calls.named(epoch)
             self._reports("missing messages", f"{self._name}: missing messages", logging.INFO, text, *facts)
             self.busy = True
-        self._calls.moved()
+        self.held(epoch, subscription)
 
     def _lost(self, key: tuple[int, bytes], stream: StreamRecovery, ready: Ready) -> None:
         epoch, subscription = key

@@ -220,7 +220,10 @@ class RecoverySession:
         return dropped, events
 
     def _hold_early(self, key: _Key, early: Early, now: float) -> Verdict:
-        """Hold a message from before the join, or drop it: the past contains it."""
+        """Hold a message from before the join.
+
+        Without room, drop it: the past of a publisher with a history contains it.
+        """
         if not self._hold.has_room(early.size):
             return Verdict.DUPLICATE
         self._hold.take(early.size)

@@ -384,7 +384,6 @@ class SubscriberSession(AccountsSession):
                 request=self._request,
                 tell=self._tell,
                 lost=self._stays_lost,
-                moved=lambda: self.moved(),
                 whole=self._whole,
                 named=self.named,
             )

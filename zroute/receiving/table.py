@@ -198,6 +198,7 @@ class RouteTable:
         schemas = [route.call.schema for route in routes]
         self._views = any(schema is not NO_BODY and resolved(schema) is memoryview for schema in schemas)
         if self._recovery is not None:  # tables that recover nothing do not pay for it
+            self._recovery.held = self._entries.forget_stream
             self.receive = partial(self._and_recover, self._recovery, self.receive)  # type: ignore[method-assign]
         if any(route.lists for route in routes):  # tables without batches do not pay for it
             self.receive = partial(self._and_release, self.receive)  # type: ignore[method-assign]

@@ -439,6 +439,23 @@ class TopicCache:
         self._makers.clear()
         self._frame_makers.clear()
 
+    def forget_stream(self, publisher: int, subscription: bytes) -> None:
+        """Delete the heads of one subscription at one publisher; its next messages take the slow path.
+
+        The makers stay, because they are used again after the recovery of the stream. A topic in ``tracked`` loses all
+        heads, because the account of some closures is not known here.
+        """
+        for topic, entry in self._entries.items():
+            if entry.heads and topic.startswith(subscription):
+                both = (entry.known, entry.frames[0] if entry.frames is not None else None)
+                accounts = [each.account for each in both if each is not None]
+                if not accounts or any(
+                    each is not UNNUMBERED and each.publisher == publisher and each.prefix == subscription
+                    for each in accounts
+                ):
+                    self._forget_known(entry)
+                    self.tracked.pop(topic, None)
+
     def clear(self) -> None:
         """Delete all entries, so that their closures are created again."""
         for cache in (self._entries, self.direct, self.tracked):
