@@ -37,6 +37,7 @@ def test_an_endpoint_says_where_and_whether_to_bind(text: str, bind: bool, addre
         ("", "has no transport"),
         ("bind:", "has no transport"),
         ("http://x:1", "unknown transport 'http'"),
+        ("nats://x:4222", "servers of NATS belong in App(nats=…) or --nats"),
         ("tcp://", "no usable address"),
         ("tcp://a b:1", "no usable address"),
         ("ipc://a\0", "no usable address"),

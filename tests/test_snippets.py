@@ -339,7 +339,13 @@ def test_what_the_page_of_retries_says_of_its_handlers(capsys: pytest.CaptureFix
         assert capsys.readouterr().out.startswith("orders.book ConnectionError: refused 4 ")
 
 
-COPYABLE = [HOW_TO / "ask-and-answer.md", HOW_TO / "share-work.md", HOW_TO / "from-one-machine-to-a-cluster.md"]
+COPYABLE = [
+    HOW_TO / "ask-and-answer.md",
+    HOW_TO / "from-one-machine-to-a-cluster.md",
+    HOW_TO / "lost-messages.md",
+    HOW_TO / "share-work.md",
+    HOW_TO / "snapshots.md",
+]
 """Pages whose blocks a reader can copy: each is a part of a file that the page names, or runs alone."""
 
 

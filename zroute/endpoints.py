@@ -469,7 +469,10 @@ def parse_endpoint(text: str, *, bind: bool) -> Endpoint:
         guess = address if ":" in address else f"127.0.0.1:{address if address.isdigit() else 5555}"
         raise _error(text, "has no transport", f"write for example 'tcp://{guess}'")
     if transport not in _TRANSPORTS:
-        raise _error(text, f"has an unknown transport '{transport}'", f"use one of {', '.join(_TRANSPORTS)}")
+        remedy = f"use one of {', '.join(_TRANSPORTS)}"
+        if transport in ("nats", "tls"):
+            remedy = f"{remedy}; servers of NATS belong in App(nats=…) or --nats"
+        raise _error(text, f"has an unknown transport '{transport}'", remedy)
     if not rest or any(mark.isspace() or mark == "\0" for mark in rest):
         raise _error(text, "has no usable address", f"write an address after {transport}://, without white space")
     if transport == "tcp":

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -250,6 +251,22 @@ def test_a_goal_says_whether_it_is_met() -> None:
     assert verdicts[-1] == "not measured: nats-requests was not run"
     shown = report.as_markdown([result], judged, {}, "", "")
     assert all(f"| {goal.what} | {goal.at_most:,g} |" in shown for goal in GOALS)
+
+
+def test_the_terminal_shows_the_goals_of_the_groups_that_were_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --only, other goals are left out; with --quick, no goal is judged."""
+    goal = GOALS[0]
+    made = (Contestant(goal.above, figures(1.1, 1.1)), Contestant(goal.below, figures(1.0, 1.0)))
+    part = SimpleNamespace(groups=lambda scale: [Group(goal.group, "", made, goal.below)])
+    monkeypatch.setattr(command, "PARTS", (part,))
+    assert command.main(["--only", goal.group, "--rounds", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert (goal.what in shown, "was not run" in shown, "do not compare" in shown) == (True, False, False)
+    assert command.main(["--quick"]) == 0
+    shown = capsys.readouterr().out
+    assert (goal.what in shown, "do not compare" in shown) == (False, True)
 
 
 def test_a_goal_can_limit_a_figure_itself() -> None:

@@ -191,6 +191,26 @@ def test_a_failure_of_topics_is_counted_and_logged(caplog: pytest.LogCaptureFixt
     assert f"could not get the topics of snapshots from topics() ({defined_at(topics)}): TopicError:" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("returned", "fault"),
+    [
+        (["A"], "it returned str for a topic; expected a list with the captures of each topic, as in [{'symbol': …}]"),
+        ([("A",)], "it returned tuple for a topic; expected a list"),
+        ({"symbol": "A"}, "it returned dict; expected a list"),
+        (None, "it returned NoneType; expected a list"),
+    ],
+)
+def test_topics_in_another_form_are_refused_with_an_example(
+    returned: Any, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of the topics function shows the expected form."""
+    feed, desk, _, got = _apps(lambda symbol: 1, lambda: returned)
+    with TestApp(feed, desk, raise_errors=False):
+        pass
+    assert (got, feed.stats.snapshot_errors) == ([], 1)
+    assert f"UsageError: {fault}" in caplog.text
+
+
 def test_an_annotation_that_contradicts_the_schema_is_refused() -> None:
     """A snapshot function is checked like a decorated function, as soon as the app is compiled."""
 

@@ -124,7 +124,7 @@ def check_history(history: Any, where: str) -> History:
     ):
         fault = (
             f"expected a number of seconds of more than 0 and at most {WITHDRAWN_SECONDS:g}, because a publisher "
-            "counts no longer for a subscriber that is away"
+            "forgets a subscriber that is away for longer"
         )
     elif not (history.bytes is None or (type(history.bytes) is int and history.bytes >= 1)):
         fault = "expected bytes of at least 1, as a whole number"

@@ -16,7 +16,7 @@ was sent since it was made.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from inspect import iscoroutine
 from time import perf_counter
@@ -203,19 +203,24 @@ class Snapshots:
             if functions.topics is None:
                 continue
             try:
-                yield from self._update(outlet, tuple(functions.topics()))
+                yield from self._update(outlet, functions.topics())
             except BaseException as error:  # also SystemExit, for which the reactor would drop the socket
                 self._calls.failed(functions.topics, None, error)
 
-    def _update(self, outlet: CompiledPublication, every: Sequence[Mapping[str, object]]) -> Iterator[None]:
-        """Set the topics of a publication in steps.
+    def _update(self, outlet: CompiledPublication, returned: object) -> Iterator[None]:
+        """Set the topics of a publication to what its function returned, in steps.
 
         Topics of the last call are not made again.
         """
         names, before = outlet.pattern.captures, self._values.get(outlet, {})
+        if not isinstance(returned, Iterable) or isinstance(returned, Mapping):
+            raise _wrong_topics(f"it returned {returned.__class__.__name__}", names)
+        every = tuple(returned)
         now: dict[tuple[object, ...], bytes] = {}
         found: set[bytes] = set()
         for number, captures in enumerate(every, 1):
+            if not isinstance(captures, Mapping):
+                raise _wrong_topics(f"it returned {captures.__class__.__name__} for a topic", names)
             values = tuple([captures.get(name) for name in names])
             topic = before.get(values)
             if topic is None:
@@ -293,6 +298,11 @@ class Snapshots:
                 "subscribers"
             )
         return Made(codec, body, self._clock_ns())
+
+
+def _wrong_topics(fault: str, captures: Sequence[str]) -> UsageError:
+    example = "{" + ", ".join(f"{name!r}: …" for name in captures) + "}"
+    return UsageError(f"{fault}; expected a list with the captures of each topic, as in [{example}]")
 
 
 def _functions(outlet: CompiledPublication) -> SnapshotFunctions:

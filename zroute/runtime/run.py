@@ -78,6 +78,11 @@ _NAMED = 5
 """The maximum number of subscriptions in a log line. An app may have thousands."""
 
 
+_STARTUP_WAITS = (
+    "The app subscribes only after on_startup: await ready() in a coroutine that on_startup starts, not in on_startup "
+    "itself"
+)
+
 _HOOK = 1.0
 """The minimum time in seconds for an ``async`` on_shutdown function or a resource, even after the drain timeout."""
 
@@ -562,6 +567,11 @@ class Run:
         return result
 
     def _stopped_before_ready(self) -> NotRunningError:
+        if not self._listening:
+            return NotRunningError(
+                f"{self.name!r} has stopped before it subscribed, so ready() no longer waits for publishers. "
+                f"{_STARTUP_WAITS}"
+            )
         return NotRunningError(f"{self.name!r} has stopped, so ready() no longer waits for publishers")
 
     def _hand_over(self, _: None) -> None:
@@ -574,8 +584,7 @@ class Run:
         failure.trap(TimeoutError)  # type: ignore[no-untyped-call]
         if not self._listening:
             raise NotReadyError(
-                f"{self.name!r} was not ready within {timeout:g} s: on_startup has not ended, but the app subscribes "
-                "only after on_startup. Await ready() in a coroutine that on_startup starts, not in on_startup itself"
+                f"{self.name!r} was not ready within {timeout:g} s: on_startup has not ended. {_STARTUP_WAITS}"
             )
         raise NotReadyError(f"{self.name!r} was not ready within {timeout:g} s: {self.transport.unready(state=state)}")
 
