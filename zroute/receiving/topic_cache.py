@@ -440,9 +440,9 @@ class TopicCache:
         self._frame_makers.clear()
 
     def forget_stream(self, publisher: int, subscription: bytes) -> None:
-        """Delete the heads of one subscription at one publisher; its next messages take the slow path.
+        """Delete the heads of one subscription at one publisher.
 
-        The makers stay, because they are used again after the recovery of the stream. A topic in ``tracked`` loses all
+        Its next messages take the slow path. The makers stay, because they are used again after the recovery of the stream. A topic in ``tracked`` loses all
         heads, because the account of some closures is not known here.
         """
         for topic, entry in self._entries.items():
