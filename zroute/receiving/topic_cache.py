@@ -442,8 +442,8 @@ class TopicCache:
     def forget_stream(self, publisher: int, subscription: bytes) -> None:
         """Delete the heads of one subscription at one publisher.
 
-        Its next messages take the slow path. The makers stay, because they are used again after the recovery of the stream. A topic in ``tracked`` loses all
-        heads, because the account of some closures is not known here.
+        Its next messages take the slow path. The makers stay, because they are used again after the recovery of the
+        stream. A topic in ``tracked`` loses all heads, because the account of some closures is not known here.
         """
         for topic, entry in self._entries.items():
             if entry.heads and topic.startswith(subscription):
