@@ -148,8 +148,9 @@ async def test_only_messages_that_the_history_no_longer_contains_count_as_lost()
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_publisher_without_a_history_is_never_asked() -> None:
-    """Losses of a publisher without a history count at once, and no request is sent."""
+async def test_a_publisher_without_a_history_is_never_asked(caplog: pytest.LogCaptureFixture) -> None:
+    """Losses of a publisher without a history count at once, no request is sent, and the log says why."""
+    caplog.set_level(logging.INFO)
     async with both(None) as (orders, reader, network):
         orders.publish(0, key="a")
         await reader.got.until(1)
@@ -161,6 +162,12 @@ async def test_a_publisher_without_a_history_is_never_asked() -> None:
         assert (reader.stats.lost, reader.stats.recovered, network.answers) == (1, 0, 0)
         assert reader.app._live.run is not None
         assert reader.app._live.run._accounts._recoveries._session.requests == 0
+        reader.app._live.run._accounts._join_soon()
+        orders.publish(3, key="a")
+        await reader.got.until(3)
+    (line,) = [each.getMessage() for each in caplog.records if "history" in each.getMessage()]
+    assert line.startswith("reader: publisher feed@")
+    assert "has no history, so its lost messages do not come back" in line
 
 
 @pytest_twisted.ensureDeferred

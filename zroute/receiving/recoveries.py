@@ -91,6 +91,7 @@ class Recoveries:
         self._name = name
         self._reports = reports
         self._closed = False
+        self._told: set[int] = set()  # publishers without a history, of which the log has told
         self.box = self._session.box
         self.busy = False
         self.held: Callable[[int, bytes], object] = lambda publisher, subscription: None
@@ -275,6 +276,17 @@ class Recoveries:
             if account is not None:
                 self._begin(account)
 
+    def has_no_history(self, epoch: int) -> None:
+        """Log, once, that a publisher has no history."""
+        if self._session.has_none(epoch) and epoch not in self._told:
+            self._told.add(epoch)
+            text = (
+                "%s: %s has no history, so its lost messages do not come back, and it sends no earlier ones. Pass "
+                "history=History(…) to its publishers, or remove recover= and since="
+            )
+            facts = self._name, self._calls.named(epoch)
+            self._reports("no history", f"{self._name}: publishers without a history", logging.INFO, text, *facts)
+
     def replays(self, epoch: int) -> bool:
         """Return True until the past, and what waited for it, has been delivered."""
         return self._session.replays(epoch)
@@ -286,12 +298,14 @@ class Recoveries:
     def end(self, epoch: int) -> None:
         """Give up all recoveries from a publisher."""
         self._log_recovered(epoch)  # before the line about its end
+        self._told.discard(epoch)
         self._session.end(epoch)
         self._may_be_ready()
 
     def forget(self, epoch: int) -> None:
         """Forget a publisher, because it was evicted."""
         self._session.forget(epoch)
+        self._told.discard(epoch)
         self._may_be_ready()
 
     def end_stream(self, epoch: int, subscription: bytes) -> None:

@@ -90,6 +90,10 @@ class RecoverySession:
             self.end(epoch)
             self._without.add(epoch)
 
+    def has_none(self, epoch: int) -> bool:
+        """Return True if a publisher has stated that it has no history."""
+        return epoch in self._without
+
     def end(self, epoch: int) -> None:
         """Give up all recoveries from a publisher, which has ended."""
         for prefix in tuple(self._early.get(epoch, ())):
