@@ -111,6 +111,20 @@ def test_a_direct_closure_does_not_deliver_a_header_without_a_body() -> None:
     assert (wired.stats.received, wired.stats.malformed) == (2, 1)
 
 
+def test_a_known_head_makes_no_other_head_leave_a_full_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty bodies take the slow path again and again, but the topic's other publishers stay known."""
+    monkeypatch.setattr("zroute.receiving.topic_cache.PUBLISHERS_KEPT", len(HEADS))
+    app = App()
+
+    @app.subscribe("a.{name}")
+    def handle(name: str) -> None: ...
+
+    frames = [TOPIC + b"\0" + FIXED.pack(head, 0, 1) + b"1" for head in HEADS]
+    wired = Wired(app).feed(*frames, *[frames[1][:-1]] * 3)
+    assert wired.stats.handled == 5
+    assert list(wired.table._entries.tracked[TOPIC]) == HEADS
+
+
 def handle_body(message: int) -> None:
     """Handle a message."""
 

@@ -9,7 +9,7 @@ import attrs
 import msgpack
 import pytest
 
-from tests.pure import Wired, plain
+from tests.pure import Wired, plain, tracked
 from zroute import App, DecodeError, Envelope
 from zroute.messages.codecs import JSON
 
@@ -104,6 +104,20 @@ def test_a_topic_that_sends_json_is_remembered() -> None:
     assert wired.table._entries.direct[b"a.x"] is remembered
     (stats,) = wired.stats.routes.values()
     assert stats.handled == 4
+
+
+def test_json_for_an_entry_that_was_dropped_gives_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget of a full cache stays right if the first JSON body of a topic follows the drop of its entry."""
+    monkeypatch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", 1_000)  # too small for the closure of the head
+    app = App()
+
+    @app.subscribe("a.*")
+    def handle(quote: Quote) -> None: ...
+
+    wired = Wired(app).feed(*[tracked("a.x", body=b'{"bid": 1}', codec=0)] * 3)
+    entries = wired.table._entries
+    assert wired.stats.handled == 3
+    assert len(entries) == entries._budget.used == 0
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["first message", "known topic"])

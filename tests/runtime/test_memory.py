@@ -334,7 +334,7 @@ def test_misses_are_counted_and_too_many_topics_said_once(
     wired.feed(*[tracked(f"desk.{number}", body=BODY, codec=2) for number in range(100)] * 2)
     assert wired.stats.cache_misses - before == 100
     assert not caplog.records
-    wired.feed(*[tracked(f"desk.{number}", body=BODY, codec=2) for number in range(400)])
+    wired.feed(*[tracked(f"desk.{number}", body=BODY, codec=2) for number in range(1_000)])
     (said,) = caplog.records
     assert "topics, and the topic cache of" in said.message
     assert "stats.cache_misses" in said.message

@@ -316,7 +316,7 @@ class TopicCache:
         heads = self.tracked.setdefault(entry.wire, {})
         if not heads or entry.wire not in self.direct:
             self.direct[entry.wire] = by_head(heads, admit)
-        if len(heads) >= PUBLISHERS_KEPT:
+        if head not in heads and len(heads) >= PUBLISHERS_KEPT:
             self._drop_heads(entry, heads)
         size = _HEADS * (not heads)
         if head not in heads:
@@ -637,7 +637,9 @@ class TopicCache:
         if not entry.sends_json:
             entry.sends_json, entry.plain = True, None
             entry.others = _EMPTY
-            self._forget_direct(entry)
+            # If the closure had no room in the cache, its entry was dropped before the closure was called.
+            if self._entries.get(entry.wire) is entry:
+                self._forget_direct(entry)
 
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
         schema, codec = route.call.schema, route.options.codec
