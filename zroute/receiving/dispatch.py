@@ -716,12 +716,7 @@ def deliver_maker(
     if step.gather:
         scope["gather"] = step.gather.one
     if known is not None:
-        scope |= {
-            "unpack": _HEAD_AND_NUMBER,
-            "HEAD": known.head,
-            "BODY": _BODY,
-            "account": known.account,
-        }
+        scope |= {"unpack": _HEAD_AND_NUMBER, "HEAD": known.head, "BODY": _BODY, "account": known.account}
     del scope["function"]
     source = _source(
         None if step.decode is None else inline.lines,

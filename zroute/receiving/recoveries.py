@@ -3,12 +3,11 @@
 The rules of recovery are in `zroute.receiving.stream_recovery` and `zroute.receiving.recovery_session`. This module
 connects them with one run of an app:
 
-- **The table** asks `Recoveries.active` before it stores the head of a stream, so the loop never delivers messages of a
-  stream that recovers. These messages go to `Recoveries.admit` with their frames. The table delivers what `take`
-  returns, and calls `ask` when nothing is left to read and to deliver.
+- **The table** passes the messages of a stream that recovers to `Recoveries.admit`, with their frames. It forgets the
+  closures of the stream when `held` is called, and asks `Recoveries.active` before it stores new ones. The table
+  delivers what `take` returns, and calls `ask` when nothing is left to read and to deliver.
 - **The session** passes each gap to `missed`, and reports it as a loss only if `missed` returns False, or later if the
   messages stay lost.
-
 - **A replay** begins in `joined`, when a publisher has answered the marker. Messages that arrive before are passed to
   `early`, or to `admit` if they have a number.
 
