@@ -489,7 +489,10 @@ class SubscriberSession(AccountsSession):
             events = self._tracker.stated(header.epoch, topic, statement, goodbye=goodbye, link=link)
             # Before `ready` hears of the join, because `ready(state=True)` waits for the past.
             if self._recoveries is not None:
-                (self._recoveries.joined if statement.history else self._recoveries.has_no_history)(header.epoch)
+                if statement.history:
+                    self._recoveries.joined(header.epoch)
+                else:
+                    self._recoveries.has_no_history(header.epoch)
             self._tell(events)
             self._mender.answered(header.epoch, topic)
 

@@ -98,7 +98,6 @@ Dispatch = Literal["all", "most_specific"]
 _HEAD_AND_NUMBER = Struct(f">{HEAD_SIZE}sQ").unpack_from
 _COUNTER = COUNTER.unpack_from
 _DATA = MAGIC + bytes((VERSION, Kind.DATA))
-_CODEC_AT, _FLAGS_AT = len(_DATA), len(_DATA) + 1
 """The beginning of the header of a single message; its codec and its flags follow."""
 _HEADERS_MOST = HEADERS_LENGTH + HEADERS_MAX
 _ROUNDS = list(range(1, READ_BUDGET + 1))
@@ -381,8 +380,8 @@ class RouteTable:
         raw: RawFrames = arrival.frame
         if isinstance(raw, bytes):  # most messages have neither headers nor further counters
             topic, _, rest = raw.partition(NUL)
-            if len(rest) >= HEADER_SIZE and rest.startswith(_DATA) and not rest[_FLAGS_AT]:
-                self._unpacked.rest.append((topic, rest[_CODEC_AT], rest[HEADER_SIZE:], raw))
+            if len(rest) >= HEADER_SIZE and rest.startswith(_DATA) and not rest[CODEC_AT + 1]:
+                self._unpacked.rest.append((topic, rest[CODEC_AT], rest[HEADER_SIZE:], raw))
                 return
         try:
             topic, rest = split(raw_frames(raw))
