@@ -214,6 +214,7 @@ class Connection:
         """True after all messages have been read. The code that reads this flag must clear it."""
         self.closed = False
         self.endpoints: list[str] = []
+        self._prefix = "zroute []"  # made once, because Twisted asks for it whenever the descriptor is readable
         self.guard: Guard | None = None
         """Sets the keys of each endpoint, and may refuse to open it; None for sockets without a guard."""
         self.ipc_mode = IPC_MODE
@@ -259,6 +260,7 @@ class Connection:
         last: Any = self._socket.get(zmq.SocketOption.LAST_ENDPOINT)
         resolved: str = last.rstrip(b"\0").decode()
         self.endpoints.append(resolved)
+        self._prefix = f"zroute {self.endpoints}"
         if self.guard is not None and endpoint.bind:
             try:
                 self.guard.check_bound(endpoint, resolved)
@@ -299,6 +301,7 @@ class Connection:
         self._drop_rest()
         self._endpoint(verb, change, endpoint)
         self.endpoints.remove(endpoint.address)
+        self._prefix = f"zroute {self.endpoints}"
 
     def _drop_rest(self) -> None:
         """Read and drop the remaining parts of a message.
@@ -407,7 +410,7 @@ class Connection:
 
     def logPrefix(self) -> str:  # noqa: N802  # Twisted's name
         """Return the name of this connection in Twisted's log."""
-        return f"zroute {self.endpoints}"
+        return self._prefix
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: N802  # Twisted's name
         """Close the connection, because the reactor stops watching its descriptor."""
