@@ -81,3 +81,40 @@ def test_an_option_that_is_none_says_what_there_is(given: Any, says: str) -> Non
     """An unknown option is an error that lists the known ones."""
     with pytest.raises(TypeError, match=re.escape(says)):
         with_options(socket_options("PUSH"), given)
+
+
+@pytest.mark.parametrize(
+    ("queue", "owed"),
+    [
+        (next(each.value for each in socket_options("ROUTER") if each.name == "SNDHWM"), options.REQUEST_WINDOW),
+        (options.JOB_MESSAGES, options.CREDITS_MAX * options.OFFER_PATTERNS),
+    ],
+    ids=["replies", "jobs"],
+)
+def test_a_queue_has_room_for_all_that_a_peer_may_wait_for(queue: int, owed: int) -> None:
+    """libzmq counts up to half a queue of sent messages as queued, so the other half is enough."""
+    assert owed <= queue // 2
+
+
+def test_libzmq_counts_sent_messages_as_queued() -> None:
+    """A queue has no room for another message until its reader has taken half of its messages."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
+        push.set(zmq.SNDHWM, 5)
+        pull.set(zmq.RCVHWM, 5)  # over inproc, both limits together are the size of the queue
+        pull.bind("inproc://queue")
+        push.connect("inproc://queue")
+
+        def sent() -> int:
+            for number in range(100):
+                try:
+                    push.send(b"", zmq.NOBLOCK)
+                except zmq.Again:
+                    return number
+            return 100
+
+        assert sent() == 10
+        for taken, room in ((4, 0), (1, 5), (4, 0), (1, 5)):
+            for _ in range(taken):
+                pull.recv()
+            push.get(zmq.EVENTS)  # processes the reader's report
+            assert sent() == room

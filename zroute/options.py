@@ -259,11 +259,12 @@ OFFER_MAX = 8_192
 An offer is the largest message that an owner receives.
 """
 
-JOB_MESSAGES = CREDITS_MAX * OFFER_PATTERNS + 1_000
+JOB_MESSAGES = 2 * (CREDITS_MAX * OFFER_PATTERNS + 1_000)
 """The maximum number of messages that an owner or a worker queues for its peer.
 
-This is enough for all unfinished jobs of a worker, or all their reports, and some signs of life. If a peer does not
-read, its queue becomes full, and the peer is dropped.
+Half of it is enough for all unfinished jobs of a worker, or all their reports, and some signs of life. The other half
+is needed because libzmq counts sent messages as queued until its I/O thread has reported half a queue. If a peer does
+not read, its queue becomes full, and the peer is dropped.
 """
 
 MAX_WORKERS = 10_000
@@ -357,10 +358,12 @@ libzmq limits only the number of replies, so further replies wait in the app, wh
 than 64 replies, a stream of small items would take a third more CPU time.
 """
 
-REPLIES_HELD = 1_000
+REPLIES_HELD = 2 * APP_WINDOW
 """The maximum number of replies that a server holds for a client whose queue in libzmq is full.
 
-Together with the queue in libzmq, this is enough for the replies to all `APP_WINDOW` requests of a client.
+An app has at most `APP_WINDOW` unanswered requests at one server, so each of them has room for a reply and for the end
+of a stream. The queue in libzmq adds no room, because libzmq counts sent replies as queued until the I/O thread has
+reported them.
 """
 
 REPLIES_HELD_BYTES = 32 * 1024 * 1024

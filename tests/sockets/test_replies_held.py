@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from tests.running import reactor
 from zroute.messages.requests import Kind
-from zroute.options import REPLIES_HELD, REPLIES_HELD_BYTES, REPLIES_HELD_TOTAL
+from zroute.options import APP_WINDOW, REPLIES_HELD, REPLIES_HELD_BYTES, REPLIES_HELD_TOTAL
 from zroute.requests.asked import Asked
 from zroute.sockets.requests import _ReplySocket
 from zroute.stats import Stats
@@ -90,6 +90,13 @@ def test_the_replies_of_one_client_are_bounded(server: Server, size: int) -> Non
     assert sorted(server.sent) == [b"a"] * held + [b"b"]
     assert server.held_bytes() == 0
     assert server.answer(b"a") is True
+
+
+def test_the_replies_to_all_unanswered_requests_of_an_app_are_held(server: Server) -> None:
+    """None is dropped, even if libzmq's queue has no room for any of them."""
+    server.full = {b"a"}
+    assert all(server.answer(b"a") for _ in range(APP_WINDOW))
+    assert server.stats.replies_undelivered == 0
 
 
 def test_the_replies_of_all_clients_are_bounded(server: Server) -> None:
