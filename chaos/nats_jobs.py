@@ -5,7 +5,8 @@ happen. At the end, the outcome of every job must be known, as the page "Run on 
 
 - No job is begun twice, even if its owner counts it as failed.
 - A job that its owner does not count as failed has begun at a worker. The only exceptions are the few jobs of a killed
-  worker, and those that a stopped worker logs as lost.
+  worker, and those that a stopped worker logs as lost, or counts as dropped: asyncio may cancel a task before the first
+  line of its handler.
 - A job that has begun is done, unless its worker was killed or stopped.
 - The counters of an owner add up to the jobs that were put, and a handler of errors has received each failed job.
 - When the faults are over, all waiting jobs are done.
@@ -78,7 +79,10 @@ async def own(url: str, name: str, pause: float) -> None:
 
 
 async def work(url: str, name: str, seconds: float, at_once: int, record: Path, drain: float) -> None:
-    """Do jobs until the parent says "stop"; note the beginning and the end of each job in a file, and print losses."""
+    """Do jobs until the parent says "stop"; note the beginning and the end of each job in a file.
+
+    Then print the numbers of jobs that were lost before the worker began them, and that were dropped after it.
+    """
     app, lines = App(nats=url, name=name, reactor="asyncio"), Lines()
     chosen, lost = random.Random(name), 0
 
@@ -100,7 +104,8 @@ async def work(url: str, name: str, seconds: float, at_once: int, record: Path, 
         async with app.running(drain_timeout=drain):
             print("running", flush=True)
             await lines.next()
-    print(json.dumps({"lost": lost}), flush=True)
+    dropped = sum(each.dropped_at_shutdown for each in app.stats.routes.values())
+    print(json.dumps({"lost": lost, "dropped": dropped}), flush=True)
 
 
 @attrs.define(eq=False)
@@ -113,6 +118,7 @@ class Worker:
         room: The number of jobs that it can have.
         killed: True if it was killed.
         lost: The number of lost jobs in its log.
+        dropped: The number of jobs that it dropped at its stop.
     """
 
     process: Process
@@ -120,12 +126,29 @@ class Worker:
     room: int
     killed: bool = False
     lost: int = 0
+    dropped: int = 0
 
     def stop(self) -> None:
         """Stop the worker in order."""
         self.process.say("stop")
-        self.lost = json.loads(self.process.read())["lost"]
+        report = json.loads(self.process.read())
+        self.lost, self.dropped = report["lost"], report["dropped"]
         self.process.process.wait()
+
+    @property
+    def unfinished(self) -> set[str]:
+        """The jobs that have begun, and are not done."""
+        return set(self.noted("begun")) - set(self.noted("done"))
+
+    @property
+    def may_leave(self) -> int:
+        """The number of jobs that it may have begun without an end: those that ran when it ended."""
+        return self.room // 2 if self.killed else self.dropped
+
+    @property
+    def may_lose(self) -> int:
+        """The number of jobs that may have got lost with this worker before they began."""
+        return self.room if self.killed else self.lost + self.dropped - len(self.unfinished)
 
     def noted(self, kind: str) -> Iterator[str]:
         """Yield the jobs that have begun, or are done."""
@@ -235,7 +258,7 @@ def _judge(kinds: tuple[str, ...], reports: list[dict[str, Any]], workers: list[
     begun = Counter(job for worker in workers for job in worker.noted("begun"))
     done = Counter(job for worker in workers for job in worker.noted("done"))
     lost = put - failed.keys() - begun.keys()
-    may_lose = sum(worker.lost + worker.room * worker.killed for worker in workers)
+    may_lose = sum(worker.may_lose for worker in workers)
     wrong = [f"{name}: counters {report}" for name, report in enumerate(reports) if not _adds_up(report)]
     for what, jobs in {
         "begun twice": [job for job, times in begun.items() if times > 1],
@@ -245,11 +268,11 @@ def _judge(kinds: tuple[str, ...], reports: list[dict[str, Any]], workers: list[
     }.items():
         if jobs:
             wrong.append(f"{what}: {sorted(jobs)}")
-    for worker in workers:
-        unfinished = set(worker.noted("begun")) - set(worker.noted("done"))
-        # Only its running jobs may end with a worker.
-        if len(unfinished) > (worker.room // 2 if worker.process.process.poll() is not None else 0):
-            wrong.append(f"{worker.record.name}: begun and not done: {sorted(unfinished)}")
+    wrong += [
+        f"{worker.record.name}: begun and not done: {sorted(worker.unfinished)}"
+        for worker in workers
+        if len(worker.unfinished) > worker.may_leave
+    ]
     return Found(kinds, len(put), failed.total(), len(put - failed.keys() - done.keys()), wrong)
 
 
