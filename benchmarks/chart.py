@@ -10,6 +10,7 @@ import io
 import statistics
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.running import CPU, Result
@@ -31,11 +32,11 @@ BARS = (
 """The groups with bars; the tables contain the others."""
 
 PANELS = (
-    ("Receive a message", "topics in turn", "growth-received-"),
-    ("Publish a message", "topics in turn", "growth-published-"),
-    ("Receive a message, tracked wire", "publishers of its topic", "growth-publishers"),
+    ("Receive many topics", "topics in turn", "growth-received-"),
+    ("Publish many topics", "topics in turn", "growth-published-"),
+    ("Receive from many publishers, tracked wire", "publishers of one topic", "growth-publishers"),
     ("Match a topic that is not in the cache", "patterns", "growth-patterns"),
-    ("Publish a message", "subscribers of its topic", "growth-subscribers"),
+    ("Publish to many subscribers", "subscribers of one topic", "growth-subscribers"),
 )
 """The panels of growth: title, horizontal axis, and the prefix of its groups."""
 
@@ -85,13 +86,16 @@ def bars(results: Sequence[Result]) -> str | None:
                 continue
             axes.barh(y, ratio - 1 or 0.01, left=1, height=0.7, color=BLUE if name.startswith("zroute") else BROWN)
             axes.annotate(f"{ratio:.2f}", (max(ratio, 1), y), (4, 0), textcoords="offset points", va="center")
-        axes.axvline(1, color=GREY, linewidth=1)
+        # Only between the headings of the groups, which would otherwise be crossed.
+        headings = [y for y, (_, ratio) in enumerate(rows) if ratio is None]
+        for first, end in pairwise((*headings, len(rows))):
+            for tick in (1, 10, 100):
+                axes.plot((tick, tick), (first + 0.5, end - 0.5), color=GREY, linewidth=1 if tick == 1 else 0.4)
         axes.set_yticks(range(len(rows)), ["" if ratio is None else name for name, ratio in rows])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.margins(x=0.15)
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
         axes.minorticks_off()
         axes.set_xlabel(f"CPU time of a message; {BY_HAND} = 1; shorter is cheaper")
         axes.xaxis.set_major_formatter("{x:g}")
