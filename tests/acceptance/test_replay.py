@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from zroute.messages.control import Kind
 from zroute.messages.recovery import BOX
 from zroute.publishing import publisher
 from zroute.receiving import replay
+from zroute.testing import TestApp
 
 LONG = History(messages=100_000)
 
@@ -93,7 +94,7 @@ async def test_the_past_begins_where_since_says() -> None:
         publish(orders, *range(10))
         middle = datetime.now(UTC)
         publish(orders, *range(10, 20))
-        never, last = datetime.max.replace(tzinfo=UTC), 19
+        never, last = datetime.now(UTC) + timedelta(seconds=50), 19
         for since, first in (("last", 19), (middle, 10), (never, 22)):
             reader = Reader(address, since)
             async with running(reader.app):
@@ -361,6 +362,36 @@ def test_a_wrong_since_is_refused(since: Any) -> None:
     app = App(sub="tcp://127.0.0.1:1")
     with pytest.raises(SignatureError, match=r"since=.*expected"):
         app.subscribe("orders.>", since=since)(print)
+
+
+@pytest.mark.parametrize("since", [datetime.now(UTC) + timedelta(hours=1), datetime.max.replace(tzinfo=UTC)])
+def test_a_time_in_the_future_is_refused_where_it_is_given(since: datetime) -> None:
+    """A past that begins in the future is an error that tells the time, at the line that gives it."""
+    app, idle = App(sub="tcp://127.0.0.1:1"), App(sub="tcp://127.0.0.1:1")
+
+    async def loop() -> None:
+        async with app.stream("orders.>", int, since=since):
+            raise AssertionError("the stream was opened")
+
+    with TestApp(app):
+        ways: list[Callable[[], object]] = [
+            lambda: idle.subscribe("orders.>", since=since)(print),
+            lambda: idle.add_route(print, "orders.>", since=since),
+            lambda: app.attach("orders.>", lambda body: None, since=since),
+            lambda: loop().send(None),
+        ]
+        for give in ways:
+            with pytest.raises(
+                SignatureError, match=r"since=\d+-.*expected a time in the past.*it is 20\d\d-"
+            ) as raised:
+                give()
+            assert "test_replay.py:" in str(raised.value)
+
+
+def test_the_clock_of_a_publisher_may_be_a_little_ahead() -> None:
+    """The time of a message whose publisher has a clock ahead of this machine is accepted as since."""
+    app = App(sub="tcp://127.0.0.1:1")
+    app.subscribe("orders.>", since=datetime.now(UTC) + timedelta(seconds=30))(print)
 
 
 @pytest_twisted.ensureDeferred

@@ -88,7 +88,7 @@ def test_record_begins_with_the_history(tmp_path: Path) -> None:
     [
         (("tail", "--last", "5", "--since", "5s"), "--last and --since are mutually exclusive"),
         (("tail", "--since", "yesterday"), "'yesterday' is neither a duration nor a time"),
-        (("tail", "--since", "0s"), "'0s' is neither a duration nor a time"),
+        (("tail", "--since", "0s"), "'0s' contains no messages: write a duration of more than 0"),
         (("tail", "--since", "5"), "'5' has no unit: write 60s, 5m or"),
         (("tail", "--since", "2100-01-01"), "'2100-01-01' is in the future"),
         (("tail", "--last", "5", "--frames", "plain"), "--last is not possible with --frames"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from zroute import App, Envelope, History
+from zroute import App, Envelope, History, SignatureError
 from zroute.testing import TestApp
 
 ADDRESS = "tcp://127.0.0.1:5555"
@@ -40,7 +40,7 @@ HISTORY = {"history": History(seconds=60)}
         (lambda: "last", 4),
         (lambda: timedelta(seconds=15), 3),
         (lambda: datetime.now(UTC) + timedelta(seconds=25), 4),  # the virtual time is 35 s ahead
-        (lambda: datetime.now(UTC) + timedelta(hours=1), 5),
+        (lambda: datetime.now(UTC) + timedelta(seconds=80), 5),
     ],
 )
 def test_the_past_comes_before_live_messages(since: Callable[[], Any], first: int) -> None:
@@ -56,6 +56,20 @@ def test_the_past_comes_before_live_messages(since: Callable[[], Any], first: in
         assert got == [("replayed", number) for number in range(first, 5)] + [5]
     assert desk.stats.replayed == 5 - first
     assert desk.stats.received == desk.stats.routed == 6 - first
+
+
+def test_a_time_in_the_future_is_judged_by_the_clock_of_the_test() -> None:
+    """After an hour of virtual time, this hour is in the past, and later times are in the future."""
+    feed, desk, orders = _feed(**HISTORY)
+    later = datetime.now(UTC) + timedelta(minutes=50)
+    with TestApp(feed, desk) as t:
+        with pytest.raises(SignatureError, match=r"since=.*expected a time in the past"):
+            _attached(desk, later)
+        t.advance(3600)
+        orders.publish(1, key="a")
+        got, _ = _attached(desk, later)
+        t.advance(0)
+        assert got == [("replayed", 1)]
 
 
 def test_an_app_that_starts_later_receives_the_past() -> None:

@@ -106,8 +106,8 @@ class _SinceTime(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Since | None:
         """Return the past for ``60s``, or for a time such as ``2026-11-28T09:30``.
 
-        A time without a zone is local. Any other text is a usage error, and so is a future time. A number without a
-        unit is one too, because it could be a time.
+        A time without a zone is local. Any other text is a usage error, and so are a future time and a duration of 0.
+        A number without a unit is one too, because it could be a time.
         """
         from zroute.declarations.since import check_since_option
 
@@ -116,6 +116,10 @@ class _SinceTime(click.ParamType):  # type: ignore[type-arg]  # generic in newer
             if match := _DURATION.fullmatch(text):
                 if not match[2]:
                     self.fail(f"{value!r} has no unit: write 60s, 5m or 2026-11-28T09:30", param, ctx)
+                if not float(match[1]):
+                    self.fail(
+                        f"{value!r} contains no messages: write a duration of more than 0, such as 60s", param, ctx
+                    )
                 return check_since_option(timedelta(seconds=DURATION.convert(text, param, ctx)), "--since")
             time = datetime.fromisoformat(text).astimezone()
             if time > datetime.now(UTC):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, get_args, overload
@@ -41,7 +42,7 @@ from zroute.declarations.records import (
     Route,
     RouteKind,
 )
-from zroute.declarations.since import check_since_option
+from zroute.declarations.since import check_since_option, refuse_future
 from zroute.declarations.snapshots import check_snapshot
 from zroute.errors import AppFrozenError, PatternError, SignatureError
 from zroute.functions import (
@@ -223,8 +224,8 @@ class Routes:
                 sent before this app joined, and then live messages. No message is missing, and none is passed twice.
                 ``"all"``: all messages in the histories. ``"last"``: the latest message of the subscription, with the
                 others of its frame (``coalesce``). A timedelta: the messages of this time before the join. A datetime
-                with a time zone: the messages from this time on, by the publisher's clock. Default: no past. Handlers
-                that share a subscription must agree.
+                with a time zone: the messages from this time on, by the publisher's clock. It may be up to a minute in
+                the future, because clocks differ. Default: no past. Handlers that share a subscription must agree.
 
         Raises:
             PatternError: A pattern is invalid, or the patterns have different captures.
@@ -241,6 +242,7 @@ class Routes:
 
     def _add_route(self, route: Route) -> None:
         self._check_open(f"{route.kind}({route.patterns[0].text!r})", route.where)
+        refuse_future(route.options.since, time.time(), route.where)
         self._routes.append(route)
         stacked(self, route)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 from zroute.errors import SignatureError
 from zroute.messages.recovery import Since, SinceMode
 
-__all__ = ["SinceOption", "check_since_option"]
+__all__ = ["SinceOption", "check_since_option", "refuse_future"]
 
 SinceOption: TypeAlias = "Literal['all', 'last'] | timedelta | datetime"
 """A value of ``since``."""
@@ -16,6 +16,9 @@ SinceOption: TypeAlias = "Literal['all', 'last'] | timedelta | datetime"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _MAX = 2**64 - 1
+
+_AHEAD = 60
+"""The seconds that a time may be in the future: it is a time of the publisher, whose clock may be ahead."""
 
 
 def check_since_option(since: Any, where: str) -> Since | None:
@@ -49,6 +52,25 @@ def check_since_option(since: Any, where: str) -> Since | None:
             return Since(SinceMode.TIME, min(max(_nanoseconds(since - _EPOCH), 0), _MAX))
         fault = "expected a datetime with a time zone, such as datetime.now(UTC)"
     raise SignatureError(f"since={since!r}: {fault}", parameter="since", where=where)
+
+
+def refuse_future(since: Since | None, now: float, where: str) -> None:
+    """Raise SignatureError if the past begins in the future, where no message is.
+
+    Args:
+        since: The beginning of the past.
+        now: The time in seconds since the Unix epoch, of a test or of this machine.
+        where: The user's line (``file:line``), for the error.
+    """
+    if since is not None and since.mode is SinceMode.TIME and since.value > (now + _AHEAD) * 1e9:
+        clock = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+        raise SignatureError(
+            f"since={since.text}: expected a time in the past, because there are no messages of the future: it is "
+            f"{clock} by the clock of the app. Check the date and the time zone, or remove since= to receive only "
+            "live messages",
+            parameter="since",
+            where=where,
+        )
 
 
 def _nanoseconds(time: timedelta) -> int:

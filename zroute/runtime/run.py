@@ -25,6 +25,7 @@ from zroute.awaiting import as_deferred, check_loop, is_awaitable, loop_hint, st
 from zroute.declarations.providers import Needed
 from zroute.declarations.records import Hook, Route
 from zroute.declarations.signatures import Call
+from zroute.declarations.since import refuse_future
 from zroute.endpoints import SIDES, Endpoint, Ends, ResolvedAddresses, Side
 from zroute.errors import (
     EndpointError,
@@ -422,6 +423,7 @@ class Run:
         check_recovering((made,), self.ends)
         recovered_subscriptions((*self._table.routes, made))
         check_since((*self._table.routes, made), made)
+        refuse_future(route.options.since, self._environment.wall(), route.where)
         if self.ends.nats is not None:
             check_not_on_nats(made, f"{what} at {route.where}", route.where)
         self._make_room((made,))
