@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -107,3 +108,61 @@ def test_a_wrong_number_is_refused(many: Any) -> None:
     """At least one message is lost."""
     with TestApp(App()) as t, pytest.raises(UsageError, match=r"expected the number of messages to lose, 1 or more"):
         t.lose(many)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("order.>", "no message with a matching topic was published after it"),
+        ("other", "no app subscribes to the 2 matching messages"),
+    ],
+)
+def test_a_loss_that_no_app_can_notice_fails_the_test(pattern: str, fault: str) -> None:
+    """If nothing is lost because of a wrong pattern, the end of the test raises an error that names the call."""
+    feed, desk, orders, got = _apps()
+    other = feed.publisher("other", int)
+
+    def play() -> None:
+        with TestApp(feed, desk, raise_errors=False) as t:
+            t.lose(3, pattern)
+            for number in range(2):
+                orders.publish(number, key="a")
+                other.publish(number)
+            t.advance(0)
+
+    with pytest.raises(UsageError, match=rf"lose\(3, '{pattern}'\) at .*test_losses.py:\d+ lost nothing: {fault}"):
+        play()
+    assert got == [0, 1]
+
+
+def test_a_loss_of_fewer_messages_than_asked_for_is_no_error() -> None:
+    """A test may lose everything from now on."""
+    feed, desk, orders, _ = _apps()
+    with TestApp(feed, desk) as t:
+        t.lose(1_000)
+        orders.publish(1, key="a")
+        t.advance(1)
+    assert desk.stats.lost == 1
+
+
+def test_an_error_of_the_test_comes_before_that_of_a_loss() -> None:
+    """A test that fails before its messages are published raises its own error."""
+
+    def play() -> None:
+        with TestApp(_apps()[1]) as t:
+            t.lose(1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        play()
+
+
+def test_an_awaited_test_fails_for_a_loss_that_no_app_can_notice() -> None:
+    """`async with TestApp` checks the losses too."""
+
+    async def main() -> None:
+        async with TestApp(_apps()[1]) as t:
+            t.lose(1, "order.>")
+
+    with pytest.raises(UsageError, match=r"lose\(1, 'order.>'\) at .*test_losses.py:\d+ lost nothing"):
+        asyncio.run(main())

@@ -115,16 +115,18 @@ def test_only_histories_contain_the_past() -> None:
 
 
 def test_the_past_contains_messages_that_were_lost() -> None:
-    """A message that was lost on its way is in the history."""
+    """A message that was lost on its way to another app is in the history."""
     feed, desk, orders = _feed(**HISTORY)
-    with TestApp(feed, desk) as t:
+    screen = App(sub=ADDRESS, name="screen")
+    screen.subscribe("orders.>")(lambda body: None)
+    with TestApp(feed, desk, screen) as t:
         t.lose(1)
         orders.publish(1, key="a")
         t.advance(1)
         got, _ = _attached(desk, "all")
         t.advance(0)
         assert got == [("replayed", 1)]
-    assert desk.stats.lost == 0
+    assert (desk.stats.lost, screen.stats.lost) == (0, 1)
 
 
 @pytest.mark.parametrize("since", ["all", "last", None])

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from zroute.app import App
 from zroute.endpoints import SIDES, Endpoint, EndpointOptions
 from zroute.errors import EncodeError, JobFailedError, PatternError, SchemaError, SignatureError, UsageError
-from zroute.functions import identity
+from zroute.functions import identity, users_line
 from zroute.jobs.owner import Job
 from zroute.messages.bodies import body_decoder, body_encoder, runtime_encoder
 from zroute.messages.codecs import RAW, Codec, find_codec
@@ -155,6 +155,7 @@ class Bed:
 
     def _raise_unfinished(self, stopped: list[Any]) -> None:
         self._raise()
+        self._bus.check_losses()
         unfinished: dict[str, int] = {}
         for report in stopped:
             if isinstance(report, StopReport):
@@ -404,11 +405,12 @@ class Bed:
             pattern: lose only messages whose topic matches this pattern; the default matches all topics.
 
         Raises:
-            UsageError: ``many`` is less than 1.
+            UsageError: ``many`` is less than 1. At the end of the test: no message was lost that an app subscribes to.
+            PatternError: ``pattern`` is invalid.
         """
         if type(many) is not int or many < 1:
             raise UsageError(f"lose({many!r}): expected the number of messages to lose, 1 or more")
-        self._bus.lose(many, parse(pattern, self.apps[0].separator))
+        self._bus.lose(many, parse(pattern, self.apps[0].separator), users_line())
 
     def clear(self) -> None:
         """Delete all recorded messages, results and errors."""

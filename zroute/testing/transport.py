@@ -60,10 +60,31 @@ class _Outside:
 
 @attrs.define(eq=False)
 class _Losses:
-    """The next ``left`` messages whose topics match a pattern are lost."""
+    """The next ``left`` messages whose topics match a pattern are lost.
+
+    ``where`` is the line of the test (``file:line``) that loses them. ``matching`` messages were lost so far, and
+    ``noticed`` is True if an app subscribes to one of them.
+    """
 
     pattern: Pattern
     left: int
+    where: str
+    many: int = attrs.field(init=False)
+    noticed: bool = attrs.field(init=False, default=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.many = self.left
+
+    def check(self) -> None:
+        """Raise UsageError if no app could notice a loss."""
+        if not self.noticed:
+            fault = "no message with a matching topic was published after it"
+            if matching := self.many - self.left:
+                fault = f"no app subscribes to the {matching} matching messages that were published after it"
+            raise UsageError(
+                f"lose({self.many}, {self.pattern.text!r}) at {self.where} lost nothing: {fault}. Check the pattern, "
+                "and call lose before the messages are published"
+            )
 
 
 class Bus:
@@ -90,20 +111,22 @@ class Bus:
         self.requests = RequestBus()
         self.jobs = JobBus()
 
-    def lose(self, many: int, pattern: Pattern) -> None:
-        """Lose the next messages whose topics match a pattern."""
-        self._losses.append(_Losses(pattern, many))
+    def lose(self, many: int, pattern: Pattern, where: str) -> None:
+        """Lose the next messages whose topics match a pattern; see `_Losses`."""
+        self._losses.append(_Losses(pattern, many, where))
 
-    def _loses(self, frames: tuple[bytes, ...]) -> bool:
-        """Return True if a message is lost on its way to all members."""
+    def check_losses(self) -> None:
+        """Raise UsageError if a call of `lose` lost nothing that an app subscribes to."""
+        for each in self._losses:
+            each.check()
+
+    def _loses(self, frames: tuple[bytes, ...]) -> _Losses | None:
+        """Return what loses a message on its way to all members, or None."""
         topic = frames[0].partition(NUL)[0]
-        found = next((each for each in self._losses if matches(each.pattern, topic) is not None), None)
-        if found is None:
-            return False
-        found.left -= 1
-        if not found.left:
-            self._losses.remove(found)
-        return True
+        found = next((each for each in self._losses if each.left and matches(each.pattern, topic) is not None), None)
+        if found is not None:
+            found.left -= 1
+        return found
 
     def join(self, member: MemoryTransport) -> None:
         """Deliver messages to ``member`` from now on."""
@@ -118,10 +141,14 @@ class Bus:
         """Deliver a message from an app to all members that are connected to it."""
         self.sent.append((sender.plan, frames))
         sender.keep(frames)  # before the delivery, so that a member that joins now receives it
-        lost = bool(self._losses) and self._loses(frames)
+        losses = self._loses(frames) if self._losses else None
         for member in self._members:
-            if member.hears(sender):
-                (member.lose(sender, frames) if lost else member.arrive(frames, member.form_of(sender), None, sender))
+            if not member.hears(sender):
+                continue
+            if losses is None:
+                member.arrive(frames, member.form_of(sender), None, sender)
+            else:
+                losses.noticed |= member.lose(sender, frames)
 
     def joined(self, member: MemoryTransport, before: tuple[bytes, ...], past: Mapping[bytes, Since]) -> None:
         """Deliver the past and the kept messages of new subscriptions to ``member``.
@@ -178,9 +205,10 @@ class Bus:
         self._arrive(met, frames)
 
     def _arrive(self, met: Sequence[tuple[MemoryTransport, Form | None]], frames: tuple[bytes, ...]) -> None:
-        if self._losses and self._loses(frames):
+        losses = self._loses(frames) if self._losses else None
+        if losses is not None:
             for member, _ in met:
-                member.lose(None, frames)
+                losses.noticed |= member.lose(None, frames)
             return
         outside = _Outside(partial(met[0][0].parsed, frames, met[0][1]) if met else lambda: frames)
         outside.takers = sum([member.arrive(frames, form, outside) for member, form in met])
@@ -529,16 +557,18 @@ class MemoryTransport:
         except EnvelopeError as error:
             return error.frames
 
-    def lose(self, sender: MemoryTransport | None, frames: tuple[bytes, ...]) -> None:
-        """Lose a message of the app ``sender``, or of the test.
+    def lose(self, sender: MemoryTransport | None, frames: tuple[bytes, ...]) -> bool:
+        """Lose a message of ``sender``, or of the test.
 
-        The loss is found with the next message of its subscription, or after half a second.
+        The loss is found with the next message of its subscription, or after half a second. Return True if the app
+        subscribes to the message.
         """
         subscription = next((each for each in self._subscriptions if frames[0].startswith(each)), None)
         if subscription is None:
-            return
+            return False
         self._lost.setdefault(sender, {}).setdefault(subscription, []).append(frames)
         self._reactor.callLater(BEATS[0], self._find, sender, subscription)
+        return True
 
     def _find(self, sender: MemoryTransport | None, subscription: bytes) -> None:
         """Recover the lost messages of a subscription, or report them.
