@@ -86,3 +86,13 @@ def test_an_error_comes_with_its_traceback(caplog: pytest.LogCaptureFixture) -> 
     except ValueError as error:
         ThrottledLog(LOG, Clock())("k", "k", logging.ERROR, "failed: %s", error, error=error)
     assert "test_throttle.py" in caplog.text
+
+
+def test_a_repeated_fault_is_logged_once_in_its_own_window(caplog: pytest.LogCaptureFixture) -> None:
+    """With once_in, the first line is logged, and the others are counted when its window ends."""
+    clock = Clock()
+    reports = ThrottledLog(LOG, clock)
+    for second in range(62):
+        reports("kind", "kind", logging.WARNING, "fault %d", second, once_in=60.0)
+        clock.advance(1)
+    assert caplog.messages == ["fault 0", "kind: 59 more lines like these were not shown", "fault 60"]

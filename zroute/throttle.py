@@ -28,6 +28,7 @@ class _Window:
     subject: str
     level: int
     timer: Any
+    burst: int
     lines: int = 0
     held_back: int = 0
 
@@ -49,7 +50,14 @@ class ThrottledLog:
         self._windows: dict[Hashable, _Window] = {}  # by kind, each until its timer fires
 
     def __call__(
-        self, key: Hashable, subject: str, level: int, text: str, *args: object, error: BaseException | None = None
+        self,
+        key: Hashable,
+        subject: str,
+        level: int,
+        text: str,
+        *args: object,
+        error: BaseException | None = None,
+        once_in: float | None = None,
     ) -> None:
         """Log ``text % args``, with the traceback of ``error``.
 
@@ -61,12 +69,14 @@ class ThrottledLog:
             text: The text of the line.
             args: The values in the text.
             error: The exception to log with its traceback.
+            once_in: The length in seconds of a window with a single line, for faults that are repeated for as long as
+                their cause exists. Default: the window and the lines of this log.
         """
         window = self._windows.get(key)
         if window is None:
-            timer = self._clock.callLater(self._seconds, self._close, key)
-            window = self._windows[key] = _Window(subject, level, timer)
-        if window.lines < self._burst:
+            timer = self._clock.callLater(self._seconds if once_in is None else once_in, self._close, key)
+            window = self._windows[key] = _Window(subject, level, timer, self._burst if once_in is None else 1)
+        if window.lines < window.burst:
             window.lines += 1
             self._log.log(level, text, *args, exc_info=error)
         else:

@@ -155,6 +155,26 @@ def test_a_failure_is_counted_and_logged(snapshot: Any, error: type, caplog: pyt
     assert line in caplog.text
 
 
+def test_a_function_that_always_fails_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests that follow count the same failure; another failure of the function is logged with its traceback."""
+    errors: list[type[Exception]] = [ZeroDivisionError] * 30 + [KeyError]
+
+    def snapshot(symbol: str) -> int:
+        raise errors.pop()
+
+    feed = App(pub=ADDRESS, name="feed", codec="json")
+    feed.publisher("book.{symbol}", int, snapshot=snapshot, topics=lambda: [{"symbol": "A"}])
+    desk = App(sub=ADDRESS, name="desk")
+    with TestApp(feed, desk, raise_errors=False) as t:
+        while errors:
+            desk.attach("book.{symbol}", lambda body: None).close()
+            t.advance(8)
+    assert feed.stats.snapshot_errors == 31
+    shown = [type(record.exc_info[1]) for record in caplog.records if record.exc_info and record.exc_info[1]]
+    assert shown == [KeyError, ZeroDivisionError]
+    assert "feed: failed snapshots: 29 more lines like these were not shown" in caplog.messages
+
+
 @pytest.mark.parametrize("function", ["snapshot", "topics"])
 @pytest.mark.parametrize(
     ("error", "code", "errors"), [(SystemExit(3), 3, 0), (KeyboardInterrupt(), None, 1), (GeneratorExit(), None, 1)]

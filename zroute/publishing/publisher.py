@@ -22,7 +22,7 @@ from zroute.awaiting import as_awaitable, check_loop, within
 from zroute.clock import Clock
 from zroute.endpoints import Endpoint
 from zroute.errors import EndpointError, HighWaterMarkError, NotReadyError, NotRunningError, UsageError
-from zroute.functions import defined_at, identity, name_of
+from zroute.functions import defined_at, identity, name_of, raised_at
 from zroute.logs import printable
 from zroute.messages.budget import Budget
 from zroute.messages.control import FAREWELL
@@ -45,6 +45,9 @@ from zroute.transport import SessionRequest, Transport, TransportSession
 __all__ = ["Publisher"]
 
 _log = logging.getLogger("zroute")
+
+_SNAPSHOT_LINES = 600.0
+"""The time in seconds in which the log contains the same failure of a snapshot once."""
 
 _NO_INTEREST = (FAREWELL, BOX, REQUEST)
 
@@ -386,8 +389,9 @@ class Publisher:
             where = f" ({defined})" if (defined := defined_at(function)) else ""
             text = "%s: could not get %s from %s%s: %s: %s"
             facts = name, wanted, name_of(function), where, type(error).__name__, printable(error)
-            called = f"{name}: failed snapshots"
-            self._reports(("snapshot", identity(function)), called, logging.ERROR, text, *facts, error=error)
+            # Every subscriber asks again, for as long as the function fails.
+            kind, called = (identity(function), type(error), raised_at(error)), f"{name}: failed snapshots"
+            self._reports(kind, called, logging.ERROR, text, *facts, error=error, once_in=_SNAPSHOT_LINES)
         self.on_failure(error, function)
 
     # -- full caches --------------------------------------------------------------------------------------
