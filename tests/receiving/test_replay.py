@@ -10,7 +10,7 @@ import itertools
 import logging
 import random
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import attrs
@@ -599,11 +599,9 @@ def test_forged_messages_before_a_join_are_not_held_for_long(monkeypatch: pytest
     assert net.wired.balanced()
 
 
-def test_messages_before_the_join_have_a_limited_room() -> None:
-    """Without room they are dropped, because the past contains them."""
-    net = network()
-    hold = net.recoveries._session._hold
-    hold._messages = 3
+def without_room(net: Network) -> Callable[[], None]:
+    """Let ten messages arrive before the statement, with room for three; return what lets the statement follow."""
+    net.recoveries._session._hold._messages = 3
     publisher = net.runs[0]
     hear, late = publisher.hear, list[tuple[bytes, bool]]()
     publisher.hear = lambda topic, there: (  # type: ignore[method-assign]
@@ -614,11 +612,64 @@ def test_messages_before_the_join_have_a_limited_room() -> None:
     for _ in range(10):
         publisher.publish(b"a.1", 1)
     pass_time(net, 0.1)
-    assert hold.messages == 3
-    publisher.hear = hear  # type: ignore[method-assign]
-    for topic, there in late:
-        hear(topic, there)
-    pass_time(net, 1)
+    assert net.recoveries._session._hold.messages == 3
+
+    def answer() -> None:
+        publisher.hear = hear  # type: ignore[method-assign]
+        for topic, there in late:
+            hear(topic, there)
+        pass_time(net, 1)
+
+    return answer
+
+
+@pytest.mark.parametrize("end", ["no history", "no answer", "close"])
+def test_messages_without_room_and_without_a_past_are_lost(end: str) -> None:
+    """What arrives before the join is either handled or counted as lost, if no history contains it."""
+    net = network()
+    if end == "no history":
+        net.runs[0].session._histories._rings.clear()
+    answer = without_room(net)
+    assert net.wired.stats.duplicate == 0
+    if end == "no answer":
+        pass_time(net, replay.EARLY_SECONDS + 2)
+    elif end == "close":
+        net.recoveries.close()
+        pass_time(net, 0.1)
+    else:
+        answer()
+    epoch = net.runs[0].epoch
+    assert handled(net) == [21, 22, 23]
+    assert net.losses == [LostPast(epoch, b"a.", 7, 10)]
+    assert (net.wired.stats.lost, net.wired.stats.duplicate) == (7, 0)
+    assert net.wired.balanced()
+
+
+def test_messages_without_room_that_overtake_the_statement_are_missing() -> None:
+    """They are no duplicates of the past: they come from the history once, behind it."""
+    net = network()
+    net.recoveries._session._hold._messages = 3
+    publisher, send, slow = net.runs[0], net.send, list[bytes]()
+    net.send = lambda frame: slow.append(frame) if frame.startswith(MARKER) else send(frame)  # type: ignore[method-assign]
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 0.1)
+    for _ in range(10):
+        publisher.publish(b"a.1", 1)
+    pass_time(net, 0.1)
+    net.send = send  # type: ignore[method-assign]
+    for frame in slow:
+        send(frame)
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 2)
+    assert handled(net) == list(range(1, 32))
+    assert (net.wired.stats.lost, net.wired.stats.duplicate) == (0, 0)
+    assert net.wired.balanced()
+
+
+def test_messages_before_the_join_have_a_limited_room() -> None:
+    """Without room they are dropped, because the past contains them."""
+    net = network()
+    without_room(net)()
     assert handled(net) == list(range(1, 31))
     assert net.wired.stats.duplicate == 10
     assert net.wired.stats.replayed == 30

@@ -86,7 +86,8 @@ class LostKept:
 class LostPast:
     """``count`` of ``total`` messages of the past were lost.
 
-    The publisher with ``epoch`` no longer has these messages of ``subscription``, for which a handler has ``since``.
+    They are of ``subscription``, for which a handler has ``since``. The publisher with ``epoch`` no longer has them. Or
+    it has no history, and they arrived before its statement and had no room.
     """
 
     epoch: int

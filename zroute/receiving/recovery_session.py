@@ -211,8 +211,9 @@ class RecoverySession:
         self._settle(key)
         stream = self._stream(key)
         stream.replay, stream.catches_up = Replay(self.since[account.prefix], account.expected - 1), True
-        dropped, events = 0, list[Event]()
-        for each in self._take_early(key):
+        early = self._take_early(key)
+        dropped, events = early.dropped_up_to(stream.replay.upto), list[Event]()
+        for each in early.frames:
             self._hold.give_back(each.size)
             if each.number <= stream.replay.upto:
                 dropped += each.many
@@ -226,34 +227,40 @@ class RecoverySession:
     def _hold_early(self, key: _Key, early: Early, now: float) -> Verdict:
         """Hold a message from before the join.
 
-        Without room, drop it: the past of a publisher with a history contains it.
+        Without room, only count it: the statement shows whether it is in the past, or lost.
         """
-        if not self._hold.has_room(early.size):
-            return Verdict.DUPLICATE
-        self._hold.take(early.size)
         held = self._early.setdefault(key[0], {})
         if key[1] not in held:
             held[key[1]] = EarlyMessages(now)
-        held[key[1]].frames.append(early)
+        if self._hold.has_room(early.size):
+            self._hold.take(early.size)
+            held[key[1]].frames.append(early)
+        else:
+            held[key[1]].drop(early.number, early.many)
         return Verdict.HELD
 
     def _waiting(self) -> list[_Key]:
         """Return the streams with messages that wait for a statement."""
         return [(epoch, prefix) for epoch, held in self._early.items() for prefix in held]
 
-    def _take_early(self, key: _Key) -> list[Early]:
+    def _take_early(self, key: _Key) -> EarlyMessages:
         """Remove and return the messages of a stream that wait for a statement."""
         held = self._early.get(key[0], {})
         early = held.pop(key[1], None)
         if not held:
             self._early.pop(key[0], None)
-        return early.frames if early is not None else []
+        return early or EarlyMessages(0.0)
 
     def _release(self, key: _Key) -> None:
-        """Make the messages of a stream ready that wait for a statement."""
-        stream = self._stream(key)
-        for each in self._take_early(key):
+        """Make the messages of a stream ready that wait for a statement.
+
+        Those that had no room are lost.
+        """
+        stream, early = self._stream(key), self._take_early(key)
+        for each in early.frames:
             stream.release(each)
+        if early.dropped:
+            stream.ready.append(PastLoss(early.dropped, early.dropped + sum(each.many for each in early.frames)))
 
     def _stream(self, key: _Key) -> StreamRecovery:
         stream = self._streams.get(key)

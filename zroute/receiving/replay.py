@@ -7,9 +7,9 @@ nothing and reads no clock. Frames are opaque values here.
 
 **The cut.** The statement that completes the join contains the number of the last message of the subscription. All kept
 messages up to this number are the past, and all later ones are live. Messages that arrive before the statement are
-therefore in the past too. They wait for it as `EarlyMessages`, and are dropped when the statement says that the
-publisher has a history. Otherwise they are delivered. Messages behind the statement wait in
-`zroute.receiving.stream_recovery.StreamRecovery` until the past is delivered.
+therefore in the past too. They wait for it as `EarlyMessages`, and are duplicates when the statement says that the
+publisher has a history. Otherwise they are delivered, and those that had no room count as lost. Messages behind the
+statement wait in `zroute.receiving.stream_recovery.StreamRecovery` until the past is delivered.
 
 **Asking.** A replay has one open request, as a recovery has, and asks for the next messages when everything that has
 arrived was delivered. Each frame of an answer says at which position it continues. The replay ignores repeated frames,
@@ -78,11 +78,27 @@ class Early(NamedTuple):
 class EarlyMessages:
     """The messages of one stream that arrived before the statement of its publisher.
 
-    ``begun_at`` is the time at which the first one arrived.
+    ``begun_at`` is the time at which the first one arrived. ``dropped`` messages had no room, and ``last`` is the
+    number of the last of them, or 0.
     """
 
     begun_at: float
     frames: list[Early] = attrs.field(init=False, factory=list)
+    dropped: int = attrs.field(init=False, default=0)
+    last: int = attrs.field(init=False, default=0)
+
+    def drop(self, number: int, many: int) -> None:
+        """Count messages that have no room."""
+        self.dropped += many
+        self.last = number + many - 1 if number else self.last
+
+    def dropped_up_to(self, number: int) -> int:
+        """Return how many dropped messages are in the past up to ``number``.
+
+        Behind it are only messages that have overtaken the statement. Their numbers follow each other, unless more were
+        lost on the way.
+        """
+        return max(self.dropped - max(self.last - number, 0), 0)
 
 
 class PastLoss(NamedTuple):
@@ -90,7 +106,8 @@ class PastLoss(NamedTuple):
 
     Attributes:
         lost: Their number, or None if it is unknown.
-        total: The number of messages of the past when the replay began.
+        total: The number of messages of the past when the replay began; without one, of those that arrived before the
+            statement.
     """
 
     lost: int | None

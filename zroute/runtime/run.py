@@ -609,7 +609,7 @@ class Run:
             self._reports("kept", subject, logging.WARNING, text, self.name, found.count, publisher)
             return
         if isinstance(found, LostPast):
-            text = "%s: lost %d of the %d earlier messages of %r that %s had kept"
+            text = "%s: lost %d of the %d earlier messages of %r from %s"
             name = str(Topic.from_wire(found.subscription))
             facts = self.name, found.count, found.total, name, publisher
             self._reports("past", f"{self.name}: lost earlier messages", logging.WARNING, text, *facts)
