@@ -185,6 +185,12 @@ def kept(publisher: Publisher) -> list[int]:
     return [] if not last else publisher.asked(b"a", (1, last)).numbers
 
 
+@pytest.mark.parametrize("text", ["History()", "History(seconds=0.5)", "History(messages=5, seconds=30, bytes=100)"])
+def test_the_text_of_a_history_names_only_its_bounds(text: str) -> None:
+    """Errors show what the user wrote."""
+    assert repr(eval(text, {"History": History})) == text
+
+
 def test_a_history_keeps_the_latest_messages() -> None:
     """With ``messages=``, the latest N are available, and the others are not."""
     publisher = Publisher(History(messages=5))

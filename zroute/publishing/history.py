@@ -77,7 +77,7 @@ _OBJECT = 41
 _TIME = Struct(">q").unpack_from
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class History:
     """The sent messages that a publisher keeps for subscribers that lost some.
 
@@ -102,6 +102,11 @@ class History:
     messages: int | None = None
     seconds: float | None = None
     bytes: int | None = None
+
+    def __repr__(self) -> str:
+        """Return the call with the bounds that are set."""
+        bounds = attrs.asdict(self, filter=lambda _, value: value is not None)
+        return f"History({', '.join(f'{name}={value!r}' for name, value in bounds.items())})"
 
 
 def check_history(history: Any, where: str) -> History:
