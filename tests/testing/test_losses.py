@@ -69,6 +69,18 @@ def test_lost_messages_come_back_from_a_history() -> None:
     assert (desk.stats.lost, desk.stats.recovered) == (0, 2)
 
 
+def test_a_history_that_is_too_small_leaves_a_loss() -> None:
+    """A history of two messages has only one of the lost messages when the next message shows the loss."""
+    feed, desk, orders, got = _apps(recover=True, history=History(messages=2))
+    with TestApp(feed, desk) as t:
+        t.lose(3)
+        for number in range(5):
+            orders.publish(number, key="a")
+        t.advance(0)
+    assert got == ["2 lost of orders.", ("recovered", 2), 3, 4]
+    assert (desk.stats.lost, desk.stats.recovered) == (2, 1)
+
+
 @pytest.mark.parametrize(("recover", "history"), [(True, None), (False, History(messages=10))])
 def test_both_sides_must_take_part(recover: bool, history: History | None) -> None:
     """Without a history, or without recover, lost messages stay lost."""

@@ -58,6 +58,44 @@ def test_the_past_comes_before_live_messages(since: Callable[[], Any], first: in
     assert desk.stats.received == desk.stats.routed == 6 - first
 
 
+@pytest.mark.parametrize(
+    ("history", "first"),
+    [
+        (History(messages=2), 4),
+        (History(seconds=25), 4),
+        (History(seconds=25, messages=1), 5),
+        (History(bytes=350), 2),  # 84 bytes for each message
+        (History(bytes=50), 6),
+        (History(seconds=60, messages=10), 1),
+    ],
+)
+def test_a_history_keeps_its_bounds_in_virtual_time(history: History, first: int) -> None:
+    """A handler receives what a publisher would still have: the latest messages within all bounds."""
+    feed, desk, orders = _feed(history=history)
+    with TestApp(feed, desk) as t:
+        for number in range(1, 6):
+            orders.publish(number, key="a")
+            t.advance(10)
+        got, _ = _attached(desk, "all")
+        t.advance(0)
+    assert got == [("replayed", number) for number in range(first, 6)]
+
+
+def test_each_publication_has_a_history_of_its_own() -> None:
+    """A bound counts the messages of its publication, and the past has the order of publishing."""
+    feed, desk, orders = _feed(history=History(messages=1))
+    trades = feed.publisher("trades.{key}", int, history=History(messages=10))
+    got: list[int] = []
+    with TestApp(feed, desk) as t:
+        for number in range(5):
+            trades.publish(number, key="a")
+            orders.publish(10 + number, key="a")
+        trades.publish(5, key="a")
+        desk.attach(">", got.append, since="all")
+        t.advance(0)
+    assert got == [0, 1, 2, 3, 4, 14, 5]
+
+
 def test_a_time_in_the_future_is_judged_by_the_clock_of_the_test() -> None:
     """After an hour of virtual time, this hour is in the past, and later times are in the future."""
     feed, desk, orders = _feed(**HISTORY)

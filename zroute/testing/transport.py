@@ -13,7 +13,7 @@ import attrs
 from attrs import evolve
 from twisted.internet.defer import Deferred, succeed
 
-from zroute.clock import Clock
+from zroute.clock import TICK, Clock
 from zroute.endpoints import SIDES, Ends, Form, ResolvedAddresses, parse_endpoint
 from zroute.errors import EnvelopeError, UsageError
 from zroute.messages.control import BEATS
@@ -23,7 +23,7 @@ from zroute.messages.topics import Pattern, matches, minimal_cover
 from zroute.messages.wire import MAGIC, NUL, RecoveredFrame, ReplayedFrame, pack_kept, parse_header
 from zroute.options import READ_BUDGET
 from zroute.planning.plan import Plan
-from zroute.publishing.history import sent_at
+from zroute.publishing.history import Ring, sent_at
 from zroute.publishing.snapshots import Made, Snapshots
 from zroute.receiving.events import Gap
 from zroute.receiving.session import SubscriberSession
@@ -257,6 +257,17 @@ class States:
                     yield topic, made
 
 
+def _rings(plan: Plan | None) -> list[tuple[Pattern, Ring]]:
+    """Return the histories of an app, with the patterns of their publications."""
+    outlets = () if plan is None else plan.parts.outlets
+    return [(each.pattern, Ring(kept)) for each in outlets if (kept := each.publication.history) is not None]
+
+
+def _sequence(frame: bytes) -> int:
+    """Return the number of a message in the one series of its publisher."""
+    return parse_header(frame.partition(NUL)[2]).sequence
+
+
 class _Accounts(SubscriberSession):
     """The accounts of an app in a test, which leave the past to the transport.
 
@@ -311,7 +322,8 @@ class MemoryTransport:
         self._woken = False
         self._listening = False
         self.kept: dict[bytes, bytes] = {}
-        self._history: list[bytes] = []
+        self._rings = _rings(plan)
+        self._ticked = 0.0  # the time of the last tick of the histories
         self.states = States()
         self.subscribers_changed: Callable[[], None] = lambda: None
         self._answer: Callable[[], None] = lambda: None
@@ -444,20 +456,45 @@ class MemoryTransport:
 
         It is kept as the latest of its topic if the header requests this, and in the history of its publisher.
         """
-        if self.has_history(frames):
-            self._history.append(frames[0])
+        topic, _, rest = frames[0].partition(NUL)
+        if self._rings:
+            self._tick()
+            for pattern, ring in self._rings:
+                if matches(pattern, topic) is not None:
+                    ring.keep(frames[0])
+                    break
         if self.plan is not None and self.plan.choices.wire != "tracked":
             return
-        topic, _, rest = frames[0].partition(NUL)
         if rest.startswith(MAGIC) and parse_header(rest).keeps:
             self.kept[topic] = rest
+
+    def _tick(self) -> None:
+        """Enforce the bounds of the histories, as the ticks of a publisher do.
+
+        Only two ticks until now change anything: the first one after the latest messages, and the last one.
+        """
+        last = self._reactor.seconds() // TICK * TICK
+        if last > self._ticked:
+            for _, ring in self._rings:
+                ring.trim(self._ticked + TICK)
+                ring.trim(last)
+            self._ticked = last
+
+    def history(self, subscription: bytes) -> list[bytes]:
+        """Return the messages of a subscription that the histories of the app contain."""
+        self._tick()
+        found: list[bytes] = []
+        for _, ring in self._rings:
+            ring.seal()  # as for a request
+            found += [frame for block in ring.blocks for frame in block.frames if frame.startswith(subscription)]
+        return sorted(found, key=_sequence) if len(self._rings) > 1 else found
 
     def past(self, subscription: bytes, since: Since, now: int) -> list[bytes]:
         """Return the messages of a subscription in the histories of the app.
 
         ``now`` is in nanoseconds since the Unix epoch.
         """
-        found = [frame for frame in self._history if frame.startswith(subscription)]
+        found = self.history(subscription)
         if since.mode is SinceMode.ALL:
             return found
         if since.mode is SinceMode.LAST:
@@ -576,8 +613,12 @@ class MemoryTransport:
         Their places are before the messages that arrive from now on.
         """
         gone: list[tuple[bytes, ...]] = []
-        for frames in self._lost.get(sender, {}).pop(subscription, ()):
-            if sender is None or not sender.has_history(frames) or not self.accounts.recovers_losses(subscription):
+        lost = self._lost.get(sender, {}).pop(subscription, ())
+        history = set[bytes]()
+        if lost and sender is not None and self.accounts.recovers_losses(subscription):
+            history.update(sender.history(subscription))
+        for frames in lost:
+            if frames[0] not in history:
                 gone.append(frames)
                 continue
             if gone:
@@ -605,14 +646,6 @@ class MemoryTransport:
 
     def _give_states_of(self, sender: MemoryTransport, subscription: bytes) -> None:
         self.give_states(sender.states.epoch, sender.states.make((), (subscription,)))
-
-    def has_history(self, frames: tuple[bytes, ...]) -> bool:
-        """Return True if a publisher of the app has a history for a message."""
-        outlets = () if self.plan is None else self.plan.parts.outlets
-        topic = frames[0].partition(NUL)[0]
-        return any(
-            each.publication.history is not None and matches(each.pattern, topic) is not None for each in outlets
-        )
 
     def arrive(
         self,
