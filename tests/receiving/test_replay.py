@@ -21,14 +21,14 @@ from tests.support import sized
 from zroute import App, Envelope, History
 from zroute.messages.control import MARKER, pack_marker, pack_statements
 from zroute.messages.recovery import BOX, REQUEST, Past, PastAnswer, RecoveryAnswer, Since, SinceMode
-from zroute.messages.wire import NUL, Kind, framer, parse_header
+from zroute.messages.wire import NUL, Kind, framer, pack_kept, parse_header
 from zroute.publishing import recovery as publishing_recovery
 from zroute.publishing.history import BLOCK
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
 from zroute.receiving import recovery_session, replay, stream_recovery, tracker
 from zroute.receiving.accounts import SubscriptionState
-from zroute.receiving.events import Gap, LostPast
+from zroute.receiving.events import Gap, LostKept, LostPast
 
 LOG = logging.getLogger("zroute.tests")
 PREFIXES = (b"a.", b"b.")
@@ -622,6 +622,75 @@ def test_forged_messages_before_a_join_are_not_held_for_long(monkeypatch: pytest
     pass_time(net, replay.EARLY_SECONDS + 0.5)
     assert sum(map(len, net.handled.values())) == 20 + forged
     assert (hold.messages, hold.size) == (0, 0)
+    assert net.wired.balanced()
+
+
+def kept_before_the_statement(net: Network, *topics: bytes) -> Callable[[], None]:
+    """Let kept messages arrive before the statement; return what lets the statement follow.
+
+    The kept message of a.1 is in the history, and those of other topics are not.
+    """
+    publisher, slow = net.runs[0], list[bytes]()
+    publisher._one = publisher.session.framer(net.now_ns, keeps=True)
+    at = net.now_ns()
+    publisher.publish(b"a.1", 1)
+    send = net.send
+    net.send = lambda frame: slow.append(frame) if frame.startswith(MARKER) else send(frame)  # type: ignore[method-assign]
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 0.1)
+    marker = net.session._marker[0]
+    for number, topic in enumerate(topics, 1):
+        send(pack_kept(marker, number, topic, 1, packed(21), None, epoch=publisher.epoch, sent_at=at))
+    pass_time(net, 0.1)
+
+    def answer() -> None:
+        net.send = send  # type: ignore[method-assign]
+        for frame in slow:
+            send(frame)
+        pass_time(net, 1)
+
+    return answer
+
+
+def test_a_kept_message_before_the_statement_waits_for_the_past() -> None:
+    """It is skipped if the past contains it, and otherwise it follows the past."""
+    net = network()
+    answer = kept_before_the_statement(net, b"a.1", b"a.2")
+    assert (handled(net), handled(net, b"a.2")) == ([], [])
+    answer()
+    assert handled(net) == list(range(1, 22))
+    assert handled(net, b"a.2") == [21]
+    assert net.losses == []
+    assert net.wired.stats.duplicate == 0
+    assert net.wired.balanced()
+
+
+@pytest.mark.parametrize("end", ["no history", "no answer"])
+def test_a_kept_message_does_not_wait_for_a_past_that_does_not_come(end: str) -> None:
+    """It is delivered when the statement says that there is no history, or after ten seconds."""
+    net = network()
+    if end == "no history":
+        net.runs[0].session._histories._rings.clear()
+    answer = kept_before_the_statement(net, b"a.1", b"a.2")
+    assert handled(net) == []
+    if end == "no history":
+        answer()
+    else:
+        pass_time(net, replay.EARLY_SECONDS + 1)
+    assert (handled(net), handled(net, b"a.2")) == ([21], [21])
+    assert net.losses == []
+    assert net.wired.balanced()
+
+
+def test_a_kept_message_without_room_before_the_statement_is_lost() -> None:
+    """It counts as a lost kept message, because no past needs to contain it."""
+    net = network()
+    net.recoveries._session._hold._size = 300
+    kept_before_the_statement(net, b"a.1", b"a.2")()
+    assert handled(net) == list(range(1, 22))
+    assert handled(net, b"a.2") == []
+    assert net.losses == [LostKept(net.runs[0].epoch, 1)]
+    assert net.wired.stats.lost == 1
     assert net.wired.balanced()
 
 

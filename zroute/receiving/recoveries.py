@@ -177,12 +177,14 @@ class Recoveries:
     def wait(self, account: Any, raw: Any) -> bool:
         """Return True if a kept message waits until its stream has recovered.
 
-        The result is also True if the message is lost, because too many wait.
+        If the replay of the stream has not begun, it waits for the statement first. The result is also True if
+        the message is lost, because too many wait.
         """
-        stream = self._session.active_stream(account) if self.active(account) else None
-        if stream is not None and not stream.wait(account.expected - 1, raw, _size(raw)):
+        if not self.active(account):
+            return False
+        if not self._session.wait(account, raw, _size(raw), self._clock.seconds()):
             self._calls.tell([LostKept(account.publisher, 1)])
-        return stream is not None
+        return True
 
     def hears(self, topic: bytes) -> bool:
         """Return True if ``topic`` is a box: that of this subscriber, or of another one."""

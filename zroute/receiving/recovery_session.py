@@ -30,7 +30,7 @@ from zroute.messages.recovery import (
 from zroute.receiving.accounts import SubscriptionState
 from zroute.receiving.events import DUPLICATE, Duplicate, Event, Gap, UnknownLoss, Verdict
 from zroute.receiving.replay import EARLY_SECONDS, Early, EarlyMessages, PastLoss, Replay
-from zroute.receiving.stream_recovery import Arrival, Hold, Ready, StreamRecovery
+from zroute.receiving.stream_recovery import WAITING_COST, Arrival, Hold, Ready, StreamRecovery
 
 __all__ = ["ASKED_PASTS", "Admit", "RecoverySession"]
 
@@ -215,6 +215,9 @@ class RecoverySession:
         dropped, events = early.dropped_up_to(stream.replay.upto), list[Event]()
         for each in early.frames:
             self._hold.give_back(each.size)
+            if each.is_kept:
+                stream.wait(stream.replay.upto, each.frame, each.size - WAITING_COST)
+                continue
             if each.number <= stream.replay.upto:
                 dropped += each.many
                 continue
@@ -229,15 +232,36 @@ class RecoverySession:
 
         Without room, only count it: the statement shows whether it is in the past, or lost.
         """
+        held = self._early_of(key, now)
+        if self._hold.has_room(early.size):
+            self._hold.take(early.size)
+            held.frames.append(early)
+        else:
+            held.drop(early.number, early.many)
+        return Verdict.HELD
+
+    def _early_of(self, key: _Key, now: float) -> EarlyMessages:
+        """Return the early messages of a stream, for which the wait may begin now."""
         held = self._early.setdefault(key[0], {})
         if key[1] not in held:
             held[key[1]] = EarlyMessages(now)
-        if self._hold.has_room(early.size):
-            self._hold.take(early.size)
-            held[key[1]].frames.append(early)
-        else:
-            held[key[1]].drop(early.number, early.many)
-        return Verdict.HELD
+        return held[key[1]]
+
+    def wait(self, account: SubscriptionState, frame: Any, size: int, now: float) -> bool:
+        """Hold a kept message of an account whose stream recovers.
+
+        Return False if there is no room. If the replay of the stream has not begun, the message waits for the
+        statement, and then for the past.
+        """
+        stream = self.active_stream(account)
+        if stream is not None:
+            return stream.wait(account.expected - 1, frame, size)
+        size += WAITING_COST
+        if not self._hold.has_bytes(size):
+            return False
+        self._early_of((account.publisher, account.prefix), now).frames.append(Early(0, 1, frame, size, is_kept=True))
+        self._hold.take(size)
+        return True
 
     def _waiting(self) -> list[_Key]:
         """Return the streams with messages that wait for a statement."""
@@ -260,7 +284,8 @@ class RecoverySession:
         for each in early.frames:
             stream.release(each)
         if early.dropped:
-            stream.ready.append(PastLoss(early.dropped, early.dropped + sum(each.many for each in early.frames)))
+            total = early.dropped + sum(each.many for each in early.frames if not each.is_kept)
+            stream.ready.append(PastLoss(early.dropped, total))
 
     def _stream(self, key: _Key) -> StreamRecovery:
         stream = self._streams.get(key)

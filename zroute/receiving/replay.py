@@ -8,8 +8,9 @@ nothing and reads no clock. Frames are opaque values here.
 **The cut.** The statement that completes the join contains the number of the last message of the subscription. All kept
 messages up to this number are the past, and all later ones are live. Messages that arrive before the statement are
 therefore in the past too. They wait for it as `EarlyMessages`, and are duplicates when the statement says that the
-publisher has a history. Otherwise they are delivered, and those that had no room count as lost. Messages behind the
-statement wait in `zroute.receiving.stream_recovery.StreamRecovery` until the past is delivered.
+publisher has a history. Kept messages wait there, too, and then behind the past, which may contain them. Without a
+history, early messages are delivered, and those that had no room count as lost. Messages behind the statement wait in
+`zroute.receiving.stream_recovery.StreamRecovery` until the past is delivered.
 
 **Asking.** A replay has one open request, as a recovery has, and asks for the next messages when everything that has
 arrived was delivered. Each frame of an answer says at which position it continues. The replay ignores repeated frames,
@@ -66,12 +67,14 @@ class Early(NamedTuple):
     """A frame that arrived before the statement.
 
     ``number`` is that of its first message, or 0; ``many`` is the number of its messages, and ``size`` is in bytes.
+    ``is_kept`` is True for a kept message, which may be newer than the history and is no part of the past.
     """
 
     number: int
     many: int
     frame: Any
     size: int
+    is_kept: bool = False
 
 
 @attrs.define(eq=False)
