@@ -16,6 +16,8 @@ import attrs
 import pytest
 from twisted.internet.task import Clock
 
+from tests.publishing.test_history import EPOCH
+from tests.publishing.test_history import Publisher as Answering
 from tests.receiving.test_tracking import joined, received, stated, watched
 from tests.support import sized
 from zroute.clock import TICK
@@ -38,11 +40,12 @@ from zroute.messages.recovery import (
     parse_recovery_answer,
     parse_recovery_request,
 )
-from zroute.messages.wire import NUL, Kind, counted_framer, parse_header
+from zroute.messages.wire import HEADER_SIZE, NUL, Kind, counted_framer, parse_header, split
+from zroute.publishing import recovery as publishing_recovery
 from zroute.publishing.counters import Counters
 from zroute.publishing.history import History
 from zroute.publishing.recovery import HistoryAnswers
-from zroute.receiving import stream_recovery
+from zroute.receiving import recovery_session, stream_recovery
 from zroute.receiving.events import Ended, Gap, Joined, Overdue, UnknownLoss, Verdict
 from zroute.receiving.hearing import AWAY_SECONDS
 from zroute.receiving.recoveries import Recoveries, RecoveryCalls
@@ -448,6 +451,83 @@ def test_removed_ranges_use_no_memory() -> None:
         assert (ranges.first, ranges.last) == (max(1, 2 * number - 17), 2 * number + 1)
         assert ranges.total == len(ranges) == min(number + 1, 10)
     assert len(ranges._ranges) < 2_100
+
+
+# -- many streams ------------------------------------------------------------------------------------------
+
+
+class Many:
+    """A subscriber with many subscriptions that have each lost a message, and their publisher."""
+
+    def __init__(self, many: int) -> None:
+        self.publisher, self.most_waiting = Answering(History(seconds=120)), 0
+        self.session = RecoverySession(SUBSCRIBER, self._request)
+        self.session.stated(EPOCH, history=True)
+        self.prefixes = [b"%d." % number for number in range(many)]
+        self.publisher.subscribe(*self.prefixes)
+        self.frames = {prefix: self.publisher.publish(prefix + b"1") for prefix in self.prefixes}
+        self.publisher.tick()
+        for prefix in self.prefixes:
+            assert self.session.missed(Gap(prefix, EPOCH, 1, 1), 0.0)
+        self.found: list[bytes] = []
+        self.lost = 0
+
+    def _request(self, topic: bytes) -> None:
+        self.publisher.answers.request(topic)
+        self.most_waiting = max(self.most_waiting, len(self.publisher.answers._waiting))
+
+    def play(self, seconds: float) -> None:
+        """Let both ends work, until nothing is missing or the time is over."""
+        for at in range(round(seconds / 0.01)):
+            clock, sent = self.publisher.clock, self.publisher.sent
+            clock.advance(0.01)
+            for _, frames in sent:
+                for frame in frames:
+                    answer = parse_recovery_answer(split((frame,))[1][HEADER_SIZE:])
+                    self.session.answer(EPOCH, answer, clock.seconds())
+            sent.clear()
+            for key, _, ready in self.session.ready():
+                assert isinstance(ready, Ready)
+                self.found += [key[1]] * (ready.arrival is not None)
+                self.lost += ready.arrival is None
+            self.session.ask(clock.seconds())
+            if at % round(TICK / 0.01) == 0:
+                self.publisher.answers.tick(clock.seconds())
+                self.session.tick(clock.seconds(), emptied=True)
+            if not self.session.is_active:
+                break
+
+
+def test_more_subscriptions_recover_at_once_than_requests_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are sent in portions, in turns; none is dropped or given up while the publisher searches for others."""
+    monkeypatch.setattr(publishing_recovery, "WAITING", 20)
+    monkeypatch.setattr(publishing_recovery, "BLOCK", 20)  # each search takes about 80 ms
+    monkeypatch.setattr(recovery_session, "ASKED_RECOVERIES", 10)
+    many = Many(100)
+    many.play(60)
+    assert (many.lost, sorted(many.found)) == (0, sorted(many.prefixes))
+    assert many.most_waiting == 10
+    assert many.publisher.clock.seconds() > 5
+
+
+def test_streams_take_turns_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that keeps losing messages does not keep others from asking."""
+    monkeypatch.setattr(recovery_session, "ASKED_RECOVERIES", 2)
+    asked: list[bytes] = []
+    session = RecoverySession(SUBSCRIBER, lambda topic: asked.append(parse_recovery_request(topic).prefix))
+    session.stated(EPOCH, history=True)
+    for round_ in range(1, 6):
+        for prefix in (b"a", b"b", b"c", b"d"):
+            session.missed(Gap(prefix, EPOCH, round_, round_), 0.0)
+        session.ask(0.0)
+        session.ask(0.0)
+        assert len(asked) == 2 * round_
+        for _, stream in session.streams():
+            if stream.asked:
+                stream.answer(session.requests, [], [(1, round_)], last=True, refused=False, now=0.0)
+                stream.answer(session.requests - 1, [], [(1, round_)], last=True, refused=False, now=0.0)
+        assert list(session.ready())
+    assert asked == [b"a", b"b", b"c", b"d", b"a", b"b", b"c", b"d", b"a", b"b"]
 
 
 # -- one stream --------------------------------------------------------------------------------------------

@@ -32,10 +32,17 @@ from zroute.receiving.events import DUPLICATE, Duplicate, Event, Gap, UnknownLos
 from zroute.receiving.replay import EARLY_SECONDS, Early, EarlyMessages, PastLoss, Replay
 from zroute.receiving.stream_recovery import WAITING_COST, Arrival, Hold, Ready, StreamRecovery
 
-__all__ = ["ASKED_PASTS", "Admit", "RecoverySession"]
+__all__ = ["ASKED_PASTS", "ASKED_RECOVERIES", "Admit", "RecoverySession"]
 
 ASKED_PASTS = 16
 """The maximum number of open requests for the past at one publisher. A publisher limits waiting requests."""
+
+ASKED_RECOVERIES = 100
+"""The maximum number of open requests for lost messages at one publisher.
+
+A publisher drops requests if 1,000 wait, of all its subscribers together, and so does a proxy. A dropped request counts
+as one without an answer.
+"""
 
 _Key = tuple[int, bytes]
 
@@ -399,6 +406,8 @@ class RecoverySession:
         Call this method when everything that has arrived was read, and all that was ready was delivered.
         """
         asked: Counter[int] | None = None  # the open requests for the past, by publisher
+        recovers: Counter[int] | None = None  # those for lost messages
+        turns: list[_Key] = []
         for (epoch, prefix), stream in self._streams.items():
             if stream.replay is not None:
                 if asked is None:
@@ -411,10 +420,21 @@ class RecoverySession:
                     asked[epoch] += 1
                     self._send(pack_past_request(self._subscriber, self.requests, epoch, prefix, past))
                 continue
-            ranges = stream.ask(self.requests + 1, now)
-            if ranges:
-                self.requests += 1
-                self._send(pack_recovery_request(self._subscriber, self.requests, epoch, prefix, ranges)[0])
+            if not stream.wants_request:
+                continue
+            if recovers is None:
+                recovers = Counter(key[0] for key, each in self._streams.items() if not each.replay and each.asked)
+            if recovers[epoch] >= ASKED_RECOVERIES:
+                stream.queued = True
+                continue
+            self.requests += 1
+            recovers[epoch] += 1
+            turns.append((epoch, prefix))
+            ranges = stream.ask(self.requests, now)
+            self._send(pack_recovery_request(self._subscriber, self.requests, epoch, prefix, ranges)[0])
+        if len(self._streams) > ASKED_RECOVERIES:  # streams take turns
+            for key in turns:
+                self._streams[key] = self._streams.pop(key)
 
     def answer(
         self,

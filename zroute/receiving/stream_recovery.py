@@ -40,7 +40,7 @@ message and without a backlog. Catching up may thus take any time, and a steady 
 overload ends the recovery after one or two seconds. A second consists of four ticks in which the stream could ask or
 lost more messages; a subscriber that was stopped is not judged for that time. Nor is a second judged if a request is
 open at its end and nothing has come for `TRY_SECONDS`, as when a connection ends within an answer: the number of tries
-limits that.
+limits that. While a request waits for its turn among the requests of other streams, no second is judged.
 
 A slow handler can satisfy this rule while the held messages become a second queue, because only delivered messages make
 room for the next request. The second rule is therefore: **in a second in which handlers are too slow, everything
@@ -256,6 +256,7 @@ class StreamRecovery:
         missing: The numbers of the missing messages.
         recovered: The number of messages that were missing and arrived.
         asked: True while a request is open.
+        queued: True while a request has to wait, because too many of other streams are open. Set by the session.
         told: The part of `recovered` that reports of losses have included.
         logged: The part of `recovered` that the log has included.
         begun_rest: The length in seconds of a rest that the log has not included; 0 if there is none.
@@ -269,7 +270,7 @@ class StreamRecovery:
         self.recovered = self.told = self.logged = 0
         self.begun_rest = 0.0
         self.replay: Replay | None = None
-        self.catches_up = False
+        self.catches_up = self.queued = False
         self._hold = hold
         self._held: list[tuple[int, int, Ready]] = []
         self._order = 0
@@ -450,15 +451,20 @@ class StreamRecovery:
 
     # -- requests
 
+    @property
+    def wants_request(self) -> bool:
+        """True if messages are missing, and neither asked for nor ready."""
+        return self._asked_at is None and not self.ready and self.replay is None and len(self.missing) > 0
+
     def ask(self, number: int, now: float) -> list[Range]:
         """Return the ranges to ask for in request ``number``.
 
         The result is empty if no request is needed now. Call this method when everything that has arrived was read and
         delivered.
         """
-        if self._asked_at is not None or self.ready or self.replay is not None or not len(self.missing):
+        if not self.wants_request:
             return []
-        self._asked_at = now
+        self._asked_at, self.queued = now, False
         self._requests.append(number & 0xFFFF)
         if not self._has_asked and self.missing.last is not None:
             self._has_asked = True
@@ -549,6 +555,9 @@ class StreamRecovery:
             self._asked_at = None
             self._fail(now)
         total = self.missing.total
+        if self.queued and emptied and self.missing.last is not None:
+            self._begin_second(total, self.missing.last)
+            return
         if emptied or total > self._before:
             self._judged += 1
             self._waited += self.asked
