@@ -603,6 +603,62 @@ def test_forged_publishers_take_nothing_from_one_in_use(monkeypatch: pytest.Monk
     assert net.wired.stats.recovered == 1
 
 
+def evict(net: Network) -> None:
+    """Evict the first publisher, whose closures stay in the cache of the table."""
+    tracked = net.session._tracker
+    tracked._part(tracked._publishers[net.runs[0].epoch])
+    net.session._tell(tracked.check(net.clock.seconds(), emptied=True))
+    net.losses.clear()
+
+
+def test_an_evicted_publisher_that_returns_is_judged_by_its_next_account() -> None:
+    """The closures in the cache have its old account; its messages are counted and recovered as before."""
+    net = network()
+    net.recoveries.change(frozenset(PREFIXES), {})
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 1)
+    publisher, send = net.runs[0], net.send
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 0.1)
+    assert handled(net) == [21]
+    evict(net)
+    publisher.publish(b"a.1", 1)  # before the next join: it is delivered, but not counted
+    pass_time(net, 0.1)
+    net.session.rejoin()
+    pass_time(net, 0.5)
+    publisher.publish(b"a.1", 1)
+    net.send = lambda frame: None  # type: ignore[method-assign,assign]
+    publisher.publish(b"a.1", 1)
+    net.send = lambda frame: (send(frame), send(frame))  # type: ignore[method-assign,assign]
+    publisher.publish(b"a.1", 1)
+    net.send = send  # type: ignore[method-assign]
+    pass_time(net, 1)
+    assert handled(net) == [21, 22, 23, 24, 25]
+    assert (net.wired.stats.recovered, net.wired.stats.lost, net.wired.stats.duplicate) == (1, 0, 1)
+    assert net.wired.balanced()
+
+
+def test_the_past_of_an_evicted_publisher_that_returns_comes_before_its_messages() -> None:
+    """Its messages wait for its next statement, although the closures in the cache have its old account."""
+    net = network()
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 1)
+    publisher = net.runs[0]
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 0.1)
+    assert handled(net) == list(range(1, 22))
+    evict(net)
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 0.1)
+    net.session.rejoin()
+    pass_time(net, 1)
+    publisher.publish(b"a.1", 1)
+    pass_time(net, 1)
+    assert handled(net)[21:] == list(range(1, 24))
+    assert (net.losses, net.wired.stats.duplicate) == ([], 1)
+    assert net.wired.balanced()
+
+
 def test_forged_messages_before_a_join_are_not_held_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each message of an invented publisher takes room only until the tracker evicts the publisher."""
     monkeypatch.setattr(tracker, "PUBLISHERS_MAX", FEW)

@@ -137,6 +137,8 @@ class Recoveries:
         A loss before the message is reported first. The arguments are those of `zroute.transport.Accounts.admit`, and
         ``raw`` contains the frames of the message.
         """
+        if account.expected < 0:  # out of date: the publisher was evicted, and has returned
+            account = self._calls.account(account.publisher, account.prefix) or account
         if not account.expected:
             self._calls.admit(account, number, many)  # the message is not counted, but is a sign of life
             return self.early(account, number, many, raw)
