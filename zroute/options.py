@@ -150,8 +150,8 @@ stack, which takes between 16,000 and 30,000 levels (measured with a stack of 8 
 TOPIC_CACHE = 128 * 1024 * 1024
 """The maximum size in bytes of an app's cache of received topics, and of its cache of published topics.
 
-This is enough for more than 100,000 topics. When a cache is full, some of its topics are dropped. The next message of a
-dropped topic creates its entry again. Topics of more than `MAX_TOPIC` bytes are not cached.
+This is enough for more than 100,000 topics of a plain handler. When a cache is full, some of its topics are dropped.
+The next message of a dropped topic creates its entry again. Topics of more than `MAX_TOPIC` bytes are not cached.
 """
 
 PUBLISHERS_KEPT = 1_024

@@ -44,8 +44,11 @@ __all__ = [
 WITHDRAWN_MAX = 10_000
 """The maximum number of withdrawn counters, which use about 2 MB."""
 
+_SHARED = 1_000
+"""The maximum number of covers that further topics can share."""
+
 COVERS = 32 * 1024 * 1024
-"""The maximum size in bytes of the cache of counters by topic, enough for about 70,000 topics."""
+"""The maximum size in bytes of the cache of counters by topic, enough for about 160,000 topics."""
 
 
 @attrs.define(eq=False, slots=True)
@@ -75,7 +78,7 @@ class Counter:
 
 @attrs.define(eq=False, slots=True)
 class Cover:
-    """The counters of one topic.
+    """The counters of one topic, or of several topics with the same counters.
 
     Attributes:
         counters: All counters that a message of the topic increments.
@@ -89,7 +92,7 @@ class Cover:
 
 
 def _size(topic: bytes, cover: Cover) -> int:
-    """Return an upper bound for the size of a cover in bytes."""
+    """Return an upper bound for a cover in bytes, as if no other topic shared it."""
     return 160 + len(topic) + 16 * len(cover.counters)
 
 
@@ -126,6 +129,7 @@ class Counters:
         self._ordered = Ordered()  # the prefixes of all counters
         self._lengths: dict[int, int] = {}  # the number of counters for each prefix length
         self._covers: dict[bytes, Cover] = {}
+        self._shared: dict[tuple[Counter, ...], Cover] = {}  # the covers by their counters
         self._budget = Budget(COVERS)
         self._budget.share(self._drop_covers)
         self._moved: list[Cover] = []
@@ -264,20 +268,25 @@ class Counters:
         counters = tuple(counter for counter in found if counter is not None and counter.wanted)
         for counter in counters[CARRIED:]:
             counter.carried = False
-        # A cover without counters never causes a beat, so it begins as if it were noted already.
-        cover = Cover(counters, counters[:CARRIED], moved=not counters)
+        cover = self._shared.get(counters)
+        if cover is None:
+            # A cover without counters never causes a beat, so it begins as if it were noted already.
+            cover = Cover(counters, counters[:CARRIED], moved=not counters)
+            if len(self._shared) >= _SHARED:
+                self._shared.clear()
+            self._shared[counters] = cover
         self._budget.take(_size(topic, cover))  # before the cover is stored, so that the budget does not drop it
         self._covers[topic] = cover
         return cover
 
     def _drop_covers(self) -> None:
         # ``version`` does not change: a fast path may keep a dropped cover, because its counters are the same objects.
-        for topic in part(self._covers):
-            self._budget.give_back(_size(topic, self._covers.pop(topic)))
+        self._budget.give_back(sum(_size(topic, self._covers.pop(topic)) for topic in part(self._covers)))
 
     def _forget_covers(self) -> None:
         self.version += 1
         self._covers.clear()
+        self._shared.clear()
         self._budget.give_back(self._budget.used)
 
     def carried(self, prefix: bytes) -> int | None:

@@ -42,8 +42,11 @@ __all__ = [
     "make_fast_path",
 ]
 
-Guard: TypeAlias = Callable[[], bool]
-"""A function that returns True while a topic is kept, held or waiting."""
+Guard: TypeAlias = Callable[[bytes], bool]
+"""A function that takes a topic, and returns True while the topic is kept, held or waiting."""
+
+_UNCOUNTED = Cover((), (), moved=True)
+"""The counters of all topics that are not counted, or not yet. It never changes."""
 
 
 @attrs.define(eq=False, slots=True)
@@ -53,7 +56,8 @@ class TopicState:
     Attributes:
         topic: The topic.
         start: The topic and the NUL after it.
-        guard: Returns True while the topic must use the general path; None if it can always use the fast path.
+        guard: Takes the topic, and returns True while the topic must use the general path; None if it can always use
+            the fast path.
         version: The version of the counters for which the following values are valid; -1 before the first message.
         cover: The counters of the topic.
         one: The only counter of the topic; None if it has none or several.
@@ -66,7 +70,7 @@ class TopicState:
     start: bytes
     guard: Guard | None
     version: int = attrs.field(init=False, default=-1)
-    cover: Cover = attrs.field(init=False, factory=lambda: Cover((), (), moved=True))
+    cover: Cover = attrs.field(init=False, default=_UNCOUNTED)
     one: Counter | None = attrs.field(init=False, default=None)
     head: bytes = attrs.field(init=False, default=b"")
     pack: Callable[..., bytes] = attrs.field(init=False, default=bytes)
@@ -136,7 +140,7 @@ if state is None:
 """
 
 _GUARD = """\
-if state.guard is not None and state.guard():
+if state.guard is not None and state.guard(state.topic):
     return rare.to_topic(message, state.topic)
 """
 

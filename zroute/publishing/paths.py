@@ -102,6 +102,8 @@ class Paths:
     kept: Container[bytes] | None
     own: TransportSession | None = None
     snapshots: Snapshots | None = attrs.field(init=False, default=None)
+    # One bound method for all topics.
+    _delays: Guard = attrs.field(init=False, default=attrs.Factory(lambda self: self.queue.delays, takes_self=True))
     _coalescer: Coalescer | None = attrs.field(init=False, default=None)
     _keeping: Sequence[Pattern] = attrs.field(init=False, default=())
     _holding: Sequence[Pattern] = attrs.field(init=False, default=())
@@ -337,14 +339,14 @@ class Paths:
         return Inline((*lines, *refused, *keep), names), seldom
 
     def _guard(self, topic: bytes, keeping: Iterable[Pattern]) -> Guard | None:
-        """Return a function that returns True while ``topic`` must use the general path.
+        """Return a function that is True while a topic must use the general path.
 
-        Return None if the topic can always use the fast path.
+        The function takes the topic. Return None if ``topic`` can always use the fast path.
         """
         guards: list[Callable[[bytes], bool]] = []
         if self.choices.overflow != "drop":
             # A later message must not overtake the messages of its topic that wait in the queue.
-            guards.append(self.queue.delays)
+            guards.append(self._delays)
         if self.kept is not None and any(matches(each, topic) is not None for each in keeping):
             guards.append(self.kept.__contains__)
         if self.snapshots is not None and any(matches(each, topic) is not None for each in self.snapshots.patterns):
@@ -352,8 +354,8 @@ class Paths:
         if self._coalescer is not None and self._may_be_held(topic):
             guards.append(self._coalescer.windows.__contains__)
         if len(guards) < 2:
-            return partial(guards[0], topic) if guards else None
-        return lambda: any(guard(topic) for guard in guards)
+            return guards[0] if guards else None
+        return lambda topic: any(guard(topic) for guard in guards)
 
     # -- kept and held topics
 

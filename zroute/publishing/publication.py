@@ -616,9 +616,11 @@ class CompiledPublication:
         return _TOPIC + _SENDER * (self._fast is not None) + _COPIES * len(topic)
 
     def _drop(self) -> None:
-        for values in part(self._topics):
-            self._budget.give_back(self._size(self._topics.pop(values)))
-            self._states.pop(values[0], None)  # type: ignore[call-overload]
+        topics, states, freed = self._topics, self._states, 0
+        for values in part(topics):
+            freed += self._size(topics.pop(values))
+            states.pop(values[0], None)  # type: ignore[call-overload]
+        self._budget.give_back(freed)
 
 
 def capture_values(
@@ -641,8 +643,7 @@ def capture_values(
     Raises:
         TopicError: A capture has no value, or there is a value without a capture.
     """
-    unknown = captures.keys() - set(pattern.captures)
-    if unknown:
+    if captures and (unknown := captures.keys() - set(pattern.captures)):
         name, names = min(unknown), ", ".join(pattern.captures) or "none"
         hint = _PUT_TIMEOUT if (call, name) == ("put", "timeout") else ""
         raise TopicError(f"{pattern.text!r} has no capture {name!r}; it has {names}{hint}", topic=pattern.text)
