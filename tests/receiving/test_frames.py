@@ -397,5 +397,5 @@ def test_topics_share_the_code_and_a_traceback_shows_it(monkeypatch: pytest.Monk
     (code,) = codes
     source = "".join(linecache.getlines(code.co_filename))
     assert "head, number, many = unpack(raw, at)" in source
-    assert "result := function(m)" in source
+    assert "result := function(m, " in source
     assert "\n\n" not in source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tests.pure import Wired, plain
 from tests.receiving.test_unpacking import CODECS, batch, batch_to_single
 from tests.support import sized
-from zroute import App
+from zroute import App, DecodeError
 from zroute.stats import Stats
 
 PREFIX, TOPICS = "a.", ("a.x", "a.y", "a.long.name", "b")
@@ -134,3 +135,84 @@ SWITCHES = [
 def test_a_full_cache_changes_no_result(sents: list[Sent], handlers: int, budget: int, heads: int) -> None:
     """Random frames give the same calls and counters, and the bytes of all entries are counted."""
     assert received(sents, handlers, budget, heads) == received(sents, handlers, None, heads)
+
+
+def visited_objects() -> int:
+    """Return the number of objects that a full garbage collection visits."""
+    gc.collect()
+    return len(gc.get_objects())
+
+
+def takes_order() -> Callable[..., None]:
+    """Return a handler of the body."""
+
+    def handle(order: Order) -> None: ...
+
+    return handle
+
+
+def takes_captures() -> Callable[..., None]:
+    """Return a handler of the body and captured segments."""
+
+    def handle(desk: str, order: Order, *, number: int) -> None: ...
+
+    return handle
+
+
+FORMS: dict[str, list[Callable[[str], Sent]]] = {
+    "msgpack": [lambda topic: Sent(topic, (1,), codec=1)],
+    "json": [lambda topic: Sent(topic, (1,), codec=2)],
+    "tracked": [lambda topic: Sent(topic, (1,), epoch=1)],
+    "coalesced": [lambda topic: Sent(topic, (1, 2), epoch=1)],
+    "turns": [lambda topic: Sent(topic, (1,), epoch=1), lambda topic: Sent(topic, (1, 2), epoch=1)],
+}
+"""The messages of each topic."""
+
+
+@pytest.mark.parametrize("make", [takes_order, takes_captures])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_garbage_collector_visits_few_objects_of_a_topic(make: Any, form: str) -> None:
+    """A topic has an entry and a closure; with frames in turn, two closures."""
+    app, each = App(), len(FORMS[form])
+    app.add_route(make(), "a.{desk}.{number}")
+    wired = Wired(app)
+    frames = [made(f"a.x.{number}").frame for number in range(300) for made in FORMS[form]]
+    wired.feed(*frames[: 100 * each])
+    before = visited_objects()
+    wired.feed(*frames[100 * each :])
+    assert len(wired.table._entries) == 300
+    assert wired.stats.handled == wired.stats.received
+    assert (visited_objects() - before) / 200 <= 1.1 + each
+
+
+def test_topics_without_a_route_share_their_closures() -> None:
+    """The garbage collector visits only the entry of such a topic."""
+    app = App()
+    app.add_route(takes_order(), "a.{desk}.{number}")
+    wired = Wired(app)
+    frames = [Sent(f"a.x{number}", (1,)).frame for number in range(300)]
+    wired.feed(*frames[:100])
+    before = visited_objects()
+    wired.feed(*frames[100:], b"a.\xff\0" + b"1")
+    assert (wired.stats.unrouted, wired.stats.malformed) == (300, 1)
+    assert (visited_objects() - before) / 200 <= 1.1
+
+
+@pytest.mark.parametrize("other", ["b.{y}.{x}", "a.{x}.{y}.>"])
+def test_a_function_of_all_topics_names_the_topic_of_its_errors(other: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Errors, refused bodies and dead letters have their topic and captures."""
+    app = App(codec="json")
+
+    def handle(order: Order, y: str) -> None:
+        raise ValueError(y, order.number)
+
+    app.add_route(handle, "a.{x}.{y}", other, dead="dead.{x}.{y}")
+    wired = Wired(app)
+    topics = {"a.1.2": "1.2", "a.2.1": "2.1", "b.1.2": "2.1", "a.5.6.7": "5.6"}
+    frames = {topic: Sent(topic, (3,)).frame for topic in topics}
+    wired.feed(*frames.values(), *frames.values(), *[plain(topic, body=b"?") for topic in topics])
+    met = [topic for topic in topics if topic in ("a.1.2", "a.2.1") or topic.startswith("b.") == other.startswith("b.")]
+    assert [sent[0] for sent in wired.sent] == [f"dead.{topics[topic]}" for topic in met * 3]
+    errors = [error.topic if isinstance(error, DecodeError) else error.args for error, _ in wired.errors]
+    assert errors == [(topics[topic][-1], 3) for topic in met * 2] + met
+    assert f"failed on '{met[0]}'" in caplog.text

@@ -1,4 +1,4 @@
-"""JSON bodies where msgpack is only the app's default: they are recognised, and remembered for each topic."""
+"""JSON bodies where msgpack is only the app's default: they are recognised, and remembered for each handler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.pure import Wired, plain, tracked
 from zroute import App, DecodeError, Envelope
-from zroute.messages.codecs import JSON
+from zroute.messages.codecs import JSON, detect
 
 
 @attrs.frozen
@@ -87,23 +87,36 @@ def test_a_class_that_cattrs_structures_is_read_from_json() -> None:
     assert got == [Order(1, "5"), Order(2)]
 
 
-def test_a_topic_that_sends_json_is_remembered() -> None:
-    """Only the first JSON body of a topic raises an exception of the msgpack decoder."""
-    app = App()
+def test_a_handler_that_receives_json_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first JSON body of a handler raises an error of the msgpack decoder."""
+    app, refused, in_json, in_msgpack = App(), list[bytes](), b'{"bid": 1}', msgpack.packb({"bid": 1})
+
+    def noting(body: bytes) -> Any:
+        if body == in_json:  # not a body that only tests the decoder
+            refused.append(body)
+        return detect(body)
+
+    monkeypatch.setattr("zroute.messages.bodies.detect", noting)
 
     @app.subscribe("a.*")
     def handle(quote: Quote) -> None: ...
 
+    @app.subscribe("b.*")
+    def other(quote: Quote) -> None: ...
+
     wired = Wired(app)
-    wired.feed(plain("a.x", body=b'{"bid": 1}'))
-    (entry,) = wired.table._entries._entries.values()
-    assert entry.sends_json
-    wired.feed(plain("a.x", body=b'{"bid": 1}'))
-    remembered = wired.table._entries.direct[b"a.x"]
-    wired.feed(plain("a.x", body=b'{"bid": 1}'), plain("a.x", body=msgpack.packb({"bid": 1})))
-    assert wired.table._entries.direct[b"a.x"] is remembered
-    (stats,) = wired.stats.routes.values()
-    assert stats.handled == 4
+    wired.feed(plain("a.x", body=in_msgpack), plain("a.y", body=in_msgpack), plain("a.x", body=in_json))
+    assert refused == [in_json]
+    wired.feed(*[plain(f"a.{name}", body=body) for name in "xyz" * 2 for body in (in_json, in_msgpack)])
+    assert refused == [in_json]
+    # One closure serves both codecs, and one function all topics.
+    remembered = dict(wired.table._entries.direct)
+    wired.feed(*[plain(f"a.{name}", body=body) for name in "xyz" for body in (in_json, in_msgpack)])
+    assert wired.table._entries.direct == remembered
+    assert len({deliver.__code__ for deliver in remembered.values()}) == 1  # type: ignore[attr-defined]
+    wired.feed(plain("b.x", body=in_json))
+    assert refused == [in_json] * 2
+    assert [stats.handled for stats in wired.stats.routes.values()] == [21, 1]
 
 
 def test_json_for_an_entry_that_was_dropped_gives_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +127,9 @@ def test_json_for_an_entry_that_was_dropped_gives_nothing_back(monkeypatch: pyte
     @app.subscribe("a.*")
     def handle(quote: Quote) -> None: ...
 
-    wired = Wired(app).feed(*[tracked("a.x", body=b'{"bid": 1}', codec=0)] * 3)
+    wired = Wired(app).feed(*[tracked("a.x", body=b'{"bid": 1}', codec=0)] * 2)
     entries = wired.table._entries
-    assert wired.stats.handled == 3
+    assert wired.stats.handled == 2
     assert len(entries) == entries._budget.used == 0
 
 

@@ -249,16 +249,17 @@ def takes_capture() -> Callable[..., None]:
 
 @pytest.mark.parametrize("make", [takes_body, takes_capture])
 @pytest.mark.parametrize("wire", ["plain", "tracked"])
-def test_the_cache_has_room_for_100_000_topics(make: Callable[[], Callable[..., None]], wire: str) -> None:
-    """100,000 topics of a handler fit into the cache, by the bytes that it counts."""
-    app = App(codec="json")
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_the_cache_has_room_for_200_000_topics(make: Callable[[], Callable[..., None]], wire: str, codec: Any) -> None:
+    """200,000 topics of a handler fit, also with JSON where msgpack was expected."""
+    app = App(codec=codec)
     app.add_route(make(), "desk.{symbol}")
     wired = Wired(app)
     head = pack_head(kind=Kind.DATA, codec=2, span=len("desk."), epoch=7)
     header = FIXED.pack(head, 0, 1) if wire == "tracked" else b""
-    wired.feed(*[b"desk.symbol%06d\0" % number + header + BODY for number in range(100)])
+    wired.feed(*[b"desk.symbol%06d\0" % number + header + BODY for number in range(200)])
     entries = wired.table._entries
-    assert len(entries) == wired.stats.cache_misses == 100
+    assert wired.stats.handled == len(entries) == wired.stats.cache_misses == 200
     assert entries._budget.used * 1_000 <= TOPIC_CACHE
 
 
@@ -334,7 +335,7 @@ def test_misses_are_counted_and_too_many_topics_said_once(
     wired.feed(*[tracked(f"desk.{number}", body=BODY, codec=2) for number in range(100)] * 2)
     assert wired.stats.cache_misses - before == 100
     assert not caplog.records
-    wired.feed(*[tracked(f"desk.{number}", body=BODY, codec=2) for number in range(1_000)])
+    wired.feed(*[tracked(f"desk.{number}", body=BODY, codec=2) for number in range(2_000)])
     (said,) = caplog.records
     assert "topics, and the topic cache of" in said.message
     assert "stats.cache_misses" in said.message

@@ -11,8 +11,9 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableSequence, Sequence
 from functools import partial
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
@@ -157,12 +158,12 @@ class Call:
         if not self.constants:
             return self.function
         constants = self.constants.of(captured, topic)
-        before: list[Any] = []
-        for name in self.order:
-            if self.by_name or name not in constants:
-                break
-            before.append(constants.pop(name))
+        before = [constants.pop(name) for name in self.leading(constants)]
         return partial(self.function, *before, **constants)
+
+    def leading(self, constants: Collection[str]) -> list[str]:
+        """Return the names of ``constants`` to pass by position, before the body."""
+        return [] if self.by_name else list(takewhile(constants.__contains__, self.order))
 
 
 def plan(

@@ -235,9 +235,9 @@ def json_first(decode: Decode, read: Decode) -> Decode:
     ``read`` refuses. If both decoders fail, the DecodeError quotes both errors.
     """
 
-    def decode_either(body: bytes) -> Any:
-        if detect(body) is not JSON:
-            return decode(body)
+    inline: Inline = getattr(decode, "inline", PLAIN_READ)
+
+    def as_json(body: bytes) -> Any:
         try:
             return read(body)
         except Exception as error:
@@ -248,7 +248,13 @@ def json_first(decode: Decode, read: Decode) -> Decode:
         except Exception as error:
             raise _neither(body, error, in_json) from in_json
 
-    return decode_either
+    lines = (
+        "if body[:1] in (b'{', b'['):  # see `detect`",
+        "    m = as_json(body)",
+        "else:",
+        *(f"    {line}" for line in inline.lines),
+    )
+    return make_reader(lines, {"decode": decode, **inline.names, "as_json": as_json})
 
 
 def _neither(body: bytes, error: Exception, in_json: Exception) -> DecodeError:

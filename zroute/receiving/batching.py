@@ -20,7 +20,7 @@ from zroute.receiving.frames import RawFrames
 
 __all__ = ["BatchJob", "Batcher", "Stale"]
 
-Stale = Callable[[BoundRoute, RawFrames], bool]
+Stale = Callable[[CompiledRoute, RawFrames], bool]
 
 
 @attrs.define(eq=False)
@@ -60,7 +60,7 @@ class BatchJob:
 
     def is_stale(self, stale: Stale) -> bool:
         """Remove the stale messages. Return True if no message is left."""
-        fresh = [pair for pair in zip(self.messages, self.raws, strict=True) if not stale(self.delivery, pair[1])]
+        fresh = [pair for pair in zip(self.messages, self.raws, strict=True) if not stale(self.delivery.route, pair[1])]
         self.messages, self.raws = [message for message, _ in fresh], [raw for _, raw in fresh]
         self.close()
         return not fresh

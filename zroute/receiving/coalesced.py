@@ -31,21 +31,23 @@ from typing import Any
 
 import attrs
 
-from zroute.codegen import define_maker
+from zroute.codegen import define, define_maker
 from zroute.messages.coalesced import END, LISTS, Coalesced
 from zroute.messages.decode_checks import PLAIN_READ
 from zroute.messages.wire import HEAD_SIZE, HEADER_SIZE
 from zroute.options import COALESCED_MAX, READ_SECONDS, READ_SLICE
 from zroute.receiving.dispatch import (
     COUNTED,
+    DELIVERY,
+    KEY,
     TRACKED,
     Admit,
     BatchCall,
     BoundRoute,
     Decode,
-    Deliver,
     DispatchCallbacks,
     KnownHead,
+    SharedCall,
     Step,
 )
 from zroute.receiving.frames import RawFrames
@@ -79,7 +81,7 @@ If the list cannot be decoded, or does not have the announced length, the functi
 """
 
 
-FrameMaker = Callable[[Callable[..., Any], BoundRoute, int], Deliver]
+FrameMaker = Callable[..., Any]
 """A function that returns the closure for whole frames of one topic.
 
 It takes the function to call, its `BoundRoute`, and the offset of the header in a frame of the topic.
@@ -169,10 +171,12 @@ class _Rare:
     keep: Callable[[bytes, bytes, int], None]
     settle: Callable[[BoundRoute, Any, RawFrames], None]
     failed: Callable[[BoundRoute, BaseException, RawFrames], object]
+    delivery: Callable[[Any], BoundRoute] | None
 
 
 _READ_FRAME = f"""
-def deliver(body, raw):
+def deliver({{key}}body, raw):
+    {{place}}
     try:
         head, number, many = unpack(raw, at)
         if head != HEAD or unpacked.most is not None:
@@ -195,7 +199,7 @@ def deliver(body, raw):
 """Reads a frame like `parse_coalesced` and `_decoded`, and its number like `RouteTable.receive`."""
 
 _NOTE = f"""
-    note(EPOCH, delivery.wire, raw[at:at + {HEADER_SIZE}])
+    note(EPOCH, {{topic}}, raw[at:at + {HEADER_SIZE}])
 """
 
 _CALL_EACH = f"""
@@ -210,12 +214,12 @@ _CALL_EACH = f"""
             for m in some:
                 if (result := {{call}}) is not None:
                     unhandled += 1
-                    frames = frames or rare.split(delivery.wire, raw)
-                    rare.settle(delivery, result, frames[many - unpacked.left - 1])
+                    frames = frames or rare.split({{topic}}, raw)
+                    rare.settle({{delivery}}, result, frames[many - unpacked.left - 1])
         except BaseException as error:  # also SystemExit: the reactor would drop the socket for it
             unhandled += 1
-            frames = frames or rare.split(delivery.wire, raw)
-            rare.failed(delivery, error, frames[many - unpacked.left - 1])
+            frames = frames or rare.split({{topic}}, raw)
+            rare.failed({{delivery}}, error, frames[many - unpacked.left - 1])
             continue  # with the message after the failed one
         left -= size
         if left <= 0:
@@ -233,7 +237,7 @@ _CALL_EACH = f"""
     total.received += done - 1
     total.routed += done - 1
     if left:
-        rare.keep(delivery.wire, raw, left)
+        rare.keep({{topic}}, raw, left)
     else:
         use_up(many)
 """
@@ -253,6 +257,7 @@ def frame_maker(
     outcomes: DispatchCallbacks,
     *,
     keeps: int | None,
+    shared: SharedCall | None = None,
 ) -> FrameMaker:
     """Return a maker of closures that deliver whole frames with a ``known`` head.
 
@@ -269,10 +274,13 @@ def frame_maker(
         context: The objects that the closures share with their table.
         outcomes: Called with results and errors of the function.
         keeps: The epoch in the head, if the publisher keeps its messages; else None.
+        shared: The call for all topics. The result is then no maker, but the function of all topics, which takes a key
+            in front of the other arguments.
     """
     inline = getattr(decode, "inline", PLAIN_READ)
+    call, delivery = (step.call, None) if shared is None else (shared.call, shared.delivery)
     names = {
-        **step.call.scope,
+        **call.scope,
         "decode": decode,
         **inline.names,
         "unpack": _HEAD_NUMBER_AND_COUNT,
@@ -284,17 +292,21 @@ def frame_maker(
         "stats": step.delivery.route.stats,
         "total": context.stats,
         "use_up": context.use_up,
-        "rare": _Rare(context.admit, context.split, context.keep, step.settle, outcomes.failed),
+        "rare": _Rare(context.admit, context.split, context.keep, step.settle, outcomes.failed, delivery),
     }
     if keeps is not None:
         names |= {"note": context.note, "EPOCH": keeps}
+    topic = None if shared is None else shared.topic
+    source = _source(inline.lines, call.expression, known.number, keeps=keeps is not None, topic=topic)
+    if shared is not None:
+        made: FrameMaker = define(source, "deliver", names)
+        return made
     del names["function"]
-    source = _source(inline.lines, step.call.expression, known.number, keeps=keeps is not None)
     return define_maker(source, "deliver", names, ("function", "delivery", "at"))
 
 
 @cache
-def _source(read: tuple[str, ...], call: str, codec: int, *, keeps: bool) -> str:
+def _source(read: tuple[str, ...], call: str, codec: int, *, keeps: bool, topic: str | None) -> str:
     """Return the source of a closure for whole frames.
 
     Args:
@@ -302,12 +314,15 @@ def _source(read: tuple[str, ...], call: str, codec: int, *, keeps: bool) -> str
         call: The source of the call for a message ``m``.
         codec: The number of the codec.
         keeps: True if the publisher keeps its messages.
+        topic: The source of the topic, if the function takes the key of a topic (see `SharedCall`); else None.
     """
     behind, is_list = LISTS[codec]
-    form = [_READ_FRAME.format(behind=behind, is_list=is_list, read="\n        ".join(read))]
+    key, delivery, place = ("", "delivery", "") if topic is None else (KEY, DELIVERY, f"at = len({topic}) + 1")
+    topic = topic or "delivery.wire"
+    form = [_READ_FRAME.format(key=key, place=place, behind=behind, is_list=is_list, read="\n        ".join(read))]
     if keeps:
-        form.append(_NOTE)
-    form.append(_CALL_EACH.format(call=call))
+        form.append(_NOTE.format(topic=topic))
+    form.append(_CALL_EACH.format(call=call, topic=topic, delivery=delivery))
     return re.sub(r"\n\s*\n", "\n", "".join(form)).strip()
 
 

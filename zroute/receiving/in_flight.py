@@ -70,7 +70,7 @@ class PendingCall:
 
     def is_stale(self, stale: Stale) -> bool:
         """Return True if the message has become too old."""
-        return stale(self.delivery, self.raw)
+        return stale(self.delivery.route, self.raw)
 
 
 class InFlight:

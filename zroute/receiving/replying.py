@@ -332,10 +332,10 @@ class ReplyResults(Results):
         _asked(raw).refuse(400, reason_of(error))
         return UNDECODABLE
 
-    def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
+    def stale(self, route: CompiledRoute, raw: RawFrames) -> bool:
         """Return True if the client no longer waits; if so, count the request."""
         over = _asked(raw).over
-        delivery.route.stats.cancelled += over
+        route.stats.cancelled += over
         return over
 
     def busy(self, asked: Asked, text: str = _BUSY) -> None:
@@ -418,19 +418,21 @@ class Replying:
             self._malformed(error, raw)
             return
         entry = self._cache.of(asked.topic)
-        if entry.deliveries and entry.deliveries[0].route.streams and not asked.is_stream:
+        if entry.route is not None and entry.route.streams and not asked.is_stream:
             self._stats.bad_requests += 1
             asked.refuse(400, _STREAMS if asked.id else _STREAMS_PLAIN)
             return
         deliver = entry.others.get((number, len(body) > LARGE_FRAME)) or self._cache.deliver(entry, number, body)
         fault = deliver(body, raw)
         if fault is None and not asked.taken:  # the handler has returned None
+            assert entry.deliveries is not None  # see `shared_call`
+            (delivery,) = entry.deliveries
             try:
-                self._results.answer(entry.deliveries[0], None, asked)
+                self._results.answer(delivery, None, asked)
             except BaseException as error:
                 # The closure has already counted the request as handled.
-                entry.deliveries[0].route.stats.handled -= 1
-                self._results.failed(entry.deliveries[0], error, raw)
+                delivery.route.stats.handled -= 1
+                self._results.failed(delivery, error, raw)
 
     def _read(self, asked: Asked) -> tuple[int, bytes]:
         """Return the number of the codec, and the encoded message.

@@ -230,15 +230,15 @@ class Results:
         )
         self._observe(error, self._hook(route.around.hooks, error, raw, facts=_facts(route, attempts)))
 
-    def stale(self, delivery: BoundRoute, raw: RawFrames) -> bool:
+    def stale(self, route: CompiledRoute, raw: RawFrames) -> bool:
         """Return True if the message is older than the route allows; if so, count it."""
-        limit = delivery.route.options.stale_after
+        limit = route.options.stale_after
         sent = None if limit is None else sent_at(raw_frames(raw))
         if limit is None or sent is None:
             return False
         age = self._wall() - sent
         self._stats.negative_ages += age < 0
-        delivery.route.stats.stale += age > limit
+        route.stats.stale += age > limit
         return age > limit
 
     def undecodable(self, deliveries: Sequence[BoundRoute], error: BaseException, body: bytes, raw: RawFrames) -> int:

@@ -624,7 +624,7 @@ class RouteTable:
         ours, further = counters[0][0] == length, len(counters) - 1
         # The closure can't compare the number of a known account that has no counter, or a further one.
         comparable = ours or account is UNNUMBERED
-        if comparable and len(entry.deliveries) == 1 and self._is_direct(header, body, account):
+        if comparable and entry.route is not None and self._is_direct(header, body, account):
             # The usual first message of a topic: one closure then serves this and all further messages.
             direct = self._entries.direct_of(entry, header.codec, fixed[:HEAD_SIZE], account, self._admit)
             if direct is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from types import MethodType
 from typing import Any, Final
 
 import attrs
@@ -42,6 +43,7 @@ from zroute.receiving.dispatch import (
     DispatchCallbacks,
     KnownHead,
     Refuse,
+    SharedCall,
     Step,
     batching_step,
     by_head,
@@ -50,6 +52,7 @@ from zroute.receiving.dispatch import (
     is_shared,
     make_deliver,
     share_one_type,
+    shared_call,
 )
 from zroute.receiving.frames import RawFrames
 from zroute.receiving.matching import Matcher
@@ -57,11 +60,17 @@ from zroute.stats import Stats
 
 __all__ = ["UNNUMBERED", "TopicCache", "TopicEntry"]
 
-_ENTRY, _ROUTE, _SEGMENTS, _SEGMENT, _PARTIAL = 330, 160, 190, 80, 230
+_ENTRY, _ROUTE, _SEGMENTS, _SEGMENT, _PARTIAL = 340, 160, 190, 80, 230
 """The sizes of the parts of an entry without its closures, in bytes.
 
 The order is: the entry, each route, a dict of captured segments, each captured segment, and the function with its
 constant arguments. All sizes are upper bounds; a test compares them with the real memory use.
+"""
+
+_KEY, _VALUE, _METHOD = 60, 70, 64
+"""The sizes of an entry whose handler has functions for all topics, in bytes.
+
+The order is: a tuple as key, each value in it, and each closure, a bound method.
 """
 
 _SHARED, _FRAMES, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 540, 560, 300, 750, 170
@@ -95,42 +104,53 @@ class _Unnumbered:
 UNNUMBERED = _Unnumbered()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class TopicEntry:
     """The routes and closures of one topic.
 
     Attributes:
         wire: The topic.
         subscription: Our subscription that matches the topic, or empty bytes if no subscription matches.
-        deliveries: The routes of the topic.
+        route: The route of the topic; None if the topic has no route, or several.
+        key: The key of the topic for the functions that all topics of the route share; None if there are none.
+        deliveries: The routes of the topic; None if the topic has a key, so that they are seldom needed.
         unrouted: Counts a message of a topic without routes; None if the topic has routes.
         known: The only head of single messages, while its closure also reads the header; else None.
-        frames: The only head of coalesced frames, and the closure that delivers whole frames; else None.
+        framed: The only head of coalesced frames, while it has a closure that delivers whole frames; else None.
+        frames: This closure.
         plain: Delivers bodies without a tracked header; None before the first such body.
         others: The closures that deliver the other bodies. The key is the codec number, and True for large bodies.
         coalesced: The functions for coalesced frames, by the same key; None if a list can't be decoded in one call.
         size: The size of the entry in bytes, without the heads.
         heads: The size of the heads in bytes.
-        sends_json: True if the app's codec is msgpack, and a body without a stated codec was JSON.
     """
 
     wire: bytes
     subscription: bytes
-    deliveries: tuple[BoundRoute, ...]
+    route: CompiledRoute | None
+    key: Any
+    deliveries: tuple[BoundRoute, ...] | None
     unrouted: Deliver | None
     known: KnownHead | None = attrs.field(init=False, default=None)
-    frames: tuple[KnownHead, Deliver] | None = attrs.field(init=False, default=None)
+    framed: KnownHead | None = attrs.field(init=False, default=None)
+    frames: Deliver | None = attrs.field(init=False, default=None)
     plain: Deliver | None = attrs.field(init=False, default=None)
     others: dict[tuple[int, bool], Deliver] = attrs.field(init=False, default=_EMPTY)
     coalesced: dict[tuple[int, bool], DeliverCoalesced | None] = attrs.field(init=False, default=_EMPTY)
     size: int = attrs.field(init=False, default=0)
     heads: int = attrs.field(init=False, default=0)
-    sends_json: bool = attrs.field(init=False, default=False)
 
     @property
     def topic(self) -> Topic:
         """The topic as text."""
         return Topic.from_wire(self.wire)
+
+    @property
+    def routes(self) -> tuple[CompiledRoute, ...]:
+        """The routes of the topic, the most specific first."""
+        if self.route is not None:
+            return (self.route,)
+        return tuple(each.route for each in self.deliveries or ())
 
 
 class TopicCache:
@@ -175,6 +195,9 @@ class TopicCache:
         self._budget = Budget(TOPIC_CACHE, stats, lambda: outcomes.many_topics(len(self._entries)))
         self._budget.share(self._drop)
         self._decoders: dict[tuple[object, object, int, bool], Decode] = {}
+        self._either: dict[tuple[CompiledRoute, bool, bool], Decode] = {}
+        self._json: set[CompiledRoute] = set()
+        self._shared: dict[CompiledRoute, SharedCall | None] = {}
         self._makers: dict[tuple[object, ...], DeliverMaker] = {}
         self._frame_makers: dict[tuple[CompiledRoute, KnownHead], FrameMaker] = {}
         self._taking_empty: dict[CompiledRoute, bool] = {}
@@ -184,8 +207,14 @@ class TopicCache:
         self._outcomes = outcomes
         self._unpacked = unpacked
         self._multipart = multipart
-        self._unrouted = unrouted
         self._malformed = malformed
+        not_utf8 = EnvelopeError("a topic that is not UTF-8")
+        self._unrouted: Deliver = lambda _body, raw: unrouted(raw)
+        self._not_utf8: Deliver = lambda _body, raw: malformed(not_utf8, raw)
+        # Without a decoder that fails, only the bytes show that a body is not a plain one.
+        self._plain_unrouted: dict[Deliver, Deliver] = {
+            each: _told_apart(each) for each in (self._unrouted, self._not_utf8)
+        }
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -199,7 +228,7 @@ class TopicCache:
 
         This is the case if each handler takes a memoryview, or no body.
         """
-        schemas = [each.route.call.schema for each in self.of(topic).deliveries]
+        schemas = [route.call.schema for route in self.of(topic).routes]
         return all(schema is NO_BODY or resolved(schema) is memoryview for schema in schemas)
 
     def plain_of(self, entry: TopicEntry) -> Deliver:
@@ -211,8 +240,8 @@ class TopicCache:
         if deliver is None:
             if entry.unrouted is None:
                 deliver, size = self._make_plain(entry)
-            else:  # without a decoder that fails, only the bytes show that the body is not a plain one
-                deliver, size = _told_apart(entry.unrouted), _CLOSURE
+            else:
+                deliver, size = self._plain_unrouted[entry.unrouted], 0
             entry.plain = deliver
             self._grow(entry, size)
         if not entry.heads and topic in self._entries:
@@ -257,7 +286,7 @@ class TopicCache:
             the result is a closure that refuses the frame too.
         """
         topic, head, account = entry.wire, known.head, known.account
-        if entry.frames is not None and entry.frames[0].head == head and entry.frames[0].account is account:
+        if entry.framed is not None and entry.framed.head == head and entry.framed.account is account:
             return _refused_already
         known = self._heads.get((head, id(account))) or self._know(head, account, known.number, known.admit)
         found = self._for_frames(entry, known, context, keeps)
@@ -266,12 +295,12 @@ class TopicCache:
         deliver, size = found
         if self._entries.get(topic) is not entry:  # the topic is not cached; see `remember_head`
             return deliver
-        if topic in self.tracked or entry.frames is not None:
+        if topic in self.tracked or entry.framed is not None:
             self.remember_head(entry, head, UNNUMBERED, deliver, known.admit)
             return deliver
         if entry.heads:  # see `remember_head`
             self._budget.miss()
-        entry.frames = known, deliver
+        entry.framed, entry.frames = known, deliver
         entry.heads += size
         if entry.known is None:
             self.direct[topic] = deliver
@@ -296,13 +325,13 @@ class TopicCache:
         # The topic is not cached: it is too long, may have further parts, or was dropped in the meantime.
         if self._entries.get(topic) is not entry:
             return
-        known, frames = entry.known, entry.frames
-        if known is not None or frames is not None:
+        known, framed, frames = entry.known, entry.framed, entry.frames
+        if known is not None or framed is not None:
             self._forget_known(entry)
         if known is not None:
             self._put_head(entry, known.head, known.account, self.deliver(entry, known.number, b""), admit)
-        if frames is not None:
-            self._put_head(entry, frames[0].head, UNNUMBERED, frames[1], admit)
+        if framed is not None and frames is not None:
+            self._put_head(entry, framed.head, UNNUMBERED, frames, admit)
         # The first head of a topic is no further miss, because `_enter` has counted one.
         heads = self.tracked.get(topic)
         if heads and head not in heads:
@@ -328,7 +357,7 @@ class TopicCache:
 
     def _forget_direct(self, entry: TopicEntry) -> None:
         """Delete the closure in ``direct``, and the closures that also read the header."""
-        if entry.known is not None or entry.frames is not None:
+        if entry.known is not None or entry.framed is not None:
             self._forget_known(entry)
         self.direct.pop(entry.wire, None)
 
@@ -336,31 +365,42 @@ class TopicCache:
         """Delete the closures that also read the header."""
         self.direct.pop(entry.wire, None)
         self._budget.give_back(entry.heads)
-        entry.known, entry.frames, entry.heads = None, None, 0
+        entry.known = entry.framed = entry.frames = None
+        entry.heads = 0
 
     def _for_one(
         self, entry: TopicEntry, number: int, refuse: Refuse, known: KnownHead | None = None, *, large: bool = False
     ) -> tuple[Deliver, int]:
         """Return the closure of a topic with one handler, and its size in bytes.
 
-        The topics of a handler share the maker of their closures, if possible. A further topic then costs a tenth.
+        The topics of a handler share the function of their closures, or at least its maker, if possible. A further
+        topic then costs a tenth.
         """
-        (delivery,) = entry.deliveries
-        route = delivery.route
-        given = () if known is None or entry.frames is None else (entry.frames[1],)
-        key = (route, number, large, refuse, known, bool(given))
-        shared = self._of_known_maker(entry, key, *given)
+        route = entry.route
+        assert route is not None
+        shared = self._shared_call(route)
+        given: tuple[Deliver, ...] = ()
+        passed: Any = entry.frames if known is not None else None  # frames with another head
         if shared is not None:
-            return shared
+            passed = getattr(passed, "__func__", None)  # the function of all topics
+        elif passed is not None:
+            given, passed = (passed,), True  # the closure of the topic is an argument of the maker
+        key = (route, number, large, refuse, known, passed)
+        found = self._of_known_maker(entry, key, *given)
+        if found is not None:
+            return found
         (step,) = self._steps(entry, number, large=large)
         guarded = refuse == self._refuse_plain and self._takes_empty(step)
-        make = deliver_maker(step, self._outcomes, refuse, known, guarded=guarded, frames=bool(given))
-        # A decoder that tries JSON first or later belongs to one topic.
-        if is_shared(route) and step.decode is self._decoder(route, number, large):
+        make = deliver_maker(
+            step, self._outcomes, refuse, known, shared=shared, guarded=guarded, frames=passed or False
+        )
+        if is_shared(route):
             if len(self._makers) >= _MAKERS:
                 self._makers.clear()
             self._makers[key] = make
-        return make(step.call.function, delivery, *given), _CLOSURE + _STEP
+        if shared is not None:
+            return MethodType(make, entry.key), _CLOSURE + _STEP + _METHOD
+        return make(step.call.function, step.delivery, *given), _CLOSURE + _STEP
 
     def _for_frames(
         self, entry: TopicEntry, known: KnownHead, context: FrameContext, keeps: int | None
@@ -369,23 +409,29 @@ class TopicCache:
 
         The result is None if the topic has several handlers, or a handler that needs another closure. See `_for_one`.
         """
-        if len(entry.deliveries) != 1:
+        route = entry.route
+        if route is None:
             return None
-        (delivery,) = entry.deliveries
-        route, at = delivery.route, len(entry.wire) + 1
+        shared, at = self._shared_call(route), len(entry.wire) + 1
         make = self._frame_makers.get((route, known))
         if make is not None:
+            if shared is not None:
+                return MethodType(make, entry.key), _METHOD
+            (delivery,) = self._deliveries(entry)
             return make(route.call.bind(delivery.arguments, entry.wire), delivery, at), _FRAMES
         steps = self._steps(entry, known.number, large=False)
         decode = self._list_decoder(steps, known.number, large=False)
         if decode is None or route.flow.active or route.lists is not None:
             return None
-        make = frame_maker(steps[0], decode, known, context, self._outcomes, keeps=keeps)
+        make = frame_maker(steps[0], decode, known, context, self._outcomes, keeps=keeps, shared=shared)
         if is_shared(route):
             if len(self._frame_makers) >= _MAKERS:
                 self._frame_makers.clear()
             self._frame_makers[route, known] = make
-        return make(steps[0].call.function, delivery, at), _FRAMES + _CLOSURE + _STEP
+        size = _FRAMES + _CLOSURE + _STEP
+        if shared is not None:
+            return MethodType(make, entry.key), size
+        return make(steps[0].call.function, steps[0].delivery, at), size
 
     def _of_known_maker(
         self, entry: TopicEntry, key: tuple[object, ...], *given: Deliver
@@ -394,8 +440,22 @@ class TopicCache:
         make = self._makers.get(key)
         if make is None:
             return None
-        (delivery,) = entry.deliveries
+        if entry.key is not None:
+            return MethodType(make, entry.key), _METHOD
+        (delivery,) = self._deliveries(entry)
         return make(delivery.route.call.bind(delivery.arguments, entry.wire), delivery, *given), _SHARED
+
+    def _shared_call(self, route: CompiledRoute) -> SharedCall | None:
+        """Return the call of a route in functions that all its topics share, or None."""
+        try:
+            return self._shared[route]
+        except KeyError:
+            shared = self._shared[route] = shared_call(route, self._matcher.deliveries, self._outcomes)
+            return shared
+
+    def _deliveries(self, entry: TopicEntry) -> tuple[BoundRoute, ...]:
+        """Return the routes of a topic. For a topic with a key, they are searched again."""
+        return self._matcher.deliveries(entry.wire) if entry.deliveries is None else entry.deliveries
 
     def _drop_heads(self, entry: TopicEntry, heads: dict[bytes, tuple[Any, Deliver]]) -> None:
         """Drop some heads of a topic that has too many heads."""
@@ -447,8 +507,7 @@ class TopicCache:
         """
         for topic, entry in self._entries.items():
             if entry.heads and topic.startswith(subscription):
-                both = (entry.known, entry.frames[0] if entry.frames is not None else None)
-                accounts = [each.account for each in both if each is not None]
+                accounts = [each.account for each in (entry.known, entry.framed) if each is not None]
                 if not accounts or any(
                     each is not UNNUMBERED and each.publisher == publisher and each.prefix == subscription
                     for each in accounts
@@ -458,7 +517,7 @@ class TopicCache:
 
     def clear(self) -> None:
         """Delete all entries, so that their closures are created again."""
-        for cache in (self._entries, self.direct, self.tracked):
+        for cache in (self._entries, self.direct, self.tracked, self._shared):
             cache.clear()
         self._heads.clear()
         self._makers.clear()  # the flow of a route may have become active
@@ -466,8 +525,15 @@ class TopicCache:
         self._budget.give_back(self._budget.used)
 
     def _drop(self) -> None:
-        for topic in part(self._entries):
-            self.forget(topic)
+        # Like `forget`, in one loop: a full cache drops a topic for each new one.
+        entries, direct, tracked, freed = self._entries, self.direct, self.tracked, 0
+        for topic in part(entries):
+            entry = entries.pop(topic)
+            freed += entry.size + entry.heads
+            direct.pop(topic, None)
+            if tracked:
+                tracked.pop(topic, None)
+        self._budget.give_back(freed)
 
     def _grow(self, entry: TopicEntry, size: int) -> None:
         """Add ``size`` bytes to the size of an entry, if it is in the cache."""
@@ -486,7 +552,7 @@ class TopicCache:
         kind = (number, len(body) > LARGE_FRAME)
         deliver = entry.others.get(kind)
         if deliver is None:
-            if len(entry.deliveries) == 1:
+            if entry.route is not None:
                 deliver, size = self._for_one(entry, number, self._outcomes.undecodable, large=kind[1])
             else:
                 steps = self._steps(entry, number, large=kind[1])
@@ -509,34 +575,31 @@ class TopicCache:
             if entry.coalesced is _EMPTY:
                 entry.coalesced = {}
             entry.coalesced[key] = self._make_deliver_coalesced(entry, number, large=large)
-            self._grow(entry, _CLOSURE + _STEP * len(entry.deliveries))
+            self._grow(entry, _CLOSURE + _STEP * len(entry.routes))
         return entry.coalesced[key]
 
     # -- entries ----------------------------------------------------------------------------------------
 
     def _enter(self, topic: bytes) -> TopicEntry:
         deliveries = self._matcher.deliveries(topic)
-        unrouted = None if deliveries else self._make_unrouted(topic)
-        entry = TopicEntry(topic, self._matcher.subscription(topic) or b"", deliveries, unrouted)
+        route = shared = key = unrouted = None
+        kept: tuple[BoundRoute, ...] | None = deliveries
+        if not deliveries:
+            unrouted = self._unrouted if _is_utf8(topic) else self._not_utf8
+        elif len(deliveries) == 1:
+            route = deliveries[0].route
+            shared = self._shared_call(route)
+            if shared is not None:
+                key, kept = shared.key(deliveries[0]), None
+        entry = TopicEntry(topic, self._matcher.subscription(topic) or b"", route, key, kept, unrouted)
         self._budget.miss()
         if len(topic) > MAX_TOPIC:
             self._outcomes.long_topic(entry.topic)
         elif topic not in self._multipart:
             self._entries[topic] = entry
-            entry.size = _size(topic, deliveries)
+            entry.size = _size(topic, deliveries) if shared is None else _size_of_key(topic, key)
             self._budget.take(entry.size)
         return entry
-
-    def _make_unrouted(self, topic: bytes) -> Deliver:
-        """Return the closure for a topic without a route.
-
-        The closure counts messages as unrouted, or as malformed if the topic is not UTF-8.
-        """
-        try:
-            topic.decode()
-        except UnicodeDecodeError:
-            return lambda _body, raw: self._malformed(EnvelopeError("a topic that is not UTF-8"), raw)
-        return lambda _body, raw: self._unrouted(raw)
 
     # -- closures ---------------------------------------------------------------------------------------
 
@@ -547,10 +610,10 @@ class TopicCache:
         missing. If every decoder fails on such a body, the closure checks for them only after a decode error, so the
         check costs nothing for valid messages.
         """
-        if len(entry.deliveries) == 1:
-            shared = self._of_known_maker(entry, (entry.deliveries[0].route, 0, False, self._refuse_plain, None, False))
-            if shared is not None:
-                return shared
+        if entry.route is not None:
+            found = self._of_known_maker(entry, (entry.route, 0, False, self._refuse_plain, None, None))
+            if found is not None:
+                return found
         steps = self._steps(entry, 0, large=False)
         size = _CLOSURE + _STEP * len(steps)
         if all(_refuses_magic(step, self._codecs.default) for step in steps):
@@ -602,11 +665,11 @@ class TopicCache:
         """
         slots: dict[object, int] = {}
         steps = []
-        for index, delivery in enumerate(entry.deliveries):
+        for index, delivery in enumerate(self._deliveries(entry)):
             route = delivery.route
             key = index if route.options.copy else (_key(route.call.schema), _key(route.options.codec))
             call = invocation(delivery, entry.topic, self._outcomes)
-            decode, slot = self._decoder_of(entry, route, number, large), slots.setdefault(key, index)
+            decode, slot = self._decoder(route, number, large), slots.setdefault(key, index)
             if route.lists is not None:
                 steps.append(batching_step(delivery, self._outcomes.gather(delivery, call.function), decode, slot))
                 continue
@@ -616,34 +679,42 @@ class TopicCache:
             steps.append(Step(delivery, call, decode, slot, self._outcomes.settle))
         return steps
 
-    def _decoder_of(self, entry: TopicEntry, route: CompiledRoute, number: int, large: bool) -> Decode | None:
-        """Return the decoder of a route for the messages of one topic.
-
-        If the codec is only the app's default, the messages may be JSON instead of msgpack. After the first JSON
-        message, the closures of the topic are created again, so that further JSON messages do not cost an exception.
-        """
-        decode, schema = self._decoder(route, number, large), route.call.schema
-        if number or decode is None or schema is NO_BODY:
-            return decode
-        default, extras = self._codecs.default, self._codecs.extras
-        if not may_be_json(schema, stated=None, route=route.options.codec, default=default, extras=extras):
-            return decode
-        read = partial(self._make_decoder_once, schema, route.options.codec, JSON.number, large)
-        if entry.sends_json:
-            return json_first(decode, read())
-        return json_too(decode, read, partial(self._found_json, entry))
-
-    def _found_json(self, entry: TopicEntry) -> None:
-        if not entry.sends_json:
-            entry.sends_json, entry.plain = True, None
-            entry.others = _EMPTY
-            # If the closure had no room in the cache, its entry was dropped before the closure was called.
-            if self._entries.get(entry.wire) is entry:
-                self._forget_direct(entry)
-
     def _decoder(self, route: CompiledRoute, number: int, large: bool) -> Decode | None:
+        """Return the decoder of a route, or None for a route without a body.
+
+        If the codec is only the app's default, the bodies may be JSON instead of msgpack. The first JSON body of a
+        route raises an exception of the msgpack decoder. After it, the decoders of the route try JSON first.
+        """
         schema, codec = route.call.schema, route.options.codec
-        return None if schema is NO_BODY else self._make_decoder_once(schema, codec, number, large)
+        if schema is NO_BODY:
+            return None
+        decode = self._make_decoder_once(schema, codec, number, large)
+        default, extras = self._codecs.default, self._codecs.extras
+        if number or not may_be_json(schema, stated=None, route=codec, default=default, extras=extras):
+            return decode
+        key = (route, large, route in self._json)
+        either = self._either.get(key)
+        if either is None:
+            read = partial(self._make_decoder_once, schema, codec, JSON.number, large)
+            found = partial(self._found_json, route)
+            either = json_first(decode, read()) if key[2] else json_too(decode, read, found)
+            self._either[key] = either
+        return either
+
+    def _found_json(self, route: CompiledRoute) -> None:
+        """Let all topics of a route try JSON first, because one of them sends it."""
+        if route in self._json:
+            return
+        self._json.add(route)
+        for key in [key for key in self._makers if key[:2] == (route, 0)]:
+            del self._makers[key]
+        # If the closure had no room in the cache, its entry was dropped before the closure was called.
+        for entry in self._entries.values():
+            known = entry.known
+            guesses = entry.plain or (known and not known.number) or any(not number for number, _ in entry.others)
+            if guesses and route in entry.routes:
+                entry.plain, entry.others = None, _EMPTY
+                self._forget_direct(entry)
 
     def _make_decoder_once(self, schema: Any, codec: Codec | None, number: int, large: bool) -> Decode:
         key = (_key(schema), _key(codec), number, large)
@@ -675,6 +746,23 @@ def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
         if constants.topic:
             size += _SEGMENT + len(topic)
     return size
+
+
+def _size_of_key(topic: bytes, key: Any) -> int:
+    """Return the size of an entry with a key, without closures, in bytes."""
+    size = _ENTRY + len(topic)
+    if type(key) is tuple:
+        size += _KEY + _VALUE * (len(key) - 1) + len(topic)
+    return size
+
+
+def _is_utf8(topic: bytes) -> bool:
+    """Return True if a topic is text."""
+    try:
+        topic.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _refused_already(_body: bytes, _raw: RawFrames) -> int:
