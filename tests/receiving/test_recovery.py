@@ -36,6 +36,8 @@ from zroute.messages.recovery import (
     BOX,
     RecoveryAnswer,
     RecoveryRequest,
+    Since,
+    SinceMode,
     pack_recovery_answers,
     parse_recovery_answer,
     parse_recovery_request,
@@ -50,6 +52,7 @@ from zroute.receiving.events import Ended, Gap, Joined, Overdue, UnknownLoss, Ve
 from zroute.receiving.hearing import AWAY_SECONDS
 from zroute.receiving.recoveries import Recoveries, RecoveryCalls
 from zroute.receiving.recovery_session import RecoverySession
+from zroute.receiving.replay import Replay
 from zroute.receiving.stream_recovery import (
     REST_MAX,
     SEARCHES,
@@ -583,6 +586,20 @@ class Stream:
         return found
 
 
+def test_an_answer_waits_for_the_past() -> None:
+    """What an answer brings during a replay is delivered behind it, before the messages that were held."""
+    stream = Stream()
+    stream.miss(5, 7)
+    stream.arrive(8)
+    stream.ask()
+    stream.recovery.replay = Replay(Since(SinceMode.ALL), 4)
+    stream.answer(5, 6, 7)
+    assert stream.take() == []
+    stream.recovery.end_replay(None)
+    assert stream.take() == [(number, number, True) for number in (5, 6, 7, 8)]
+    assert (stream.hold.messages, stream.hold.size) == (0, 0)
+
+
 def test_later_messages_are_held_until_the_missing_ones_arrive() -> None:
     """Messages behind a gap are delivered in order when the gap is filled."""
     stream = Stream()
@@ -986,6 +1003,21 @@ def test_held_messages_are_no_second_queue() -> None:
     catch_up(stream, 10, live=60, filled=30)
     assert not len(stream.recovery.missing)
     assert stream.now == 1.0
+
+
+def test_held_messages_count_as_a_backlog() -> None:
+    """A stream gives up too if little is missing, but more is held than a second delivers."""
+    stream = Stream()
+    stream.miss(1, 60)
+    for tick in range(round(1 / TICK)):
+        stream.ask()
+        stream.answer(*range(12 * tick + 1, 12 * tick + 13))
+        assert len(stream.take()) == 12
+        for number in range(60 * tick + 61, 60 * tick + 121):
+            stream.arrive(number)
+        assert len(stream.recovery.missing)
+        stream.tick()
+    assert not len(stream.recovery.missing)
 
 
 @pytest.mark.parametrize(("live", "filled", "waits"), [(60, 30, True), (30, 60, False)])
