@@ -1225,6 +1225,7 @@ def message(number: int, *, epoch: int = 1, topic: bytes = b"a.1") -> bytes:
         (message(5, topic=b"b.1"), "an answer with a message of another subscription"),
         (b"a.", "an answer with a message of another subscription"),
         (b"a\0", "an answer with a message of another subscription"),
+        (message(5).replace(b"ZR", b"ZX"), "an answer with a message of another subscription"),
         (message(5)[:30], "an answer with a message of another publisher"),
         (message(6), "an answer with a message of another number"),
         (message(0), "an answer with a message of another number"),
