@@ -1005,6 +1005,35 @@ def test_held_messages_are_no_second_queue() -> None:
     assert stream.now == 1.0
 
 
+def test_messages_that_are_ready_count_as_delivered_once() -> None:
+    """An answer just before the end of a second counts in this second, and not again when handlers take it."""
+    stream, end = Stream(), 100_000
+    stream.miss(1, end)
+    for filled, left in (
+        (50, False),
+        (50, False),
+        (50, False),
+        (100, True),
+        (50, False),
+        (50, False),
+        (50, False),
+        (0, False),
+    ):
+        assert len(stream.recovery.missing)
+        stream.take()
+        if filled:
+            stream.ask()
+            first = stream.recovery.missing.first or 0
+            stream.answer(*range(first, first + filled))
+        if not left:
+            stream.take()
+        for number in range(end + 1, end + 61):
+            stream.arrive(number)
+        end += 60
+        stream.tick()
+    assert not len(stream.recovery.missing)
+
+
 def test_held_messages_count_as_a_backlog() -> None:
     """A stream gives up too if little is missing, but more is held than a second delivers."""
     stream = Stream()

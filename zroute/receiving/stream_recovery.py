@@ -50,7 +50,8 @@ A slow handler can satisfy this rule while the held messages become a second que
 room for the next request. The second rule is therefore: **in a second in which handlers are too slow, everything
 missing is given up, too.** In such a second, more messages arrive than are delivered, more wait than a second can
 deliver, and the stream did not wait for answers. The first such second begins with the first request: messages that
-were in the queues before are not judged. A stream that waits for its publisher may hold any number.
+were in the queues before are not judged. A stream that waits for its publisher may hold any number. Messages that are
+ready count as delivered: an answer may bring thousands at once, just before the second ends.
 """
 
 from __future__ import annotations
@@ -302,7 +303,7 @@ class StreamRecovery:
         self._before = 0  # the number of missing messages at the last tick
         self._mark = 0  # the last missing message when the second began
         self._progress_at = -inf  # the time of the last answer that has brought something
-        self._came = self._delivered = 0  # new and delivered messages since the second began
+        self._came = self._delivered = 0  # new and delivered messages since the second began; see `_begin_second`
         self._waited = 0  # ticks of the present second in which a request was open
         self._has_asked = False  # True from the first request of a recovery on
 
@@ -344,7 +345,12 @@ class StreamRecovery:
 
     def _begin_second(self, total: int, last: int) -> None:
         self._judged, self._then, self._before, self._mark = 0, total, total, last
-        self._came = self._delivered = self._waited = 0
+        # Messages that are ready count as delivered in the second in which they became ready.
+        self._came, self._delivered, self._waited = 0, -self._count_ready(), 0
+
+    def _count_ready(self) -> int:
+        entries = (each for each in self.ready if isinstance(each, Ready) and each.frame is not None)
+        return sum(each.last - each.first + 1 for each in entries)
 
     def arrive(self, arrival: Arrival, now: float) -> None:
         """Hold a message that follows all others. Without room, it is missing too."""
@@ -623,10 +629,11 @@ class StreamRecovery:
 
     def _is_slow(self) -> bool:
         """Return True if handlers were too slow in the present second."""
-        if not self._has_asked or self._came <= self._delivered or 2 * self._waited >= _SECOND:
+        delivered = self._delivered + self._count_ready()
+        if not self._has_asked or self._came <= delivered or 2 * self._waited >= _SECOND:
             return False
         held = chain(self._later, (each for _, _, each in self._held if each.frame is not None))
-        return self.missing.total + sum(each.last - each.first + 1 for each in held) > self._delivered
+        return self.missing.total + sum(each.last - each.first + 1 for each in held) > delivered
 
     def _give_up(self, now: float) -> None:
         """Count everything missing as lost, and rest."""
