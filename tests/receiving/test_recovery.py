@@ -36,6 +36,8 @@ from zroute.messages.recovery import (
     BOX,
     RecoveryAnswer,
     RecoveryRequest,
+    Since,
+    SinceMode,
     pack_recovery_answers,
     parse_recovery_answer,
     parse_recovery_request,
@@ -50,6 +52,7 @@ from zroute.receiving.events import Ended, Gap, Joined, Overdue, UnknownLoss, Ve
 from zroute.receiving.hearing import AWAY_SECONDS
 from zroute.receiving.recoveries import Recoveries, RecoveryCalls
 from zroute.receiving.recovery_session import RecoverySession
+from zroute.receiving.replay import Replay
 from zroute.receiving.stream_recovery import (
     REST_MAX,
     SEARCHES,
@@ -583,6 +586,20 @@ class Stream:
         return found
 
 
+def test_an_answer_waits_for_the_past() -> None:
+    """What an answer brings during a replay is delivered behind it, before the messages that were held."""
+    stream = Stream()
+    stream.miss(5, 7)
+    stream.arrive(8)
+    stream.ask()
+    stream.recovery.replay = Replay(Since(SinceMode.ALL), 4)
+    stream.answer(5, 6, 7)
+    assert stream.take() == []
+    stream.recovery.end_replay(None)
+    assert stream.take() == [(number, number, True) for number in (5, 6, 7, 8)]
+    assert (stream.hold.messages, stream.hold.size) == (0, 0)
+
+
 def test_later_messages_are_held_until_the_missing_ones_arrive() -> None:
     """Messages behind a gap are delivered in order when the gap is filled."""
     stream = Stream()
@@ -988,6 +1005,50 @@ def test_held_messages_are_no_second_queue() -> None:
     assert stream.now == 1.0
 
 
+def test_messages_that_are_ready_count_as_delivered_once() -> None:
+    """An answer just before the end of a second counts in this second, and not again when handlers take it."""
+    stream, end = Stream(), 100_000
+    stream.miss(1, end)
+    for filled, left in (
+        (50, False),
+        (50, False),
+        (50, False),
+        (100, True),
+        (50, False),
+        (50, False),
+        (50, False),
+        (0, False),
+    ):
+        assert len(stream.recovery.missing)
+        stream.take()
+        if filled:
+            stream.ask()
+            first = stream.recovery.missing.first or 0
+            stream.answer(*range(first, first + filled))
+        if not left:
+            stream.take()
+        for number in range(end + 1, end + 61):
+            stream.arrive(number)
+        end += 60
+        stream.tick()
+    assert not len(stream.recovery.missing)
+
+
+def test_held_messages_count_as_a_backlog() -> None:
+    """A stream gives up too if little is missing, but more is held than a second delivers."""
+    stream = Stream()
+    stream.miss(1, 60)
+    for tick in range(round(1 / TICK)):
+        stream.ask()
+        stream.answer(*range(12 * tick + 1, 12 * tick + 13))
+        assert len(stream.take()) == 12
+        for number in range(60 * tick + 61, 60 * tick + 121):
+            stream.arrive(number)
+        assert len(stream.recovery.missing)
+        stream.tick()
+    assert not len(stream.recovery.missing)
+
+
 @pytest.mark.parametrize(("live", "filled", "waits"), [(60, 30, True), (30, 60, False)])
 def test_a_stream_that_waits_for_its_publisher_or_catches_up_is_not_given_up(
     live: int, filled: int, waits: bool
@@ -1193,6 +1254,7 @@ def message(number: int, *, epoch: int = 1, topic: bytes = b"a.1") -> bytes:
         (message(5, topic=b"b.1"), "an answer with a message of another subscription"),
         (b"a.", "an answer with a message of another subscription"),
         (b"a\0", "an answer with a message of another subscription"),
+        (message(5).replace(b"ZR", b"ZX"), "an answer with a message of another subscription"),
         (message(5)[:30], "an answer with a message of another publisher"),
         (message(6), "an answer with a message of another number"),
         (message(0), "an answer with a message of another number"),

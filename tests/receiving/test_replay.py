@@ -11,6 +11,7 @@ import logging
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -345,15 +346,16 @@ def test_nothing_is_missing_if_the_history_suffices(monkeypatch: pytest.MonkeyPa
 
 
 def test_replayed_messages_count_as_received_when_they_are_delivered() -> None:
-    """While the past waits to be delivered, replayed is ahead of received; at the end, received includes it."""
+    """While a part of a frame waits, replayed is ahead of received; at the end, received includes it."""
     net = network()
+    net.runs[0].publish(b"a.1", 10)
     stats, ahead = net.wired.stats, list[int]()
     net.handled[f"{net.runs[0].epoch:016x}", b"a.1"] = Noted(lambda: ahead.append(stats.replayed - stats.received))
     net.session.listen(net, PREFIXES)
     pass_time(net, 1)
-    assert handled(net) == list(range(1, 21))
+    assert handled(net) == list(range(1, 31))
     assert max(ahead) > 0
-    assert (stats.replayed, stats.received) == (20, 20 + stats.control)
+    assert (stats.replayed, stats.received) == (30, 30 + stats.control)
     assert net.wired.balanced()
 
 
@@ -387,6 +389,43 @@ def pass_time(net: Network, seconds: float) -> None:
     """Let both ends work for some seconds."""
     for _ in range(round(seconds / 0.01)):
         net.step()
+
+
+class Holding(list[int]):
+    """A list that ends the reading of ``net`` whenever something is appended to it."""
+
+    def __init__(self, net: Network) -> None:
+        super().__init__()
+        self.net = net
+
+    def append(self, number: int) -> None:
+        super().append(number)
+        self.net.wired.table.hold()
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_call_delivers_no_more_messages_than_it_may(holds: bool) -> None:
+    """Released messages end a call at its budget and after `hold`, as read ones do, also within a coalesced frame."""
+    net = network()
+    for many in (1, 4, 1, 4, 4, 1):
+        net.runs[0].publish(b"a.1", many)
+    if holds:
+        net.handled = defaultdict(partial(Holding, net))
+    receive, delivered = net.wired.receive, [0]
+
+    def receive_few(budget: int = 3) -> bool:
+        before = len(handled(net))
+        ended = receive(budget)
+        delivered.append(len(handled(net)) - before)
+        return ended
+
+    net.wired.receive = receive_few  # type: ignore[method-assign]
+    net.session.listen(net, PREFIXES)
+    pass_time(net, 1)
+    assert handled(net) == list(range(1, 36))
+    assert max(delivered) == (1 if holds else 3)
+    assert net.wired.stats.replayed == 35
+    assert net.wired.balanced()
 
 
 def test_messages_of_a_publisher_that_never_answers_are_delivered() -> None:

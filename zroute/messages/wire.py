@@ -254,6 +254,12 @@ class RecoveredFrame(bytes):
             made.peer = first.peer
         return made
 
+    @classmethod
+    def maker(cls, source: Any) -> Callable[[bytes], Self]:
+        """Return a function that is faster than `of` for many frames from one ``source``."""
+        first = source[0] if isinstance(source, tuple) else source
+        return partial(cls.of, source=first) if hasattr(first, "peer") else cls
+
 
 class ReplayedFrame(RecoveredFrame):
     """A frame of the past, from the history of its publisher."""

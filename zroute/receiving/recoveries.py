@@ -201,12 +201,8 @@ class Recoveries:
             EnvelopeError: The frame is malformed.
         """
         if topic == self.box and self.busy:
-            self._session.answer(
-                epoch,
-                parse_recovery_answer(body),
-                self._clock.seconds(),
-                lambda frame, replayed: (ReplayedFrame if replayed else RecoveredFrame).of(frame, raw),
-            )
+            made = RecoveredFrame.maker(raw), ReplayedFrame.maker(raw)
+            self._session.answer(epoch, parse_recovery_answer(body), self._clock.seconds(), *made)
 
     def take(self, many: int | None = None) -> Iterator[Ready | Callable[[], None]]:
         """Yield up to ``many`` entries that must be delivered next, in order.
@@ -217,13 +213,15 @@ class Recoveries:
             if isinstance(ready, PastLoss):
                 yield partial(self._lost_past, key, ready)
                 continue
-            if ready.arrival is None:
+            frame = ready.frame
+            if frame is None:
                 yield partial(self._lost, key, stream, ready)
                 continue
-            if isinstance(ready.arrival.frame, ReplayedFrame):
-                self._stats.replayed += ready.last - ready.first + 1
-            elif isinstance(ready.arrival.frame, RecoveredFrame):
-                self._stats.recovered += ready.last - ready.first + 1
+            if isinstance(frame, RecoveredFrame):
+                if isinstance(frame, ReplayedFrame):
+                    self._stats.replayed += ready.last - ready.first + 1
+                else:
+                    self._stats.recovered += ready.last - ready.first + 1
             yield ready
 
     def ask(self) -> None:

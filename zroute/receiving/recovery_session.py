@@ -441,11 +441,12 @@ class RecoverySession:
         epoch: int,
         answer: RecoveryAnswer,
         now: float,
-        marked: Callable[[bytes, bool], Any] = lambda frame, replayed: frame,
+        recovered: Callable[[bytes], Any] = bytes,
+        replayed: Callable[[bytes], Any] = bytes,
     ) -> None:
         """Process a frame of an answer from the publisher ``epoch``.
 
-        ``marked`` returns the object to deliver for a frame; its second argument is True for a message of the past.
+        ``recovered`` and ``replayed`` return the object to deliver for the frame of a lost message, or of the past.
 
         Raises EnvelopeError if it contains anything but messages of this publisher and the subscription.
         """
@@ -453,7 +454,7 @@ class RecoverySession:
         if stream is None:
             return
         if answer.past is not None:
-            self._replayed(stream, epoch, answer, marked)
+            self._replayed(stream, epoch, answer, replayed)
             return
         if answer.more and not (answer.messages or answer.gone):
             stream.search(answer.number, now)
@@ -461,13 +462,11 @@ class RecoverySession:
         arrivals = []
         for number, frame in answer.messages:
             first, last = checked_numbers(number, frame, epoch, answer.prefix)
-            arrivals.append(Arrival(first, last, marked(frame, False), len(frame)))
+            arrivals.append(Arrival(first, last, recovered(frame), len(frame)))
         stream.answer(answer.number, arrivals, answer.gone, last=answer.last, refused=answer.refused, now=now)
 
     @staticmethod
-    def _replayed(
-        stream: StreamRecovery, epoch: int, answer: RecoveryAnswer, marked: Callable[[bytes, bool], Any]
-    ) -> None:
+    def _replayed(stream: StreamRecovery, epoch: int, answer: RecoveryAnswer, replayed: Callable[[bytes], Any]) -> None:
         replay, past = stream.replay, answer.past
         if replay is None or past is None:
             return
@@ -487,7 +486,7 @@ class RecoverySession:
                 stream.ready.append(each)
             else:
                 frame = answer.messages[each][1]
-                stream.deliver(found[each][1], marked(frame, True), len(frame))
+                stream.deliver(found[each][1], replayed(frame), len(frame))
 
     def tick(self, now: float, *, emptied: bool) -> None:
         """Judge the progress of all streams, and forget those that have ended.

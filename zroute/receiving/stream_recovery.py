@@ -5,9 +5,13 @@ sends nothing and reads no clock. Frames are opaque values here.
 
 **What is held.** A gap names no topic, so each later message of the subscription may belong to the topic of a lost one.
 Therefore a `StreamRecovery` holds all later messages of the subscription at this publisher (a *stream*), until the lost
-ones have arrived or are given up. Messages of other streams are not delayed. Entries of the heap that are below the
-first missing number move to ``ready``, in the order of their numbers. A range that stays lost is an entry too, so a
-loss is reported before the messages that follow it.
+ones have arrived or are given up. Messages of other streams are not delayed. Held entries that are below the first
+missing number move to ``ready``, in the order of their numbers. A range that stays lost is an entry too, so a loss is
+reported before the messages that follow it.
+
+While a recovery lasts, live messages are held as fast as they arrive, and each of them takes time that the recovery
+needs. The two usual cases are therefore short: a message that follows all others is appended to a deque, and the
+messages of an answer that are missing next become ready together. Everything else passes through a heap.
 
 **The states of a stream.** A stream without missing, held and ready entries is not *active*, and its messages do not
 pass through this module.
@@ -46,7 +50,8 @@ A slow handler can satisfy this rule while the held messages become a second que
 room for the next request. The second rule is therefore: **in a second in which handlers are too slow, everything
 missing is given up, too.** In such a second, more messages arrive than are delivered, more wait than a second can
 deliver, and the stream did not wait for answers. The first such second begins with the first request: messages that
-were in the queues before are not judged. A stream that waits for its publisher may hold any number.
+were in the queues before are not judged. A stream that waits for its publisher may hold any number. Messages that are
+ready count as delivered: an answer may bring thousands at once, just before the second ends.
 """
 
 from __future__ import annotations
@@ -58,8 +63,6 @@ from heapq import heappop, heappush
 from itertools import chain, islice
 from math import inf
 from typing import Any
-
-import attrs
 
 from zroute.clock import TICK
 from zroute.messages.recovery import Range
@@ -113,28 +116,35 @@ RANGES_ASKED = 40
 _SECOND = round(1 / TICK)
 
 
-@attrs.define(eq=False)  # not frozen: a frozen instance takes three times as long to create
-class Arrival:
-    """A frame with the messages ``first`` to ``last``, and its size in bytes."""
-
-    first: int
-    last: int
-    frame: Any
-    size: int
-
-
-@attrs.define(eq=False)
 class Ready:
     """The next entry of a stream: messages to deliver, or a lost range.
 
-    The messages are those from ``first`` to ``last`` in ``arrival``, which may contain more. For a lost range,
-    ``arrival`` is None.
+    The messages are those from ``first`` to ``last`` in ``arrival``, which may contain more, and ``frame`` is its
+    frame. For a lost range, both are None.
     """
 
-    first: int
-    last: int
-    arrival: Arrival | None
-    size: int = 0
+    __slots__ = ("arrival", "first", "frame", "last", "size")
+
+    def __init__(self, first: int, last: int, arrival: Arrival | None, size: int = 0) -> None:
+        self.first, self.last, self.size, self.arrival = first, last, size, arrival
+        self.frame: Any = None if arrival is None else arrival.frame
+
+
+class Arrival(Ready):
+    """A frame with the messages ``first`` to ``last``, and its size in bytes.
+
+    It is also the entry of a stream that delivers all these messages: one object for each held message, not two.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, first: int, last: int, frame: Any, size: int) -> None:
+        self.first, self.last, self.size, self.frame = first, last, size, frame
+
+    @property
+    def arrival(self) -> Arrival:  # type: ignore[override]  # an attribute would be a reference cycle
+        """This object."""
+        return self
 
 
 class Hold:
@@ -149,9 +159,9 @@ class Hold:
         """Return True if a message of ``size`` bytes may be held."""
         return self.messages < self._messages and self.size + size <= self._size
 
-    def take(self, size: int) -> None:
-        """Count a message that is held from now on."""
-        self.messages += 1
+    def take(self, size: int, many: int = 1) -> None:
+        """Count ``many`` messages that are held from now on, of ``size`` bytes together."""
+        self.messages += many
         self.size += size
 
     def has_bytes(self, size: int) -> bool:
@@ -182,14 +192,19 @@ class NumberRanges:
         return islice(self._ranges, self._start, None)
 
     @property
+    def range(self) -> Range | None:
+        """The first range, or None."""
+        return self._ranges[self._start] if self.total else None
+
+    @property
     def first(self) -> int | None:
         """The lowest number, or None."""
-        return self._ranges[self._start][0] if len(self) else None
+        return self._ranges[self._start][0] if self.total else None
 
     @property
     def last(self) -> int | None:
         """The highest number, or None."""
-        return self._ranges[-1][1] if len(self) else None
+        return self._ranges[-1][1] if self.total else None
 
     def add(self, first: int, last: int) -> None:
         """Add the numbers ``first`` to ``last``."""
@@ -272,7 +287,8 @@ class StreamRecovery:
         self.replay: Replay | None = None
         self.catches_up = self.queued = False
         self._hold = hold
-        self._held: list[tuple[int, int, Ready]] = []
+        self._later: deque[Arrival] = deque()  # held messages that followed all others when they arrived, ascending
+        self._held: list[tuple[int, int, Ready]] = []  # a heap of everything else that is held
         self._order = 0
         self._waiting: deque[int] = deque()  # the numbers behind which messages without a number wait, ascending
         self._requests: deque[int] = deque(maxlen=REQUESTS_ACCEPTED)
@@ -287,14 +303,14 @@ class StreamRecovery:
         self._before = 0  # the number of missing messages at the last tick
         self._mark = 0  # the last missing message when the second began
         self._progress_at = -inf  # the time of the last answer that has brought something
-        self._came = self._delivered = 0  # new and delivered messages since the second began
+        self._came = self._delivered = 0  # new and delivered messages since the second began; see `_begin_second`
         self._waited = 0  # ticks of the present second in which a request was open
         self._has_asked = False  # True from the first request of a recovery on
 
     @property
     def active(self) -> bool:
         """True if messages of the stream must pass through this object."""
-        return bool(self.ready or self._held or len(self.missing) or self.replay)
+        return bool(self.ready or self._later or self._held or self.missing.total or self.replay)
 
     @property
     def asked(self) -> bool:
@@ -329,18 +345,24 @@ class StreamRecovery:
 
     def _begin_second(self, total: int, last: int) -> None:
         self._judged, self._then, self._before, self._mark = 0, total, total, last
-        self._came = self._delivered = self._waited = 0
+        # Messages that are ready count as delivered in the second in which they became ready.
+        self._came, self._delivered, self._waited = 0, -self._count_ready(), 0
+
+    def _count_ready(self) -> int:
+        entries = (each for each in self.ready if isinstance(each, Ready) and each.frame is not None)
+        return sum(each.last - each.first + 1 for each in entries)
 
     def arrive(self, arrival: Arrival, now: float) -> None:
         """Hold a message that follows all others. Without room, it is missing too."""
         self._came += arrival.last - arrival.first + 1
         if self._hold.has_room(arrival.size):
-            self._put(arrival.first, arrival.last, arrival)
+            self._hold.take(arrival.size)
+            self._later.append(arrival)
         elif now < self._rest_until:
             self._put(arrival.first, arrival.last, None)
         else:
             self._add(arrival.first, arrival.last, now)
-        if not len(self.missing):  # otherwise the message follows a missing one
+        if not self.missing.total:  # otherwise the message follows a missing one
             self._release()
 
     def wait(self, number: int, frame: Any, size: int) -> bool:
@@ -378,11 +400,37 @@ class StreamRecovery:
             self._put(lowest, highest, arrival)
         return bool(found)
 
+    def _fill_next(self, arrivals: deque[Arrival]) -> bool:
+        """Make those of the first ``arrivals`` ready that are the next missing messages.
+
+        Remove them from ``arrivals``, and return True if there are any. Most answers consist of such messages. Each of
+        them is the next one to deliver, so it needs no room.
+        """
+        missing = self.missing.range
+        if missing is None or self.replay is not None:
+            return False
+        (lowest, highest), many, size = missing, 0, 0
+        expected = lowest
+        for each in arrivals:
+            if each.first != expected or each.last > highest:
+                break
+            expected, many, size = each.last + 1, many + 1, size + each.size
+        if many:
+            self.missing.take(lowest, expected - 1)
+            self.recovered += expected - lowest
+            self._hold.take(size, many)
+            self.ready.extend(arrivals.popleft() for _ in range(many))
+        return many > 0
+
     def _put(self, first: int, last: int, arrival: Arrival | None, *, waits: bool = False) -> None:
-        size = arrival.size if arrival is not None else 0
-        self._hold.take(size)
+        entry: Ready
+        if arrival is not None and arrival.first == first and arrival.last == last:
+            entry = arrival
+        else:
+            entry = Ready(first, last, arrival, 0 if arrival is None else arrival.size)
+        self._hold.take(entry.size)
         self._order += 1
-        heappush(self._held, (2 * first + waits, self._order, Ready(first, last, arrival, size)))
+        heappush(self._held, (2 * first + waits, self._order, entry))
 
     def _release(self) -> None:
         """Move everything before the first missing message to `ready`.
@@ -391,22 +439,26 @@ class StreamRecovery:
         """
         if self.replay is not None:
             return
-        held, first, ready = self._held, self.missing.first, self.ready
+        later, held, first, ready = self._later, self._held, self.missing.first, self.ready
         while held and (first is None or held[0][0] < 2 * first):
             key, _, entry = heappop(held)
+            while later and 2 * later[0].first < key:
+                ready.append(later.popleft())
             if key % 2:
                 self._waiting.popleft()
             before = ready[-1] if ready else None
             if (
-                entry.arrival is None
+                entry.frame is None
                 and isinstance(before, Ready)
-                and before.arrival is None
+                and before.frame is None
                 and before.last == entry.first - 1
             ):
                 ready.pop()
                 entry = Ready(before.first, entry.last, None)
                 self._hold.give_back(0)
             ready.append(entry)
+        while later and (first is None or later[0].first < first):
+            ready.append(later.popleft())
         if first is None:
             self._asked_at, self._tries, self._searches = None, 0, 0
 
@@ -415,14 +467,15 @@ class StreamRecovery:
         ready = self.ready.popleft()
         if isinstance(ready, Ready):
             self._hold.give_back(ready.size)
-            self._delivered += ready.last - ready.first + 1 if ready.arrival is not None else 0
+            if ready.frame is not None:
+                self._delivered += ready.last - ready.first + 1
         return ready
 
     def discard(self) -> None:
         """Drop the messages that are ready. Losses are still reported."""
         entries, self.ready = self.ready, deque[Ready | PastLoss]()
         for each in entries:
-            if isinstance(each, Ready) and each.arrival is not None:
+            if isinstance(each, Ready) and each.frame is not None:
                 self._hold.give_back(each.size)
             else:
                 self.ready.append(each)
@@ -487,8 +540,10 @@ class StreamRecovery:
         if number not in self._requests:
             return
         progress = False
-        for arrival in arrivals:
-            progress |= self._fill(arrival)
+        arriving = deque(arrivals)
+        while arriving:
+            progress |= self._fill_next(arriving) or self._fill(arriving.popleft())
+            self._release()
         missing = self.missing
         progress |= self._lose(sorted(chain.from_iterable(missing.take(lowest, highest) for lowest, highest in gone)))
         self._release()
@@ -574,10 +629,11 @@ class StreamRecovery:
 
     def _is_slow(self) -> bool:
         """Return True if handlers were too slow in the present second."""
-        if not self._has_asked or self._came <= self._delivered or 2 * self._waited >= _SECOND:
+        delivered = self._delivered + self._count_ready()
+        if not self._has_asked or self._came <= delivered or 2 * self._waited >= _SECOND:
             return False
-        held = (each.last - each.first + 1 for _, _, each in self._held if each.arrival is not None)
-        return self.missing.total + sum(held) > self._delivered
+        held = chain(self._later, (each for _, _, each in self._held if each.frame is not None))
+        return self.missing.total + sum(each.last - each.first + 1 for each in held) > delivered
 
     def _give_up(self, now: float) -> None:
         """Count everything missing as lost, and rest."""

@@ -339,13 +339,27 @@ class RouteTable:
 
         Return False if there were none, and no messages of an earlier call are left.
         """
-        found = bool(self._unpacked.rest)
-        if not found:
-            for ready in recovery.take(budget):
-                self._put(ready)
-                found = True
-        if self._unpacked.rest:
+        rest, left, found = self._unpacked.rest, budget, False
+        if rest:
             self.work_off(budget)
+            return True
+        rounds = self._rounds = [0]  # `hold` empties this list
+        for ready in recovery.take(budget):
+            found, topic, body = True, b"", b""
+            raw: Any = None if callable(ready) else ready.frame
+            if isinstance(raw, bytes):
+                topic, _, body = raw.partition(NUL)
+            # Most messages have neither headers nor further counters.
+            if len(body) >= HEADER_SIZE and body.startswith(_DATA) and not body[CODEC_AT + 1]:
+                self._deliver_single(topic, body[CODEC_AT], body[HEADER_SIZE:], raw)
+                left -= 1
+            else:
+                self._put(ready)
+                before = len(rest)
+                self.work_off(left)
+                left -= before - len(rest)
+            if left <= 0 or not rounds:
+                break
         return found
 
     def end_recovery(self) -> None:
@@ -378,11 +392,6 @@ class RouteTable:
         arrival = ready.arrival
         assert arrival is not None
         raw: RawFrames = arrival.frame
-        if isinstance(raw, bytes):  # most messages have neither headers nor further counters
-            topic, _, rest = raw.partition(NUL)
-            if len(rest) >= HEADER_SIZE and rest.startswith(_DATA) and not rest[CODEC_AT + 1]:
-                self._unpacked.rest.append((topic, rest[CODEC_AT], rest[HEADER_SIZE:], raw))
-                return
         try:
             topic, rest = split(raw_frames(raw))
             header = parse_header(rest)
@@ -441,17 +450,20 @@ class RouteTable:
             if single[0] is None:  # the report of a loss
                 single[1]()
                 continue
-            topic, codec, body, frame = single
-            self._stats.received += 1
-            try:
-                self._check_size(body)
-                entry = self._entries.of(topic)
-                self._deliver(self._entries.deliver(entry, codec, body), body, frame)
-            except EnvelopeError as error:
-                self._malformed(error, frame)
+            self._deliver_single(*single)
         if not rounds:  # `hold` was called, or the budget was 0: end the loop of the caller too
             outer.clear()
         self._rounds = outer
+
+    def _deliver_single(self, topic: bytes, codec: int, body: bytes, frame: RawFrames) -> None:
+        """Deliver a message that was held, or is a part of a frame."""
+        self._stats.received += 1
+        try:
+            self._check_size(body)
+            entry = self._entries.of(topic)
+            self._deliver(self._entries.deliver(entry, codec, body), body, frame)
+        except EnvelopeError as error:
+            self._malformed(error, frame)
 
     # -- stated forms -----------------------------------------------------------------------------------
 
@@ -665,13 +677,15 @@ class RouteTable:
         All these messages have the same ``head``, and their first counter is ours. ``deliver`` delivers a message when
         the stream has recovered; the loop then finds its own closure again.
         """
-        at = len(topic) + 1
+        at, stats, held = len(topic) + 1, self._stats, Verdict.HELD
 
         def hold(body: bytes, raw: RawFrames) -> int | None:
             assert isinstance(raw, bytes)  # the loop gives frames
             number = _HEAD_AND_NUMBER(raw, at)[1]
             verdict = recovery.admit(account, number, 1, raw) if number else recovery.early(account, 0, 1, raw)
-            if self._is_admitted(verdict, 1):
+            if verdict is held:  # the usual result, like `_is_admitted`
+                stats.received -= 1
+            elif self._is_admitted(verdict, 1):
                 self._entries.forget_head(topic, head)
                 return deliver(body, raw)
             return COUNTED
