@@ -262,6 +262,14 @@ def groups(scale: Scale) -> list[Group]:
             partial(publishers, count=count),
         ),
         _curve(
+            "patterns-by-hand",
+            "look-up of a scattered topic in a dict, and call of its handler",
+            BY_HAND,
+            "pattern",
+            patterns,
+            matching.by_hand,
+        ),
+        _curve(
             "patterns",
             "route match, topic not in the cache, topics of all desks alike",
             "zroute",

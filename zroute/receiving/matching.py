@@ -153,7 +153,7 @@ class Matcher:
                 continue
             arguments: Mapping[str, Any] = _NO_ARGUMENTS
             if route.call.constants.converters:
-                converted = route.call.convert(match.captures)
+                converted = route.call.convert(match.captured(topic))
                 if converted is None:
                     continue
                 arguments = converted
@@ -173,9 +173,10 @@ class Matcher:
         The result is "" if no pattern matches the topic.
         """
         for match in self._trie.match(topic):
-            name = match.value.call.unconverted(match.captures)
+            captures = match.captured(topic)
+            name = match.value.call.unconverted(captures)
             if name is not None:
-                segment = printable(match.captures[name].decode())
+                segment = printable(captures[name].decode())
                 hint = getattr(annotated(match.value.function), "__annotations__", {}).get(name)
                 kind = hint if isinstance(hint, str) else describe(hint)
                 return f"{match.value.name} has a matching pattern, but {{{name}}} expects {kind}, not {segment!r}"
