@@ -116,7 +116,8 @@ class Stats:
       received, and not as lost.
     - ``replayed``: messages of the past that the app has received from the histories of their publishers, for handlers
       with ``since``. ``recovered`` and ``replayed`` include all messages of a coalesced frame at once, and
-      ``received`` follows when they are delivered. Once nothing waits, ``received`` is at least ``recovered + replayed``.
+      ``received`` follows when they are delivered. Once nothing waits, ``received`` is at least
+      ``recovered + replayed``.
     - ``unknown_losses``: losses of an unknown number of messages.
     - ``epochs``: runs of publishers from which messages arrived.
     - ``joins``: answers of publishers to a join. ``join_retries``: joins that were sent again.
