@@ -97,6 +97,7 @@ def received(sents: list[Sent], handlers: int, budget: int | None, heads: int) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zroute.receiving.topic_cache.TOPIC_CACHE", budget or 10**9)
         patch.setattr("zroute.receiving.topic_cache.PUBLISHERS_KEPT", heads)
+        patch.setattr("zroute.receiving.topic_cache._MAKERS", heads)
         wired = Wired(app)
         entries = wired.table._entries
         for sent in sents:
@@ -108,6 +109,7 @@ def received(sents: list[Sent], handlers: int, budget: int | None, heads: int) -
             assert sum(entry.size + entry.heads for entry in entries._entries.values()) == entries._budget.used
             assert entries.direct.keys() | entries.tracked.keys() <= entries._entries.keys()
             assert all(0 < len(known) <= heads for known in entries.tracked.values())
+            assert all(len(kept) <= heads for kept in (entries._makers, entries._frame_makers, entries._heads))
     assert wired.balanced()
     wired.stats.cache_misses = 0
     return got, wired.stats
@@ -183,6 +185,19 @@ def test_the_garbage_collector_visits_few_objects_of_a_topic(make: Any, form: st
     assert len(wired.table._entries) == 300
     assert wired.stats.handled == wired.stats.received
     assert (visited_objects() - before) / 200 <= 1.1 + each
+
+
+def test_more_makers_than_fit_drop_a_part() -> None:
+    """Handlers that alternate do not make all of their closures again."""
+    app = App()
+    for number in range(80):
+        app.add_route(takes_order(), f"a.{number}.*")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zroute.receiving.topic_cache._MAKERS", 64)
+        wired = Wired(app)
+        wired.feed(*[Sent(f"a.{number}.x", (1,), codec=1).frame for number in range(80)])
+    assert 60 < len(wired.table._entries._makers) <= 64
+    assert wired.stats.handled == 80
 
 
 def test_topics_without_a_route_share_their_closures() -> None:

@@ -80,8 +80,11 @@ The order is: a closure whose maker all topics of the handler share, such a clos
 closure, each step of such a closure, the dict of heads with the closure that searches it, and each head.
 """
 
-_MAKERS = 1_000
-"""The most makers of closures. The heads of publishers, which peers choose, are part of their keys."""
+_MAKERS = 10_000
+"""The most makers of closures, of about 1 KB each. A further one takes the place of every 32nd.
+
+Apps have up to thousands of handlers. The heads of publishers, which peers choose, are part of the keys.
+"""
 
 # A body that begins like a tracked header, to find the decoders that refuse such bodies.
 _PROBE = MAGIC + bytes(HEADER_SIZE - len(MAGIC))
@@ -311,9 +314,8 @@ class TopicCache:
 
     def _know(self, head: bytes, account: Any, number: int, admit: Admit) -> KnownHead:
         """Return the object for a new head, which the topics of its publisher share."""
-        if len(self._heads) >= _MAKERS:
-            self._heads.clear()
-        known = self._heads[head, id(account)] = KnownHead(head, account, number, admit)
+        known = KnownHead(head, account, number, admit)
+        _keep(self._heads, (head, id(account)), known)
         return known
 
     def remember_head(self, entry: TopicEntry, head: bytes, account: Any, deliver: Deliver, admit: Admit) -> None:
@@ -395,9 +397,7 @@ class TopicCache:
             step, self._outcomes, refuse, known, shared=shared, guarded=guarded, frames=passed or False
         )
         if is_shared(route):
-            if len(self._makers) >= _MAKERS:
-                self._makers.clear()
-            self._makers[key] = make
+            _keep(self._makers, key, make)
         if shared is not None:
             return MethodType(make, entry.key), _CLOSURE + _STEP + _METHOD
         return make(step.call.function, step.delivery, *given), _CLOSURE + _STEP
@@ -425,9 +425,7 @@ class TopicCache:
             return None
         make = frame_maker(steps[0], decode, known, context, self._outcomes, keeps=keeps, shared=shared)
         if is_shared(route):
-            if len(self._frame_makers) >= _MAKERS:
-                self._frame_makers.clear()
-            self._frame_makers[route, known] = make
+            _keep(self._frame_makers, (route, known), make)
         size = _FRAMES + _CLOSURE + _STEP
         if shared is not None:
             return MethodType(make, entry.key), size
@@ -832,3 +830,11 @@ def _unknown(number: int) -> Decode:
         )
 
     return refuse
+
+
+def _keep(kept: dict[Any, Any], key: object, made: object) -> None:
+    """Keep at most `_MAKERS` of the objects that topics share."""
+    if len(kept) >= _MAKERS:
+        for each in part(kept):
+            del kept[each]
+    kept[key] = made
