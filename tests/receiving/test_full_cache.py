@@ -200,6 +200,22 @@ def test_more_makers_than_fit_drop_a_part() -> None:
     assert wired.stats.handled == 80
 
 
+def test_one_json_body_is_enough_for_handlers_without_a_message() -> None:
+    """Only handlers that have received msgpack fail at a JSON body before they try JSON first."""
+    app, found = App(), list[object]()
+    for number in range(20):
+        app.add_route(takes_order(), f"a.{number}.*")
+    wired = Wired(app)
+    entries = wired.table._entries
+    search = entries._found_json
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entries, "_found_json", lambda route: (found.append(route), search(route)))
+        for codec, numbers in ((1, (0, 1, 2)), (2, range(20)), (1, range(20)), (2, range(20))):
+            wired.feed(*[Sent(f"a.{number}.x", (1,), codec=codec).frame for number in numbers])
+    assert len(found) == 3
+    assert wired.stats.handled == 63
+
+
 def test_topics_without_a_route_share_their_closures() -> None:
     """The garbage collector visits only the entry of such a topic."""
     app = App()

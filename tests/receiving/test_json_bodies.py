@@ -104,8 +104,11 @@ def test_a_handler_that_receives_json_is_remembered(monkeypatch: pytest.MonkeyPa
     @app.subscribe("b.*")
     def other(quote: Quote) -> None: ...
 
+    @app.subscribe("c.*")
+    def later(quote: Quote) -> None: ...
+
     wired = Wired(app)
-    wired.feed(plain("a.x", body=in_msgpack), plain("a.y", body=in_msgpack), plain("a.x", body=in_json))
+    wired.feed(*[plain(topic, body=in_msgpack) for topic in ("a.x", "a.y", "b.x")], plain("a.x", body=in_json))
     assert refused == [in_json]
     wired.feed(*[plain(f"a.{name}", body=body) for name in "xyz" * 2 for body in (in_json, in_msgpack)])
     assert refused == [in_json]
@@ -116,7 +119,10 @@ def test_a_handler_that_receives_json_is_remembered(monkeypatch: pytest.MonkeyPa
     assert len({deliver.__code__ for deliver in remembered.values()}) == 1  # type: ignore[attr-defined]
     wired.feed(plain("b.x", body=in_json))
     assert refused == [in_json] * 2
-    assert [stats.handled for stats in wired.stats.routes.values()] == [21, 1]
+    # A handler without a message follows the others.
+    wired.feed(plain("c.x", body=in_json))
+    assert refused == [in_json] * 2
+    assert [stats.handled for stats in wired.stats.routes.values()] == [21, 2, 1]
 
 
 def test_json_for_an_entry_that_was_dropped_gives_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -681,7 +681,8 @@ class TopicCache:
         """Return the decoder of a route, or None for a route without a body.
 
         If the codec is only the app's default, the bodies may be JSON instead of msgpack. The first JSON body of a
-        route raises an exception of the msgpack decoder. After it, the decoders of the route try JSON first.
+        route raises an exception of the msgpack decoder. After it, the decoders of the route try JSON first, and so do
+        those of routes without a decoder: one exception and one search for closures are enough for many handlers.
         """
         schema, codec = route.call.schema, route.options.codec
         if schema is NO_BODY:
@@ -690,6 +691,8 @@ class TopicCache:
         default, extras = self._codecs.default, self._codecs.extras
         if number or not may_be_json(schema, stated=None, route=codec, default=default, extras=extras):
             return decode
+        if self._json and not any((route, each, False) in self._either for each in (False, True)):
+            self._json.add(route)
         key = (route, large, route in self._json)
         either = self._either.get(key)
         if either is None:
