@@ -116,7 +116,8 @@ def test_a_handler_that_receives_json_is_remembered(monkeypatch: pytest.MonkeyPa
     remembered = dict(wired.table._entries.direct)
     wired.feed(*[plain(f"a.{name}", body=body) for name in "xyz" for body in (in_json, in_msgpack)])
     assert wired.table._entries.direct == remembered
-    assert len({deliver.__code__ for deliver in remembered.values()}) == 1  # type: ignore[attr-defined]
+    of_a = {deliver.__code__ for topic, deliver in remembered.items() if topic[:2] == b"a."}  # type: ignore[attr-defined]
+    assert len(of_a) == 1
     wired.feed(plain("b.x", body=in_json))
     assert refused == [in_json] * 2
     # A handler without a message follows the others.
