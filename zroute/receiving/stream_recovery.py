@@ -404,12 +404,15 @@ class StreamRecovery:
         """Make those of the first ``arrivals`` ready that are the next missing messages.
 
         Remove them from ``arrivals``, and return True if there are any. Most answers consist of such messages. Each of
-        them is the next one to deliver, so it needs no room.
+        them is the next one to deliver, so it needs no room. The messages end where a kept message or a snapshot waits,
+        because later ones must follow it.
         """
         missing = self.missing.range
         if missing is None or self.replay is not None:
             return False
         (lowest, highest), many, size = missing, 0, 0
+        if self._waiting:
+            highest = min(highest, self._waiting[0])
         expected = lowest
         for each in arrivals:
             if each.first != expected or each.last > highest:
