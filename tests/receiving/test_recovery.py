@@ -1081,6 +1081,32 @@ def test_messages_that_are_ready_count_as_delivered_once() -> None:
     assert not len(stream.recovery.missing)
 
 
+def test_ready_messages_are_not_visited_for_each_gap() -> None:
+    """A gap takes no longer if thousands of messages are ready: a peer can send one with each message."""
+    visited = 0
+
+    class Watched(deque[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            nonlocal visited
+            for each in super().__iter__():
+                visited += 1
+                yield each
+
+    stream = Stream()
+    stream.recovery.ready = Watched()
+    stream.miss(1, 1)
+    for number in range(2, 1_000):
+        stream.arrive(number)
+    assert stream.fill(1)
+    for number in range(1_000, 1_020, 2):
+        stream.miss(number, number)
+        stream.arrive(number + 1)
+        assert stream.fill(number)
+        stream.tick()
+    assert visited == 0
+    assert [first for first, _, _ in stream.take()] == list(range(1, 1_020))
+
+
 def test_held_messages_count_as_a_backlog() -> None:
     """A stream gives up too if little is missing, but more is held than a second delivers."""
     stream = Stream()
