@@ -543,6 +543,28 @@ def test_more_subscriptions_recover_at_once_than_requests_may_wait(monkeypatch: 
     assert many.publisher.clock.seconds() > 5
 
 
+def test_streams_that_are_whole_again_are_forgotten() -> None:
+    """10 s after a recovery, its stream takes no memory. What came back is in the next report of a loss."""
+    many, lost = Many(5), list[Gap]()
+    clock, session = many.publisher.clock, many.session
+    ignored: Any = lambda *_: None  # noqa: E731
+    calls = RecoveryCalls(ignored, ignored, ignored, ignored, lost.append, ignored, str)
+    recoveries = Recoveries(SUBSCRIBER, clock, Stats(), calls, "reader", ThrottledLog(logging.getLogger(), clock))
+    recoveries._session = session
+    many.play(5)
+    assert len(many.found) == len(list(session.streams())) == 5
+    for _ in range(round(WHOLE_SECONDS / TICK) + 1):
+        clock.advance(TICK)
+        recoveries.tick(clock.seconds(), emptied=True)
+    assert not list(session.streams())
+    assert recoveries.missed(Gap(b"0.", EPOCH, 2, 3))
+    recoveries.end_stream(EPOCH, b"0.")
+    for report in recoveries.take():
+        assert callable(report)
+        report()
+    assert [(each.first, each.last, each.recovered) for each in lost] == [(2, 3, 1)]
+
+
 def test_streams_take_turns_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that keeps losing messages does not keep others from asking."""
     monkeypatch.setattr(recovery_session, "ASKED_RECOVERIES", 2)

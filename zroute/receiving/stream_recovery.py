@@ -312,6 +312,14 @@ class StreamRecovery:
         """True if messages of the stream must pass through this object."""
         return bool(self.ready or self._later or self._held or self.missing.total or self.replay)
 
+    def is_whole(self, now: float) -> bool:
+        """Return True if nothing was missing for `WHOLE_SECONDS`.
+
+        A new object may then take the place of this one. It needs only the number of recovered messages that no report
+        of a loss has included.
+        """
+        return not self.active and not self.catches_up and now - self._whole_since >= WHOLE_SECONDS
+
     @property
     def asked(self) -> bool:
         """True while a request is open."""
