@@ -73,6 +73,8 @@ SUBSCRIBER = 0xC0FFEE
 PREFIXES = (b"a.", b"b.")
 TOPICS = (b"a.1", b"a.2", b"b.1", b"b.2")
 MARKER = pack_marker(SUBSCRIBER << 16, PREFIXES)
+KEPT = b"\xff\xffkept"
+"""How a kept message of the model begins. Its subscription follows."""
 NEVER = 10**9
 
 
@@ -103,6 +105,10 @@ class Publisher:
             frame = made
         self.ring.keep(frame)
         self.net.send(frame)
+
+    def keep(self, prefix: bytes) -> None:
+        """Send a message without a number, as a kept message or a snapshot is."""
+        self.net.send(KEPT + prefix)
 
     def state(self, kind: Any) -> None:
         marker = parse_marker(MARKER)
@@ -135,10 +141,14 @@ class Subscriber:
         self.lost: dict[tuple[int, bytes], int] = defaultdict(int)
         self.before: dict[tuple[int, bytes], int] = {}
         self.duplicates = self.joins = 0
+        self.behind: dict[tuple[int, bytes], int] = defaultdict(int)  # the number that the last kept message follows
         self.ended: set[int] = set()
         self.final: dict[tuple[int, bytes], int] = {}
 
     def read(self, frame: bytes) -> None:
+        if frame.startswith(KEPT):
+            self._kept(self.net.publisher.epoch, frame[len(KEPT) :])
+            return
         topic, _, rest = frame.partition(NUL)
         header = parse_header(rest)
         body, epoch = rest[header.size :], header.epoch
@@ -177,13 +187,29 @@ class Subscriber:
             self._deliver((header.epoch, prefix), frame, 0, many)
         self.duplicates += verdict is Verdict.DUPLICATE
 
+    def _kept(self, epoch: int, prefix: bytes) -> None:
+        key, account = (epoch, prefix), self.tracker.account(epoch, prefix + b"1", prefix)
+        if account is None or not account.expected:
+            return
+        stream, number = self.recovery.active_stream(account), account.expected - 1
+        if stream is None:
+            self._deliver_kept(key, number)
+        else:
+            stream.wait(number, KEPT, 1)
+
+    def _deliver_kept(self, key: tuple[int, bytes], number: int) -> None:
+        assert max(self.delivered[key], default=0) <= number, (key, number, "a kept message came too late")
+        self.behind[key] = number
+
     def _deliver(self, key: tuple[int, bytes], frame: bytes, first: int, last: int) -> None:
         """Handle the messages of a frame from index ``first``, up to and without ``last``."""
         rest = frame.partition(NUL)[2]
         header = parse_header(rest)
         body = rest[header.size :]
         bodies = parse_coalesced(2, body).bodies if header.kind is Kind.COALESCED else [body]
-        self.delivered[key] += [int(each) for each in bodies[first:last]]
+        numbers = [int(each) for each in bodies[first:last]]
+        assert min(numbers) > self.behind[key], (key, numbers, "a kept message came too early")
+        self.delivered[key] += numbers
 
     def _tell(self, events: Any) -> None:
         for event in events:
@@ -209,6 +235,8 @@ class Subscriber:
     def _ready(self, key: tuple[int, bytes], ready: Ready) -> None:
         if ready.arrival is None:
             self.lost[key] += ready.last - ready.first + 1
+        elif ready.arrival.frame is KEPT:
+            self._deliver_kept(key, ready.first)
         else:
             start = ready.arrival.first
             self._deliver(key, ready.arrival.frame, ready.first - start, ready.last - start + 1)
@@ -327,6 +355,8 @@ def play(seed: int, *, suffices: bool) -> Result:
             net.publisher.publish(chance.choice(TOPICS), chance.randrange(1, net.batches + 1))
         if chance.random() < 0.05:
             net.publisher.state(Kind.JOIN)
+        if chance.random() < 0.1:
+            net.publisher.keep(chance.choice(PREFIXES))
         net.step(at)
     heal(net, 600)
     return checked(net, seed, suffices=suffices)
@@ -513,6 +543,28 @@ def test_more_subscriptions_recover_at_once_than_requests_may_wait(monkeypatch: 
     assert many.publisher.clock.seconds() > 5
 
 
+def test_streams_that_are_whole_again_are_forgotten() -> None:
+    """10 s after a recovery, its stream takes no memory. What came back is in the next report of a loss."""
+    many, lost = Many(5), list[Gap]()
+    clock, session = many.publisher.clock, many.session
+    ignored: Any = lambda *_: None  # noqa: E731
+    calls = RecoveryCalls(ignored, ignored, ignored, ignored, lost.append, ignored, str)
+    recoveries = Recoveries(SUBSCRIBER, clock, Stats(), calls, "reader", ThrottledLog(logging.getLogger(), clock))
+    recoveries._session = session
+    many.play(5)
+    assert len(many.found) == len(list(session.streams())) == 5
+    for _ in range(round(WHOLE_SECONDS / TICK) + 1):
+        clock.advance(TICK)
+        recoveries.tick(clock.seconds(), emptied=True)
+    assert not list(session.streams())
+    assert recoveries.missed(Gap(b"0.", EPOCH, 2, 3))
+    recoveries.end_stream(EPOCH, b"0.")
+    for report in recoveries.take():
+        assert callable(report)
+        report()
+    assert [(each.first, each.last, each.recovered) for each in lost] == [(2, 3, 1)]
+
+
 def test_streams_take_turns_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that keeps losing messages does not keep others from asking."""
     monkeypatch.setattr(recovery_session, "ASKED_RECOVERIES", 2)
@@ -671,6 +723,23 @@ def test_a_message_without_a_number_waits_behind_the_last_one() -> None:
     stream.fill(5)
     ready = [stream.recovery.pop() for _ in range(4)]
     assert [each.arrival and each.arrival.frame for each in ready] == ["5-5", "6-6", "kept", "7-7"]
+
+
+def test_a_snapshot_stays_between_two_gaps_that_one_answer_fills() -> None:
+    """A snapshot precedes the deltas that were lost behind it, although one range contains both gaps."""
+    stream = Stream()
+    stream.miss(5, 6)
+    stream.recovery.wait(6, "snapshot", 1)
+    stream.miss(7, 8)
+    stream.recovery.wait(8, "kept", 1)
+    stream.recovery.wait(8, "kept too", 1)
+    stream.arrive(9)
+    assert stream.ask() == [(5, 8)]
+    stream.answer(5, 6, 7, 8)
+    ready = [stream.recovery.pop() for _ in range(len(stream.recovery.ready))]
+    frames = [each.arrival.frame for each in ready if isinstance(each, Ready) and each.arrival is not None]
+    assert frames == ["5", "6", "snapshot", "7", "8", "kept", "kept too", "9-9"]
+    assert (stream.recovery.active, stream.hold.messages, stream.hold.size) == (False, 0, 0)
 
 
 def test_waiting_messages_are_limited_by_their_bytes() -> None:
@@ -1032,6 +1101,32 @@ def test_messages_that_are_ready_count_as_delivered_once() -> None:
         end += 60
         stream.tick()
     assert not len(stream.recovery.missing)
+
+
+def test_ready_messages_are_not_visited_for_each_gap() -> None:
+    """A gap takes no longer if thousands of messages are ready: a peer can send one with each message."""
+    visited = 0
+
+    class Watched(deque[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            nonlocal visited
+            for each in super().__iter__():
+                visited += 1
+                yield each
+
+    stream = Stream()
+    stream.recovery.ready = Watched()
+    stream.miss(1, 1)
+    for number in range(2, 1_000):
+        stream.arrive(number)
+    assert stream.fill(1)
+    for number in range(1_000, 1_020, 2):
+        stream.miss(number, number)
+        stream.arrive(number + 1)
+        assert stream.fill(number)
+        stream.tick()
+    assert visited == 0
+    assert [first for first, _, _ in stream.take()] == list(range(1, 1_020))
 
 
 def test_held_messages_count_as_a_backlog() -> None:

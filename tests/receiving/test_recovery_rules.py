@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.receiving.test_recovery import NEVER, TOPICS, Network, checked, heal, play
+from tests.receiving.test_recovery import NEVER, PREFIXES, TOPICS, Network, checked, heal, play
 from tests.support import sized
 from zroute.messages.wire import Kind
 from zroute.receiving import stream_recovery
@@ -33,6 +33,10 @@ class Recovering(RuleBasedStateMachine):
     @rule(topic=st.sampled_from(TOPICS), many=st.integers(1, 4))
     def publish(self, topic: bytes, many: int) -> None:
         self.net.publisher.publish(topic, many)
+
+    @rule(prefix=st.sampled_from(PREFIXES))
+    def keep(self, prefix: bytes) -> None:
+        self.net.publisher.keep(prefix)
 
     @rule()
     def join(self) -> None:

@@ -144,6 +144,14 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
 
         return Wired(app)
 
+    def capture_and_topic() -> Wired:
+        app = App(codec="json")
+
+        @app.subscribe("desk.{symbol}")
+        def handle(quote: Quote, symbol: str, topic: Topic) -> None: ...
+
+        return Wired(app)
+
     def several_types() -> Wired:
         app = App(codec="json")
         for kind in (Quote, dict, bytes, str):
@@ -206,6 +214,7 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
         "unrouted": (reader, one("tracked"), "other."),
         "ten handlers": (lambda: reader(10), one("tracked"), "desk."),
         "captures": (captures, one("tracked"), "desk.a.b.c."),
+        "capture and topic": (capture_and_topic, one("plain"), "desk."),
         "several types": (several_types, one("plain"), "desk."),
         "codecs": (reader, codecs, "desk."),
         "publishers": (reader, publishers, "desk."),
@@ -214,13 +223,16 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
 
 @pytest.mark.parametrize("shape", shapes())
 @pytest.mark.parametrize("length", [0, 200])
-def test_entries_take_no_more_than_is_counted(shape: str, length: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("wide", ["", "\N{GRINNING FACE}"])
+def test_entries_take_no_more_than_is_counted(
+    shape: str, length: int, wide: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """The bytes that the cache counts are a close upper limit of what Python uses."""
     caplog.set_level(logging.CRITICAL)
     make, frames, start = shapes()[shape]
     wired, number = make(), {"codecs": 4, "publishers": 20}.get(shape, 500)
     wired.feed(*frames(f"{start}warm"))
-    messages = [frames(f"{start}{each:05}" + "x" * length) for each in range(number)]
+    messages = [frames(f"{start}{each:05}{wide}" + "x" * length) for each in range(number)]
     before = wired.table._entries._budget.used
     with grown() as found:
         for each in messages:

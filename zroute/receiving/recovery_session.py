@@ -8,7 +8,9 @@ gaps and duplicates. `RecoverySession.admit` asks the tracker, and passes its fi
 
 **Memory.** Peers can forge publishers, so a session knows only the publishers that the tracker knows. It forgets one
 when the tracker evicts it (`RecoverySession.forget`). The tracker evicts forged publishers before those in use, so a
-publisher in use keeps its recoveries, and its past is not asked for twice.
+publisher in use keeps its recoveries, and its past is not asked for twice. A stream that was whole for
+`zroute.receiving.stream_recovery.WHOLE_SECONDS` is forgotten too: one failure of a proxy may begin recoveries of
+thousands of subscriptions, and each stream has 5 KB and is visited in each tick.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class RecoverySession:
         self._hold = hold or Hold()
         self._publishers: set[int] = set()  # with a history
         self._streams: dict[_Key, StreamRecovery] = {}
+        self._untold: dict[int, dict[bytes, int]] = {}  # see `StreamRecovery.is_whole`; by publisher and subscription
         self._early: dict[int, dict[bytes, EarlyMessages]] = {}  # by publisher and subscription
         self._without: set[int] = set()  # publishers without a history
         self._settled: dict[int, set[bytes]] = {}  # the subscriptions that need no replay any more, by publisher
@@ -105,6 +108,7 @@ class RecoverySession:
         """Give up all recoveries from a publisher, which has ended."""
         for prefix in tuple(self._early.get(epoch, ())):
             self._release((epoch, prefix))
+        self._untold.pop(epoch, None)
         if epoch in self._publishers:  # otherwise its streams have ended
             self._publishers.discard(epoch)
             for (publisher, _), stream in self._streams.items():
@@ -298,6 +302,7 @@ class RecoverySession:
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = StreamRecovery(self._hold)
+            stream.recovered = stream.logged = self._untold.get(key[0], {}).pop(key[1], 0)
         return stream
 
     # -- messages
@@ -507,6 +512,10 @@ class RecoverySession:
         ended = [key for key, each in self._streams.items() if key[0] not in self._publishers and not each.active]
         for key in ended:
             del self._streams[key]
+        for key in [key for key, each in self._streams.items() if each.is_whole(now)]:
+            stream = self._streams.pop(key)
+            if untold := stream.recovered - stream.told:
+                self._untold.setdefault(key[0], {})[key[1]] = untold
 
 
 def _end(stream: StreamRecovery, *, lose: bool = True) -> None:

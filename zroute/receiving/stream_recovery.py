@@ -303,7 +303,7 @@ class StreamRecovery:
         self._before = 0  # the number of missing messages at the last tick
         self._mark = 0  # the last missing message when the second began
         self._progress_at = -inf  # the time of the last answer that has brought something
-        self._came = self._delivered = 0  # new and delivered messages since the second began; see `_begin_second`
+        self._came = self._released = 0  # the messages that arrived, and became ready, since the second began
         self._waited = 0  # ticks of the present second in which a request was open
         self._has_asked = False  # True from the first request of a recovery on
 
@@ -311,6 +311,14 @@ class StreamRecovery:
     def active(self) -> bool:
         """True if messages of the stream must pass through this object."""
         return bool(self.ready or self._later or self._held or self.missing.total or self.replay)
+
+    def is_whole(self, now: float) -> bool:
+        """Return True if nothing was missing for `WHOLE_SECONDS`.
+
+        A new object may then take the place of this one. It needs only the number of recovered messages that no report
+        of a loss has included.
+        """
+        return not self.active and not self.catches_up and now - self._whole_since >= WHOLE_SECONDS
 
     @property
     def asked(self) -> bool:
@@ -345,12 +353,7 @@ class StreamRecovery:
 
     def _begin_second(self, total: int, last: int) -> None:
         self._judged, self._then, self._before, self._mark = 0, total, total, last
-        # Messages that are ready count as delivered in the second in which they became ready.
-        self._came, self._delivered, self._waited = 0, -self._count_ready(), 0
-
-    def _count_ready(self) -> int:
-        entries = (each for each in self.ready if isinstance(each, Ready) and each.frame is not None)
-        return sum(each.last - each.first + 1 for each in entries)
+        self._came = self._released = self._waited = 0
 
     def arrive(self, arrival: Arrival, now: float) -> None:
         """Hold a message that follows all others. Without room, it is missing too."""
@@ -404,12 +407,15 @@ class StreamRecovery:
         """Make those of the first ``arrivals`` ready that are the next missing messages.
 
         Remove them from ``arrivals``, and return True if there are any. Most answers consist of such messages. Each of
-        them is the next one to deliver, so it needs no room.
+        them is the next one to deliver, so it needs no room. The messages end where a kept message or a snapshot waits,
+        because later ones must follow it.
         """
         missing = self.missing.range
         if missing is None or self.replay is not None:
             return False
         (lowest, highest), many, size = missing, 0, 0
+        if self._waiting:
+            highest = min(highest, self._waiting[0])
         expected = lowest
         for each in arrivals:
             if each.first != expected or each.last > highest:
@@ -418,6 +424,7 @@ class StreamRecovery:
         if many:
             self.missing.take(lowest, expected - 1)
             self.recovered += expected - lowest
+            self._released += expected - lowest
             self._hold.take(size, many)
             self.ready.extend(arrivals.popleft() for _ in range(many))
         return many > 0
@@ -440,9 +447,11 @@ class StreamRecovery:
         if self.replay is not None:
             return
         later, held, first, ready = self._later, self._held, self.missing.first, self.ready
+        released = 0
         while held and (first is None or held[0][0] < 2 * first):
             key, _, entry = heappop(held)
             while later and 2 * later[0].first < key:
+                released += later[0].last - later[0].first + 1
                 ready.append(later.popleft())
             if key % 2:
                 self._waiting.popleft()
@@ -456,9 +465,13 @@ class StreamRecovery:
                 ready.pop()
                 entry = Ready(before.first, entry.last, None)
                 self._hold.give_back(0)
+            if entry.frame is not None:
+                released += entry.last - entry.first + 1
             ready.append(entry)
         while later and (first is None or later[0].first < first):
+            released += later[0].last - later[0].first + 1
             ready.append(later.popleft())
+        self._released += released
         if first is None:
             self._asked_at, self._tries, self._searches = None, 0, 0
 
@@ -467,8 +480,6 @@ class StreamRecovery:
         ready = self.ready.popleft()
         if isinstance(ready, Ready):
             self._hold.give_back(ready.size)
-            if ready.frame is not None:
-                self._delivered += ready.last - ready.first + 1
         return ready
 
     def discard(self) -> None:
@@ -483,6 +494,7 @@ class StreamRecovery:
     def deliver(self, many: int, frame: Any, size: int) -> None:
         """Make a frame ready behind all others: the past, or from before the join."""
         self._hold.take(size)
+        self._released += many
         self.ready.append(Ready(1, many, Arrival(1, many, frame, size), size))
 
     def release(self, early: Early) -> None:
@@ -629,11 +641,11 @@ class StreamRecovery:
 
     def _is_slow(self) -> bool:
         """Return True if handlers were too slow in the present second."""
-        delivered = self._delivered + self._count_ready()
-        if not self._has_asked or self._came <= delivered or 2 * self._waited >= _SECOND:
+        released = self._released
+        if not self._has_asked or self._came <= released or 2 * self._waited >= _SECOND:
             return False
         held = chain(self._later, (each for _, _, each in self._held if each.frame is not None))
-        return self.missing.total + sum(each.last - each.first + 1 for each in held) > delivered
+        return self.missing.total + sum(each.last - each.first + 1 for each in held) > released
 
     def _give_up(self, now: float) -> None:
         """Count everything missing as lost, and rest."""

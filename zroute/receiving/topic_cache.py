@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from sys import getsizeof
 from types import MethodType
 from typing import Any, Final
 
@@ -734,26 +735,37 @@ class TopicCache:
 
 def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
     """Return the size of an entry without closures, in bytes."""
-    size = _ENTRY + len(topic)
+    size, text = _ENTRY + len(topic), _size_of_text(topic)
     for each in deliveries:
         size += _ROUTE
         if each.kept is not None:
-            size += _SEGMENTS + _SEGMENT * len(each.kept) + len(topic)
+            size += _SEGMENTS + _SEGMENT * len(each.kept) + text
         if each.arguments:
-            size += _SEGMENTS + _SEGMENT * len(each.arguments) + len(topic)
+            size += _SEGMENTS + _SEGMENT * len(each.arguments) + text
         constants = each.route.call.constants
         if constants:
             size += _PARTIAL
         if constants.topic:
-            size += _SEGMENT + len(topic)
+            size += _SEGMENT + text
     return size
+
+
+def _size_of_text(topic: bytes) -> int:
+    """Return an upper bound in bytes for the characters of a topic as text.
+
+    It is also an upper bound for all captured segments together. One wide character makes every character of a text as
+    wide as itself.
+    """
+    return len(topic) if topic.isascii() else getsizeof(Topic.from_wire(topic))
 
 
 def _size_of_key(topic: bytes, key: Any) -> int:
     """Return the size of an entry with a key, without closures, in bytes."""
     size = _ENTRY + len(topic)
     if type(key) is tuple:
-        size += _KEY + _VALUE * (len(key) - 1) + len(topic)
+        # The captured segments come first, and then the topic.
+        texts = 2 if len(key) > 2 and type(key[-1]) is Topic else 1
+        size += _KEY + _VALUE * (len(key) - 1) + _size_of_text(topic) * texts
     return size
 
 
