@@ -171,6 +171,39 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
 
         return Wired(app)
 
+    def surrounded(handlers: int, kind: str = "", **options: Any) -> Callable[[], Wired]:
+        """Return an app whose calls are made later, in a context of their own, or by middleware."""
+
+        def make() -> Wired:
+            app = App(codec="json", isolate=kind == "isolate")
+            if kind == "middleware":
+                app.middleware(lambda call, route: lambda message: call(message))
+            for _ in range(handlers):
+                if kind == "async":
+
+                    async def handle(body: Quote) -> None: ...
+
+                    app.add_route(handle, "desk.{symbol}")
+                else:
+                    app.add_route(handler(list[Quote] if options else Quote), "desk.{symbol}", **options)
+            return Wired(app)
+
+        return make
+
+    def wide(handlers: int) -> Callable[[], Wired]:
+        """Return an app whose handlers take captured text and the topic."""
+
+        def make() -> Wired:
+            app = App(codec="json")
+            for _ in range(handlers):
+
+                def handle(quote: Quote, symbol: str, topic: Topic) -> None: ...
+
+                app.add_route(handle, "desk.{symbol}")
+            return Wired(app)
+
+        return make
+
     def one(form: str) -> Callable[[str], list[Any]]:
         return lambda topic: [raw_frames(form, topic)]
 
@@ -207,6 +240,16 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
         "ten handlers": (lambda: reader(10), one("tracked"), "desk."),
         "captures": (captures, one("tracked"), "desk.a.b.c."),
         "several types": (several_types, one("plain"), "desk."),
+        "middleware": (surrounded(1, "middleware"), one("plain"), "desk."),
+        "middleware, frames": (surrounded(1, "middleware"), coalesced, "desk."),
+        "middleware, three handlers": (surrounded(3, "middleware"), one("tracked"), "desk."),
+        "isolated": (surrounded(3, "isolate"), one("plain"), "desk."),
+        "async": (surrounded(1, "async"), coalesced, "desk."),
+        "batches": (surrounded(1, batch=10), one("plain"), "desk."),
+        "batches, two handlers": (surrounded(2, batch=10), one("plain"), "desk."),
+        "two handlers, frames": (lambda: reader(2), coalesced, "desk."),
+        "wide characters": (wide(1), one("plain"), "desk.\U0001f600"),
+        "wide characters, two handlers": (wide(2), one("plain"), "desk.\U0001f600"),
         "codecs": (reader, codecs, "desk."),
         "publishers": (reader, publishers, "desk."),
     }
