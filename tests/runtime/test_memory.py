@@ -464,10 +464,10 @@ class Publisher:
         """The only publication."""
         return self.quotes._outlets[0]
 
-    def publish(self, first: int, last: int, length: int = 0) -> None:
+    def publish(self, first: int, last: int, length: int = 0, mark: str = "") -> None:
         """Publish one quote for each symbol with these numbers."""
         for number in range(first, last):
-            self.quotes.publish(Quote(f"s{number:05}{'x' * length}", 1.5))
+            self.quotes.publish(Quote(f"s{number:05}{mark}{'x' * length}", 1.5))
             if number % 100 == 0:
                 self.turn()
         self.turn()
@@ -490,17 +490,17 @@ WIRES = [("plain", "drop"), ("tracked", "drop"), ("tracked", "wait"), ("multipar
 
 
 @pytest.mark.parametrize(("wire", "overflow"), WIRES)
-@pytest.mark.parametrize("length", [0, 200])
-def test_published_topics_take_no_more_than_is_counted(wire: str, overflow: str, length: int) -> None:
+@pytest.mark.parametrize(("length", "mark"), [(0, ""), (200, ""), (200, "\U0001f600")])
+def test_published_topics_take_no_more_than_is_counted(wire: str, overflow: str, length: int, mark: str) -> None:
     """The bytes that a publication counts are an upper limit of what Python uses."""
     publisher = Publisher(wire, overflow)
     try:
-        publisher.publish(0, 10, length)
+        publisher.publish(0, 10, length, mark)
         covers = publisher.service._run._publisher.session.counters._budget if wire == "tracked" else None  # type: ignore[union-attr]
         before = publisher.outlet._budget.used + (covers.used if covers is not None else 0)
         with grown() as found:
             for _ in range(2):  # the second message looks up the counters of its topic
-                publisher.publish(10, 1_010, length)
+                publisher.publish(10, 1_010, length, mark)
         counted = publisher.outlet._budget.used + (covers.used if covers is not None else 0) - before
         assert found.bytes <= counted <= 3 * found.bytes, (found.bytes / 1_000, counted / 1_000)
         assert publisher.app.stats.cache_misses == 1_010
