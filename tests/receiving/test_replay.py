@@ -20,7 +20,7 @@ import pytest
 from tests.pure import Wired, packed
 from tests.support import sized
 from zroute import App, Envelope, History
-from zroute.messages.control import MARKER, pack_marker, pack_statements
+from zroute.messages.control import MARKER, Statement, pack_marker, pack_statements
 from zroute.messages.recovery import BOX, REQUEST, Past, PastAnswer, RecoveryAnswer, Since, SinceMode
 from zroute.messages.wire import NUL, Kind, framer, pack_kept, parse_header
 from zroute.publishing import recovery as publishing_recovery
@@ -29,7 +29,9 @@ from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
 from zroute.receiving import recovery_session, replay, stream_recovery, tracker
 from zroute.receiving.accounts import SubscriptionState
-from zroute.receiving.events import Gap, LostKept, LostPast
+from zroute.receiving.events import Gap, LostKept, LostPast, UnknownLoss, Verdict
+from zroute.receiving.replay import PastLoss
+from zroute.receiving.stream_recovery import Ready
 
 LOG = logging.getLogger("zroute.tests")
 PREFIXES = (b"a.", b"b.")
@@ -989,3 +991,28 @@ def test_the_past_is_asked_for_when_everything_was_handled() -> None:
     assert [ready.first for _, _, ready in session.ready() if isinstance(ready, stream_recovery.Ready)] == [1]
     session.ask(0.0)
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("later", [2, 2**40 + 8])
+def test_a_number_of_another_count_before_the_statement_ends_the_replay(later: int) -> None:
+    """The publisher has begun to count again; the messages behind are handled, and the past counts as lost."""
+    known = tracker.Tracker()
+    known.subscribe([b"a."])
+    known.join(b"marker", 0.0)
+    found = recovery_session.RecoverySession(1, lambda topic: None)
+    found.change((), {b"a.": Since(SinceMode.ALL)})
+    before = SubscriptionState(7, b"a.")
+    for number in (2**40 + 7, later):  # the upper bits are those of the count
+        assert found.early(before, number, 1, b"%d" % number, 8, 0.0) is Verdict.HELD
+    found.stated(7, history=True)
+    known.stated(7, b"marker", Statement(0, 1, "", False, ((b"a.", 3),), history=True))
+    account = known.stream(7, b"a.")
+    assert account is not None
+    dropped, losses = found.begin(known.admit, account, 0.0)
+    entries = [entry for _, _, entry in found.ready()]
+    handled = [int(entry.frame) for entry in entries if isinstance(entry, Ready) and entry.frame is not None]
+    assert handled == [number for number in (2**40 + 7, later) if number > 3]
+    assert dropped == 2 - len(handled)
+    assert [type(loss) for loss in losses] == [UnknownLoss]
+    assert [entry for entry in entries if isinstance(entry, PastLoss)] == [PastLoss(None, 0)]
+    assert found._hold.messages == found._hold.size == 0

@@ -179,6 +179,39 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
 
         return Wired(app)
 
+    def surrounded(handlers: int, kind: str = "", **options: Any) -> Callable[[], Wired]:
+        """Return an app whose calls are made later, in a context of their own, or by middleware."""
+
+        def make() -> Wired:
+            app = App(codec="json", isolate=kind == "isolate")
+            if kind == "middleware":
+                app.middleware(lambda call, route: lambda message: call(message))
+            for _ in range(handlers):
+                if kind == "async":
+
+                    async def handle(body: Quote) -> None: ...
+
+                    app.add_route(handle, "desk.{symbol}")
+                else:
+                    app.add_route(handler(list[Quote] if options else Quote), "desk.{symbol}", **options)
+            return Wired(app)
+
+        return make
+
+    def wide(handlers: int) -> Callable[[], Wired]:
+        """Return an app whose handlers take captured text and the topic."""
+
+        def make() -> Wired:
+            app = App(codec="json")
+            for _ in range(handlers):
+
+                def handle(quote: Quote, symbol: str, topic: Topic) -> None: ...
+
+                app.add_route(handle, "desk.{symbol}")
+            return Wired(app)
+
+        return make
+
     def one(form: str) -> Callable[[str], list[Any]]:
         return lambda topic: [raw_frames(form, topic)]
 
@@ -216,6 +249,16 @@ def shapes() -> dict[str, tuple[Callable[[], Wired], Callable[[str], list[Any]],
         "captures": (captures, one("tracked"), "desk.a.b.c."),
         "capture and topic": (capture_and_topic, one("plain"), "desk."),
         "several types": (several_types, one("plain"), "desk."),
+        "middleware": (surrounded(1, "middleware"), one("plain"), "desk."),
+        "middleware, frames": (surrounded(1, "middleware"), coalesced, "desk."),
+        "middleware, three handlers": (surrounded(3, "middleware"), one("tracked"), "desk."),
+        "isolated": (surrounded(3, "isolate"), one("plain"), "desk."),
+        "async": (surrounded(1, "async"), coalesced, "desk."),
+        "batches": (surrounded(1, batch=10), one("plain"), "desk."),
+        "batches, two handlers": (surrounded(2, batch=10), one("plain"), "desk."),
+        "two handlers, frames": (lambda: reader(2), coalesced, "desk."),
+        "wide characters": (wide(1), one("plain"), "desk.\U0001f600"),
+        "wide characters, two handlers": (wide(2), one("plain"), "desk.\U0001f600"),
         "codecs": (reader, codecs, "desk."),
         "publishers": (reader, publishers, "desk."),
     }
@@ -433,10 +476,10 @@ class Publisher:
         """The only publication."""
         return self.quotes._outlets[0]
 
-    def publish(self, first: int, last: int, length: int = 0) -> None:
+    def publish(self, first: int, last: int, length: int = 0, mark: str = "") -> None:
         """Publish one quote for each symbol with these numbers."""
         for number in range(first, last):
-            self.quotes.publish(Quote(f"s{number:05}{'x' * length}", 1.5))
+            self.quotes.publish(Quote(f"s{number:05}{mark}{'x' * length}", 1.5))
             if number % 100 == 0:
                 self.turn()
         self.turn()
@@ -459,17 +502,17 @@ WIRES = [("plain", "drop"), ("tracked", "drop"), ("tracked", "wait"), ("multipar
 
 
 @pytest.mark.parametrize(("wire", "overflow"), WIRES)
-@pytest.mark.parametrize("length", [0, 200])
-def test_published_topics_take_no_more_than_is_counted(wire: str, overflow: str, length: int) -> None:
+@pytest.mark.parametrize(("length", "mark"), [(0, ""), (200, ""), (200, "\U0001f600")])
+def test_published_topics_take_no_more_than_is_counted(wire: str, overflow: str, length: int, mark: str) -> None:
     """The bytes that a publication counts are an upper limit of what Python uses."""
     publisher = Publisher(wire, overflow)
     try:
-        publisher.publish(0, 10, length)
+        publisher.publish(0, 10, length, mark)
         covers = publisher.service._run._publisher.session.counters._budget if wire == "tracked" else None  # type: ignore[union-attr]
         before = publisher.outlet._budget.used + (covers.used if covers is not None else 0)
         with grown() as found:
             for _ in range(2):  # the second message looks up the counters of its topic
-                publisher.publish(10, 1_010, length)
+                publisher.publish(10, 1_010, length, mark)
         counted = publisher.outlet._budget.used + (covers.used if covers is not None else 0) - before
         assert found.bytes <= counted <= 3 * found.bytes, (found.bytes / 1_000, counted / 1_000)
         assert publisher.app.stats.cache_misses == 1_010

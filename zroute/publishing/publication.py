@@ -613,7 +613,9 @@ class CompiledPublication:
 
     def _size(self, topic: bytes) -> int:
         """Return the maximum memory of a topic in bytes, including its fast path."""
-        return _TOPIC + _SENDER * (self._fast is not None) + _COPIES * len(topic)
+        # One copy is text, whose characters take up to 4 bytes each if it is not ASCII.
+        copies = _COPIES if topic.isascii() else _COPIES + 3
+        return _TOPIC + _SENDER * (self._fast is not None) + copies * len(topic)
 
     def _drop(self) -> None:
         topics, states, freed = self._topics, self._states, 0

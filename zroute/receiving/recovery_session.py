@@ -221,18 +221,19 @@ class RecoverySession:
         key = account.publisher, account.prefix
         self._settle(key)
         stream = self._stream(key)
-        stream.replay, stream.catches_up = Replay(self.since[account.prefix], account.expected - 1), True
+        upto = account.expected - 1
+        stream.replay, stream.catches_up = Replay(self.since[account.prefix], upto), True
         early = self._take_early(key)
-        dropped, events = early.dropped_up_to(stream.replay.upto), list[Event]()
+        dropped, events = early.dropped_up_to(upto), list[Event]()
         for each in early.frames:
             self._hold.give_back(each.size)
             if each.is_kept:
-                stream.wait(stream.replay.upto, each.frame, each.size - WAITING_COST)
+                stream.wait(upto, each.frame, each.size - WAITING_COST)
                 continue
-            if each.number <= stream.replay.upto:
+            if each.number <= upto:
                 dropped += each.many
                 continue
-            # It came over a faster path than the statement.
+            # It came over a faster path than the statement. If the counting has begun again, the replay ends.
             verdict, loss = self.admit(admit, account, each.number, each.many, each.frame, each.size, now)
             dropped += each.many if verdict is Verdict.DUPLICATE else 0
             events += [] if loss is None else [loss]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from sys import getsizeof
 from types import MethodType
 from typing import Any, Final
 
@@ -79,6 +78,13 @@ _SHARED, _FRAMES, _CLOSURE, _STEP, _HEADS, _HEAD = 310, 540, 560, 300, 750, 170
 
 The order is: a closure whose maker all topics of the handler share, such a closure for coalesced frames, any other
 closure, each step of such a closure, the dict of heads with the closure that searches it, and each head.
+"""
+
+_LATER, _AROUND, _GATHER, _LIST = 350, 1_700, 1_500, 800
+"""The additional sizes of closures, in bytes.
+
+The order is: a call that is made later, or in a context of its own; a call with middleware; a call with batches; and a
+closure that decodes lists.
 """
 
 _MAKERS = 10_000
@@ -401,7 +407,7 @@ class TopicCache:
             _keep(self._makers, key, make)
         if shared is not None:
             return MethodType(make, entry.key), _CLOSURE + _STEP + _METHOD
-        return make(step.call.function, step.delivery, *given), _CLOSURE + _STEP
+        return make(step.call.function, step.delivery, *given), _size_of_closure(entry)
 
     def _for_frames(
         self, entry: TopicEntry, known: KnownHead, context: FrameContext, keeps: int | None
@@ -427,7 +433,7 @@ class TopicCache:
         make = frame_maker(steps[0], decode, known, context, self._outcomes, keeps=keeps, shared=shared)
         if is_shared(route):
             _keep(self._frame_makers, (route, known), make)
-        size = _FRAMES + _CLOSURE + _STEP
+        size = _FRAMES + _size_of_closure(entry)
         if shared is not None:
             return MethodType(make, entry.key), size
         return make(steps[0].call.function, steps[0].delivery, at), size
@@ -556,7 +562,7 @@ class TopicCache:
             else:
                 steps = self._steps(entry, number, large=kind[1])
                 deliver = make_deliver(steps, self._outcomes, self._outcomes.undecodable)
-                size = _CLOSURE + _STEP * len(steps)
+                size = _size_of_closure(entry)
             if entry.others is _EMPTY:
                 entry.others, size = {}, size + _SEGMENTS
             entry.others[kind] = deliver
@@ -574,7 +580,7 @@ class TopicCache:
             if entry.coalesced is _EMPTY:
                 entry.coalesced = {}
             entry.coalesced[key] = self._make_deliver_coalesced(entry, number, large=large)
-            self._grow(entry, _CLOSURE + _STEP * len(entry.routes))
+            self._grow(entry, _size_of_closure(entry) + _LIST)
         return entry.coalesced[key]
 
     # -- entries ----------------------------------------------------------------------------------------
@@ -596,7 +602,7 @@ class TopicCache:
             self._outcomes.long_topic(entry.topic)
         elif topic not in self._multipart:
             self._entries[topic] = entry
-            entry.size = _size(topic, deliveries) if shared is None else _size_of_key(topic, key)
+            entry.size = _size(topic, deliveries) if shared is None else _size_of_key(topic, key, deliveries[0])
             self._budget.take(entry.size)
         return entry
 
@@ -614,7 +620,7 @@ class TopicCache:
             if found is not None:
                 return found
         steps = self._steps(entry, 0, large=False)
-        size = _CLOSURE + _STEP * len(steps)
+        size = _size_of_closure(entry)
         if all(_refuses_magic(step, self._codecs.default) for step in steps):
             if len(steps) == 1:
                 return self._for_one(entry, 0, self._refuse_plain)
@@ -750,22 +756,36 @@ def _size(topic: bytes, deliveries: Sequence[BoundRoute]) -> int:
     return size
 
 
-def _size_of_text(topic: bytes) -> int:
-    """Return an upper bound in bytes for the characters of a topic as text.
-
-    It is also an upper bound for all captured segments together. One wide character makes every character of a text as
-    wide as itself.
-    """
-    return len(topic) if topic.isascii() else getsizeof(Topic.from_wire(topic))
-
-
-def _size_of_key(topic: bytes, key: Any) -> int:
+def _size_of_key(topic: bytes, key: Any, delivery: BoundRoute) -> int:
     """Return the size of an entry with a key, without closures, in bytes."""
-    size = _ENTRY + len(topic)
+    size, constants = _ENTRY + len(topic), delivery.route.call.constants
     if type(key) is tuple:
-        # The captured segments come first, and then the topic.
-        texts = 2 if len(key) > 2 and type(key[-1]) is Topic else 1
-        size += _KEY + _VALUE * (len(key) - 1) + _size_of_text(topic) * texts
+        texts = bool(constants.converters) + bool(constants.topic)
+        size += _KEY + _VALUE * (len(key) - 1) + texts * _size_of_text(topic)
+    return size
+
+
+def _size_of_text(topic: bytes) -> int:
+    """Return the size of the characters of a topic, or of all its segments, in bytes.
+
+    A character of a text that is not ASCII takes up to 4 bytes.
+    """
+    return len(topic) if topic.isascii() else 4 * len(topic)
+
+
+def _size_of_closure(entry: TopicEntry) -> int:
+    """Return the size of a closure of one topic, in bytes."""
+    size = _CLOSURE
+    for route in entry.routes:
+        size += _STEP
+        if route.call.constants:
+            size += _PARTIAL
+        if route.flow.active or route.around.isolated:
+            size += _LATER
+        if route.around.chain is not None:
+            size += _AROUND + _size_of_text(entry.wire)
+        if route.lists is not None:
+            size += _GATHER
     return size
 
 
