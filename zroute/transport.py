@@ -80,8 +80,9 @@ subscriptions, as on ZeroMQ. A network without reports of subscriptions has its 
 `make_session` then returns the `TransportSession` that numbers messages and knows the subscribers.
 
 **Defaults.** A transport may be a subclass of `Transport`. It then inherits `opened`, `confirmed`, `summary`,
-`addresses`, `kept`, `states`, `try_sender`, `announce`, `make_session`, `count_subscribers`, `add` and `remove`, with
-the behaviour of a transport that has no high-water mark, does not know its subscribers, and can't change its endpoints.
+`addresses`, `kept`, `states`, `ring`, `try_sender`, `announce`, `make_session`, `count_subscribers`, `add` and
+`remove`, with the behaviour of a transport that has no high-water mark, does not know its subscribers, and can't change
+its endpoints.
 """
 
 from __future__ import annotations
@@ -660,6 +661,13 @@ class Transport(Protocol):
 
         The value is a `zroute.testing.transport.States`. The default is None: the publisher must send snapshots to new
         subscribers.
+        """
+        return None
+
+    def ring(self, history: Any) -> Any:
+        """Return the `zroute.publishing.history.Ring` for the sent frames of a publication with a `History`.
+
+        The default is None: the publisher itself sends messages again.
         """
         return None
 

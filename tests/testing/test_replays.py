@@ -212,3 +212,20 @@ def test_a_wider_handler_without_a_past_repeats_none() -> None:
         orders.publish(2, key="a")
         t.advance(0)
         assert (got, wide) == ([("replayed", 1), 2], [2])
+
+
+def test_a_history_contains_only_the_messages_of_its_publisher() -> None:
+    """Other publishers of the same topics are not in it, and each keeps to its own bounds."""
+    feed, desk, got = App(pub=ADDRESS), App(sub=ADDRESS), list[Any]()
+    wide = feed.publisher("a.{x}", int, history=History(messages=1))
+    narrow = feed.publisher("a.b", int, history=History(messages=10))
+    without = feed.publisher("a.c", int)
+    with TestApp(feed, desk) as t:
+        for number in range(3):
+            narrow.publish(number)
+            without.publish(10 + number)
+            wide.publish(20 + number, x="d")
+            feed.publish("a.e", 30 + number)
+        desk.attach("a.*", got.append, since="all")
+        t.advance(1)
+    assert got == [0, 1, 2, 22]

@@ -52,7 +52,7 @@ from zroute.publishing.fast_path import (
     counting_header,
     make_fast_path,
 )
-from zroute.publishing.history import Ring, recording
+from zroute.publishing.history import History, Ring, recording
 from zroute.publishing.publication import DONE, Emit, Publication
 from zroute.publishing.send_queue import SendQueue
 from zroute.publishing.session import PublisherSession
@@ -90,6 +90,7 @@ class Paths:
         session: The session that numbers messages; None except on the tracked wire.
         kept: The topics with a kept message; None if the transport keeps no messages.
         own: The session of a transport that has its own, also on the plain wire; None on ZeroMQ.
+        ring: A function that returns the kept frames of a publication with a history; None if the transport has none.
         snapshots: The snapshots of the publisher; None if no publication has any.
     """
 
@@ -101,6 +102,7 @@ class Paths:
     session: PublisherSession | TransportSession | None
     kept: Container[bytes] | None
     own: TransportSession | None = None
+    ring: Callable[[History], Ring | None] = lambda history: None
     snapshots: Snapshots | None = attrs.field(init=False, default=None)
     # One bound method for all topics.
     _delays: Guard = attrs.field(init=False, default=attrs.Factory(lambda self: self.queue.delays, takes_self=True))
@@ -122,11 +124,10 @@ class Paths:
         """
         publications = tuple(publications)
         self._coalescer = coalescer
-        if isinstance(self.session, PublisherSession):
-            for publication in dict.fromkeys(publication for publication, _ in publications):
-                if publication.history is not None:
-                    ring = self._rings[publication] = self.session.ring(publication.history)
-                    self._senders[publication] = recording(self.send, ring)
+        for publication in dict.fromkeys(publication for publication, _ in publications):
+            if publication.history is not None and (ring := self.ring(publication.history)) is not None:
+                self._rings[publication] = ring
+                self._senders[publication] = recording(self.send, ring)
         self._keeping = [pattern for publication, pattern in publications if publication.keep]
         self._holding = [pattern for publication, pattern in publications if self.choices.coalesces(publication)]
 

@@ -125,10 +125,13 @@ class Publisher:
         kept: Container[bytes] | None = self._transport.kept if session is None else session.kept.messages
         if kept is None:
             self._refuse_to_keep()
-        # The transport of a test has kept messages but no session; it loses nothing, so it needs no history.
+        # The transport of a test has kept messages and histories, but no session.
         if not isinstance(session, PublisherSession) and self._transport.kept is None:
             self._refuse_histories()
-        paths = Paths(self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept, self._own)
+        ring = session.ring if isinstance(session, PublisherSession) else self._transport.ring
+        paths = Paths(
+            self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept, self._own, ring
+        )
         self._coalescer = self._make_coalescer(send)
         paths.snapshots = snapshots = self._make_snapshots(paths.epoch)
         paths.open([(outlet.publication, outlet.pattern) for outlet in self._outlets], self._coalescer)

@@ -23,7 +23,7 @@ from zroute.messages.topics import Pattern, matches, minimal_cover
 from zroute.messages.wire import MAGIC, NUL, RecoveredFrame, ReplayedFrame, pack_kept, parse_header
 from zroute.options import READ_BUDGET
 from zroute.planning.plan import Plan
-from zroute.publishing.history import Ring, sent_at
+from zroute.publishing.history import History, Ring, sent_at
 from zroute.publishing.snapshots import Made, Snapshots
 from zroute.receiving.events import Gap
 from zroute.receiving.session import SubscriberSession
@@ -257,12 +257,6 @@ class States:
                     yield topic, made
 
 
-def _rings(plan: Plan | None) -> list[tuple[Pattern, Ring]]:
-    """Return the histories of an app, with the patterns of their publications."""
-    outlets = () if plan is None else plan.parts.outlets
-    return [(each.pattern, Ring(kept)) for each in outlets if (kept := each.publication.history) is not None]
-
-
 def _sequence(frame: bytes) -> int:
     """Return the number of a message in the one series of its publisher."""
     return parse_header(frame.partition(NUL)[2]).sequence
@@ -322,7 +316,7 @@ class MemoryTransport:
         self._woken = False
         self._listening = False
         self.kept: dict[bytes, bytes] = {}
-        self._rings = _rings(plan)
+        self._rings: list[Ring] = []
         self._ticked = 0.0  # the time of the last tick of the histories
         self.states = States()
         self.subscribers_changed: Callable[[], None] = lambda: None
@@ -390,6 +384,12 @@ class MemoryTransport:
         """True between `open` and `close`."""
         return self._receive is not None
 
+    def ring(self, history: History) -> Ring:
+        """Return the kept frames of a publication; the other apps get them without requests."""
+        ring = Ring(history)
+        self._rings.append(ring)
+        return ring
+
     def sender(self, *, multipart: bool) -> Callable[[Any], None] | None:
         """Return a function that passes frames to the bus, or None without endpoints."""
         if not self._request.ends.pub:
@@ -454,15 +454,10 @@ class MemoryTransport:
     def keep(self, frames: tuple[bytes, ...]) -> None:
         """Keep a message for apps that subscribe later.
 
-        It is kept as the latest of its topic if the header requests this, and in the history of its publisher.
+        It is kept as the latest of its topic if the header requests this.
         """
         topic, _, rest = frames[0].partition(NUL)
-        if self._rings:
-            self._tick()
-            for pattern, ring in self._rings:
-                if matches(pattern, topic) is not None:
-                    ring.keep(frames[0])
-                    break
+        self._tick()  # before the publisher appends the message to its history
         if self.plan is not None and self.plan.choices.wire != "tracked":
             return
         if rest.startswith(MAGIC) and parse_header(rest).keeps:
@@ -475,7 +470,7 @@ class MemoryTransport:
         """
         last = self._reactor.seconds() // TICK * TICK
         if last > self._ticked:
-            for _, ring in self._rings:
+            for ring in self._rings:
                 ring.trim(self._ticked + TICK)
                 ring.trim(last)
             self._ticked = last
@@ -484,7 +479,7 @@ class MemoryTransport:
         """Return the messages of a subscription that the histories of the app contain."""
         self._tick()
         found: list[bytes] = []
-        for _, ring in self._rings:
+        for ring in self._rings:
             ring.seal()  # as for a request
             found += [frame for block in ring.blocks for frame in block.frames if frame.startswith(subscription)]
         return sorted(found, key=_sequence) if len(self._rings) > 1 else found
@@ -608,30 +603,36 @@ class MemoryTransport:
         return True
 
     def _find(self, sender: MemoryTransport | None, subscription: bytes) -> None:
-        """Recover the lost messages of a subscription, or report them.
-
-        Their places are before the messages that arrive from now on.
-        """
-        gone: list[tuple[bytes, ...]] = []
+        """Find the losses of a subscription. Their places are before the messages that arrive from now on."""
         lost = self._lost.get(sender, {}).pop(subscription, ())
+        if lost:
+            self._inbox.append(partial(self._judge_losses, sender, subscription, lost))
+            self._wake()
+
+    def _judge_losses(
+        self, sender: MemoryTransport | None, subscription: bytes, lost: Sequence[tuple[bytes, ...]]
+    ) -> None:
+        """Recover the lost messages that the history of their publisher still contains, and report the others."""
+        found: list[tuple[None, tuple[bytes, ...], None] | Callable[[], None]] = []
+        gone: list[tuple[bytes, ...]] = []
         history = set[bytes]()
-        if lost and sender is not None and self.accounts.recovers_losses(subscription):
+        if sender is not None and self.accounts.recovers_losses(subscription):
             history.update(sender.history(subscription))
         for frames in lost:
             if frames[0] not in history:
                 gone.append(frames)
                 continue
             if gone:
-                self._inbox.append(partial(self._report, subscription, gone))
+                found.append(partial(self._report, subscription, gone))
                 gone = []
-            self._inbox.append((None, (RecoveredFrame.of(frames[0], frames[0]),), None))
+            found.append((None, (RecoveredFrame.of(frames[0], frames[0]),), None))
             self._request.stats.recovered += 1
         if gone:
-            self._inbox.append(partial(self._report, subscription, gone))
+            found.append(partial(self._report, subscription, gone))
             if sender is not None:
                 # Not now: the message that shows the loss is already part of the state.
                 self._reactor.callLater(0, self._give_states_of, sender, subscription)
-        self._wake()
+        self._inbox.extendleft(reversed(found))
 
     def _report(self, subscription: bytes, lost: Sequence[tuple[bytes, ...]]) -> None:
         """Count lost messages, and call the app's functions."""

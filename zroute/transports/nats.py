@@ -128,6 +128,7 @@ class NatsTransport:
     name_peers = Transport.name_peers
     announce = Transport.announce
     count_subscribers = Transport.count_subscribers
+    ring = Transport.ring
 
     def __init__(self, request: TransportRequest) -> None:
         cluster, app = request.ends.nats, request.app

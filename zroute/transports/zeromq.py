@@ -66,6 +66,7 @@ class ZmqTransport(SocketPair):
     confirmed = Transport.confirmed
     make_session = Transport.make_session
     count_subscribers = Transport.count_subscribers
+    ring = Transport.ring
 
     def __init__(self, request: TransportRequest) -> None:
         app = request.app
