@@ -665,9 +665,9 @@ class Transport(Protocol):
         return None
 
     def ring(self, history: Any) -> Any:
-        """Return the `zroute.publishing.history.Ring` for the sent frames of a publication with a `History`.
+        """Return a place for the sent frames of a publication with a history.
 
-        The default is None: the publisher itself sends messages again.
+        It is a `zroute.publishing.history.Ring`. The default is None: the publisher itself sends messages again.
         """
         return None
 

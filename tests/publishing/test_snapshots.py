@@ -235,11 +235,11 @@ def test_books_equal_those_of_the_publisher_after_every_message(case: str) -> No
 
 def _report_at_once(recoveries: Recoveries, many: int | None = None) -> Any:
     """Report losses before the messages that precede them are delivered."""
-    for ready in _take(recoveries, many):
+    taken = list(_take(recoveries, many))
+    for ready in taken:
         if callable(ready):
             ready()
-        else:
-            yield ready
+    yield from (ready for ready in taken if not callable(ready))
 
 
 def _lose_whole(self: StreamRecovery, lost: Sequence[tuple[int, int]]) -> bool:

@@ -102,8 +102,8 @@ class Paths:
     session: PublisherSession | TransportSession | None
     kept: Container[bytes] | None
     own: TransportSession | None = None
-    ring: Callable[[History], Ring | None] = lambda history: None
     snapshots: Snapshots | None = attrs.field(init=False, default=None)
+    ring: Callable[[History], Ring | None] = attrs.field(init=False, default=lambda history: None)
     # One bound method for all topics.
     _delays: Guard = attrs.field(init=False, default=attrs.Factory(lambda self: self.queue.delays, takes_self=True))
     _coalescer: Coalescer | None = attrs.field(init=False, default=None)

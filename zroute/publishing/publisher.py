@@ -128,10 +128,8 @@ class Publisher:
         # The transport of a test has kept messages and histories, but no session.
         if not isinstance(session, PublisherSession) and self._transport.kept is None:
             self._refuse_histories()
-        ring = session.ring if isinstance(session, PublisherSession) else self._transport.ring
-        paths = Paths(
-            self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept, self._own, ring
-        )
+        paths = Paths(self._choices, self._stats, self._clock_ns, send, self._send_queue, session, kept, self._own)
+        paths.ring = session.ring if isinstance(session, PublisherSession) else self._transport.ring
         self._coalescer = self._make_coalescer(send)
         paths.snapshots = snapshots = self._make_snapshots(paths.epoch)
         paths.open([(outlet.publication, outlet.pattern) for outlet in self._outlets], self._coalescer)

@@ -385,7 +385,10 @@ class MemoryTransport:
         return self._receive is not None
 
     def ring(self, history: History) -> Ring:
-        """Return the kept frames of a publication; the other apps get them without requests."""
+        """Return the kept frames of a publication.
+
+        The other apps get them without requests.
+        """
         ring = Ring(history)
         self._rings.append(ring)
         return ring
@@ -603,7 +606,10 @@ class MemoryTransport:
         return True
 
     def _find(self, sender: MemoryTransport | None, subscription: bytes) -> None:
-        """Find the losses of a subscription. Their places are before the messages that arrive from now on."""
+        """Find the losses of a subscription.
+
+        Their places are before the messages that arrive from now on.
+        """
         lost = self._lost.get(sender, {}).pop(subscription, ())
         if lost:
             self._inbox.append(partial(self._judge_losses, sender, subscription, lost))
@@ -612,7 +618,7 @@ class MemoryTransport:
     def _judge_losses(
         self, sender: MemoryTransport | None, subscription: bytes, lost: Sequence[tuple[bytes, ...]]
     ) -> None:
-        """Recover the lost messages that the history of their publisher still contains, and report the others."""
+        """Recover the lost messages that are in a history; report the others."""
         found: list[tuple[None, tuple[bytes, ...], None] | Callable[[], None]] = []
         gone: list[tuple[bytes, ...]] = []
         history = set[bytes]()
