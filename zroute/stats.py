@@ -153,7 +153,8 @@ class Stats:
     Requests of this app:
 
     - ``requests_sent``: requests. A request with ``retry`` counts each time that it is sent.
-    - ``requests_failed``: requests that ended with an error.
+    - ``requests_failed``: requests that ended with an error. A request with ``retry`` counts for each attempt that
+      fails, also if a later one succeeds.
     - ``replies_late``: replies that arrived after the caller had given up.
 
     Other:

@@ -364,6 +364,13 @@ def test_a_wrong_since_is_refused(since: Any) -> None:
         app.subscribe("orders.>", since=since)(print)
 
 
+def test_an_age_of_nothing_is_refused_with_a_way_to_receive_only_live_messages() -> None:
+    """The error of ``timedelta(0)`` says to remove ``since``."""
+    app = App(sub="tcp://127.0.0.1:1")
+    with pytest.raises(SignatureError, match=r"remove since= to receive only live messages"):
+        app.subscribe("orders.>", since=timedelta(0))(print)
+
+
 @pytest.mark.parametrize("since", [datetime.now(UTC) + timedelta(hours=1), datetime.max.replace(tzinfo=UTC)])
 def test_a_time_in_the_future_is_refused_where_it_is_given(since: datetime) -> None:
     """A past that begins in the future is an error that tells the time, at the line that gives it."""

@@ -122,6 +122,13 @@ def test_a_wrong_number_is_refused(many: Any) -> None:
         t.lose(many)
 
 
+def test_swapped_arguments_are_refused_with_the_right_call() -> None:
+    """The error of ``lose(pattern, many)`` shows the call to write."""
+    swapped: Any = ("orders.>", 3)
+    with TestApp(App()) as t, pytest.raises(UsageError, match=r"1 or more: write lose\(3, 'orders\.>'\)$"):
+        t.lose(*swapped)
+
+
 @pytest.mark.parametrize(
     ("pattern", "fault"),
     [

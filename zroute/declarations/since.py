@@ -46,7 +46,7 @@ def check_since_option(since: Any, where: str) -> Since | None:
     if isinstance(since, timedelta):
         if since > timedelta():
             return Since(SinceMode.AGE, min(_nanoseconds(since), _MAX))
-        fault = "expected a timedelta of more than 0"
+        fault = "expected a timedelta of more than 0; remove since= to receive only live messages"
     elif isinstance(since, datetime):
         if since.utcoffset() is not None:
             return Since(SinceMode.TIME, min(max(_nanoseconds(since - _EPOCH), 0), _MAX))

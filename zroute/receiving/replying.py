@@ -52,7 +52,10 @@ _HEAD = pack_head(codec=0, epoch=0)
 _SIMPLE = _HEAD[:5]  # the magic number, version and kind of a header
 _FLAGS_AT = 6
 
-_BUSY = "the queue of the handler is full: send the request again later"
+_BUSY = (
+    "the queue of the handler is full: send the request again later (retry=), or increase queue= or "
+    "max_in_flight= of the handler"
+)
 _FULL = "the waiting requests exceed the limit in bytes: send the request again later"
 _STOPS = "the server is stopping: send the request again later"
 _STREAMS = "this handler answers with a stream: use app.request_stream, or zroute request --stream"

@@ -409,7 +409,10 @@ class Bed:
             PatternError: ``pattern`` is invalid.
         """
         if type(many) is not int or many < 1:
-            raise UsageError(f"lose({many!r}): expected the number of messages to lose, 1 or more")
+            given: tuple[Any, Any] = many, pattern
+            swapped = isinstance(given[0], str) and type(given[1]) is int
+            hint = f": write lose({pattern!r}, {many!r})" if swapped else ""
+            raise UsageError(f"lose({many!r}): expected the number of messages to lose, 1 or more{hint}")
         self._bus.lose(many, parse(pattern, self.apps[0].separator), users_line())
 
     def clear(self) -> None:
