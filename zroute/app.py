@@ -658,11 +658,11 @@ class App(Routes):
 
         - NotRunningError: The app is not running, or has not opened its endpoints yet.
         - EndpointError: The app has no endpoint to subscribe to.
-        - UsageError: The stream was already used in another block. Or with ``since``: another handler of the app shares
-          the subscription.
+        - UsageError: The stream was already used in another block.
         - WrongThreadError: The caller is not on the reactor's thread.
         - ForkedContextError: The process was forked from the one that runs the app.
-        - SignatureError: With ``since`` or ``App(recover=True)``: the app has no endpoint on the tracked wire.
+        - SignatureError: With ``since`` or ``App(recover=True)``: the app has no endpoint on the tracked wire. With
+          ``since``, or if only one of them recovers: another handler of the app shares the subscription.
         - SchemaError: The type can't be decoded.
         - DuplicateRouteError: With ``dispatch="most_specific"``, the pattern has a handler already.
         """

@@ -80,6 +80,30 @@ def test_a_fault_is_said_with_the_exit_code_of_its_kind(tmp_path: Path, source: 
     assert done.stdout == ""
 
 
+SHARED = """
+from zroute import App
+app = App(sub="tcp://127.0.0.1:1")
+
+@app.subscribe("orders.>", {})
+def on_order(amount: int) -> None: ...
+
+@app.subscribe(">", {})
+def on_all(amount: int) -> None: ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "remedy"),
+    [("recover=True", "", "recover=True for both"), ("since='all'", "since='last'", "the same since= for both")],
+)
+@pytest.mark.parametrize("command", ["check", "routes", "run"])
+def test_handlers_that_disagree_are_told_alike(tmp_path: Path, command: str, one: str, other: str, remedy: str) -> None:
+    """Each command that compiles the app prints the text alone, and ends with 4."""
+    done = zroute(command, "quotes", cwd=module(tmp_path, SHARED.format(one, other)))
+    assert done.returncode == 4, done.stderr
+    assert re.fullmatch(rf"zroute: quotes\.py:\d+: on_order\(\) .*{remedy}.*\n", done.stderr)
+
+
 GROUP = """
 from zroute import Routes
 routes = Routes()

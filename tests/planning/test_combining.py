@@ -7,7 +7,7 @@ import re
 import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -400,6 +400,18 @@ def passes(pair: Pair) -> None:
         if made.works:
             t.put("jobs.a", 8)
             assert made.done == [8]
+
+
+def test_each_refusal_of_an_app_that_is_compiled_is_an_error_of_its_setup() -> None:
+    """A SetupError has a line, and each command ends with the exit code for it."""
+    refusals = 0
+    for pair in PAIRS:
+        if pair.outcome not in ("works", "interacts"):
+            with suppress(SetupError):
+                refusals += 1
+                Made(pair).app.compile()
+                refusals -= 1
+    assert refusals > 30
 
 
 @pytest_twisted.ensureDeferred

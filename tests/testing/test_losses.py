@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -164,16 +165,37 @@ def test_a_loss_of_fewer_messages_than_asked_for_is_no_error() -> None:
     assert desk.stats.lost == 1
 
 
-def test_an_error_of_the_test_comes_before_that_of_a_loss() -> None:
-    """A test that fails before its messages are published raises its own error."""
+def test_an_error_of_the_test_has_a_note_of_a_loss_that_no_app_can_notice() -> None:
+    """A test whose assert fails for a wrong pattern raises its own error, which names the pattern."""
 
     def play() -> None:
-        with TestApp(_apps()[1]) as t:
-            t.lose(1)
+        feed, desk, orders, _ = _apps()
+        with TestApp(feed, desk) as t:
+            t.lose(1, "orders.>")
+            orders.publish(1, key="a")
+            t.lose(3, "order.>")
             raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        play()
+    async def play_awaited() -> None:
+        async with TestApp(_apps()[1]) as t:
+            t.lose(3, "order.>")
+            raise ZeroDivisionError
+
+    def play_handler() -> None:
+        app = App()
+
+        @app.on_shutdown
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        with TestApp(app) as t:
+            t.lose(3, "order.>")
+
+    for fail in (play, play_handler, lambda: asyncio.run(play_awaited())):
+        with pytest.raises(ZeroDivisionError) as raised:
+            fail()
+        (note,) = raised.value.__notes__
+        assert re.fullmatch(r"lose\(3, 'order.>'\) at .*test_losses.py:\d+ lost nothing: .*", note)
 
 
 def test_an_awaited_test_fails_for_a_loss_that_no_app_can_notice() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from zroute.errors import UsageError
+from zroute.errors import SignatureError
 from zroute.functions import annotated, identity
 from zroute.logs import printable
 from zroute.messages.recovery import Since
@@ -25,7 +25,7 @@ def recovered_subscriptions(routes: Sequence[CompiledRoute]) -> frozenset[bytes]
     A gap belongs to a whole subscription, so all routes that share a subscription must agree.
 
     Raises:
-        UsageError: A route that recovers shares its subscription with a route that does not.
+        SignatureError: A route that recovers shares its subscription with a route that does not.
     """
     if not any(route.options.recover for route in routes):
         return frozenset()
@@ -36,11 +36,13 @@ def recovered_subscriptions(routes: Sequence[CompiledRoute]) -> frozenset[bytes]
     for both in wanted.values():
         if len(both) > 1:
             (one, recovers), (other, counts) = both[True], both[False]
-            raise UsageError(
-                f"{recovers.name} ({recovers.route.where}) recovers lost messages of {one.text!r}, but {counts.name} "
+            raise SignatureError(
+                f"{recovers.name} recovers lost messages of {one.text!r}, but {counts.name} "
                 f"({counts.route.where}) does not recover those of {other.text!r}. Both share one subscription, whose "
                 "messages are numbered together. Fix one of: recover=True for both; recover=False for both; patterns "
-                "that begin differently"
+                "that begin differently",
+                parameter="recover",
+                where=recovers.route.where,
             )
     return frozenset(subscription for subscription, both in wanted.items() if True in both)
 
@@ -67,7 +69,7 @@ def check_since(routes: Sequence[CompiledRoute], attached: CompiledRoute | None 
         attached: One of the routes, if it is attached while the app runs. Only this route is then checked.
 
     Raises:
-        UsageError: A route with ``since`` shares its subscription with a route that differs. An attached route with
+        SignatureError: A route with ``since`` shares its subscription with a route that differs. An attached route with
             ``since`` shares its subscription with any other route.
     """
     if not any(route.options.since for route in (routes if attached is None else (attached,))):
@@ -80,10 +82,12 @@ def check_since(routes: Sequence[CompiledRoute], attached: CompiledRoute | None 
                 remedy = "a pattern that begins differently; no since= for the attached handler"
             else:
                 continue
-            raise UsageError(
-                f"{route.name} ({route.route.where}) has since= for {one.text!r}, but {other.name} "
+            raise SignatureError(
+                f"{route.name} has since= for {one.text!r}, but {other.name} "
                 f"({other.route.where}) receives {two.text!r}. Both share one subscription, whose past a publisher "
-                f"sends once. Fix one of: {remedy}"
+                f"sends once. Fix one of: {remedy}",
+                parameter="since",
+                where=route.route.where,
             )
 
 

@@ -107,6 +107,8 @@ class TestApp(Bed):
         stopped = self._stop()
         if error is None:
             self._raise_unfinished(stopped)
+        else:
+            self._bus.note_losses(error)
 
     def _start(self, service: AppService) -> None:
         outcome: list[Any] = []

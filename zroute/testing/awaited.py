@@ -115,6 +115,8 @@ class AsyncTestApp(Bed):
         stopped = await self._stop()
         if error is None:
             self._raise_unfinished(stopped)
+        else:
+            self._bus.note_losses(error)
 
     async def _start(self, service: AppService) -> None:
         outcome: list[Any] = []

@@ -154,7 +154,11 @@ class Bed:
             service.stopService().addBoth(stopped.append)
 
     def _raise_unfinished(self, stopped: list[Any]) -> None:
-        self._raise()
+        try:
+            self._raise()
+        except BaseException as error:
+            self._bus.note_losses(error)
+            raise
         self._bus.check_losses()
         unfinished: dict[str, int] = {}
         for report in stopped:
@@ -406,6 +410,7 @@ class Bed:
 
         Raises:
             UsageError: ``many`` is less than 1. At the end of the test: no message was lost that an app subscribes to.
+                If the test raises another error, that error gets the text as a note instead.
             PatternError: ``pattern`` is invalid.
         """
         if type(many) is not int or many < 1:

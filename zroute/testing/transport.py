@@ -75,16 +75,15 @@ class _Losses:
     def __attrs_post_init__(self) -> None:
         self.many = self.left
 
-    def check(self) -> None:
-        """Raise UsageError if no app could notice a loss."""
-        if not self.noticed:
-            fault = "no message with a matching topic was published after it"
-            if matching := self.many - self.left:
-                fault = f"no app subscribes to the {matching} matching messages that were published after it"
-            raise UsageError(
-                f"lose({self.many}, {self.pattern.text!r}) at {self.where} lost nothing: {fault}. Check the pattern, "
-                "and call lose before the messages are published"
-            )
+    def __str__(self) -> str:
+        """Return the reason why no app could notice a loss."""
+        fault = "no message with a matching topic was published after it"
+        if matching := self.many - self.left:
+            fault = f"no app subscribes to the {matching} matching messages that were published after it"
+        return (
+            f"lose({self.many}, {self.pattern.text!r}) at {self.where} lost nothing: {fault}. Check the pattern, "
+            "and call lose before the messages are published"
+        )
 
 
 class Bus:
@@ -118,7 +117,14 @@ class Bus:
     def check_losses(self) -> None:
         """Raise UsageError if a call of `lose` lost nothing that an app subscribes to."""
         for each in self._losses:
-            each.check()
+            if not each.noticed:
+                raise UsageError(str(each))
+
+    def note_losses(self, error: BaseException) -> None:
+        """Add a note to the error of a test for each useless call of `lose`."""
+        for each in self._losses:
+            if not each.noticed:
+                error.add_note(str(each))
 
     def _loses(self, frames: tuple[bytes, ...]) -> _Losses | None:
         """Return what loses a message on its way to all members, or None."""
