@@ -143,8 +143,8 @@ class Listening:
     def stop(self, code: int = 0) -> None:
         """Stop without taking more messages; `run` then returns ``code``.
 
-        Further calls have no effect. The app stops normally, but without draining. The app still logs the summaries of
-        repeated lines.
+        Further calls have no effect. The app stops normally, but without draining. The messages that it leaves unread
+        are no loss, so it does not report them. The app still logs the summaries of repeated lines.
         """
         if self._stopped:
             return
@@ -154,7 +154,7 @@ class Listening:
         if self._service is None:
             self._end()
         else:
-            self._service.drain_timeout = 0.0
+            self._service.drain_timeout, self._service.leaves_unread = 0.0, True
             self._service.stopService().addErrback(self._stop_failed).addCallback(self._end)
 
     def finish(self) -> None:
