@@ -95,6 +95,7 @@ class Listening:
         self._endpoints = endpoints
         self._access = access
         self._take = take
+        self._since = since
         self._is_ignored = any_of(ignore)
         self._is_wanted = any_of(patterns) if patterns else lambda _topic: True
         self._app = App(name=click.get_current_context().command_path, limits=Limits(max_message=_MAX_BODY))
@@ -135,6 +136,10 @@ class Listening:
             BaseException: The error that ``take``, or a function given to `every`, has raised.
         """
         set_up_logging("warning", "auto")
+        if self._since is not None:  # otherwise the missing past would look like an empty one
+            from zroute.receiving.recoveries import NO_HISTORY
+
+            NO_HISTORY.setLevel("INFO")
         run_reactor(self.reactor, self._signals, self.guarded, self._open, wait, seconds)
         if self._failure is not None:
             raise self._failure
