@@ -229,6 +229,18 @@ def test_losses_are_logged_and_counted(tmp_path: Path, command: str) -> None:
         assert child.err[-1].endswith("malformed 0, lost 5")
 
 
+@pytest.mark.parametrize("command", ["tail", "record"])
+def test_messages_after_the_last_wanted_one_are_no_loss(tmp_path: Path, command: str) -> None:
+    """After -n messages, the command does not warn of gaps that the summary does not count."""
+    file = (str(tmp_path / "r"),) if command == "record" else ()
+    with answering(command, *file, "-n", "2") as (child, publisher):
+        publisher.send("a", 1, 4, *range(9, 1000, 2))
+        assert child.end(None) == 0
+        assert child.err[-1].endswith("malformed 0, lost 2")
+        (warning,) = (line for line in child.err if "WARNING" in line)
+        assert "lost 2 messages of '' from publisher p" in warning
+
+
 @pytest.mark.parametrize("shape", [(), ("--json",)])
 def test_top_shows_how_many_were_lost(shape: tuple[str, ...]) -> None:
     """The last line of the table is the number of lost messages."""

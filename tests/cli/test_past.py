@@ -83,6 +83,23 @@ def test_record_begins_with_the_history(tmp_path: Path) -> None:
     assert all(envelope.tracked for envelope in found)
 
 
+@pytest.mark.parametrize("arguments", [("tail", "--last", "5"), ("tail", "--since", "1h"), ("record", "--from-start")])
+def test_a_publisher_without_a_history_is_told(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """If a publisher has no history, a line on standard error names it, once."""
+    command, *rest = arguments
+    file = [str(tmp_path / "r")] * (command == "record")
+    endpoint = free_endpoint()
+    with (
+        Child("-c", SOURCE.replace(", history=History(messages=1000)", ""), endpoint) as publisher,
+        Child("-m", "zroute", command, endpoint, *file, *rest) as child,
+    ):
+        publisher.line_with("published")
+        line = child.line_with("has no history", stream="err")
+        assert f"INFO    zroute {command}: publisher feed@" in line
+        assert child.end() == 0
+    assert [each for each in child.err if "INFO" in each] == [line]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

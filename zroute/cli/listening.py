@@ -95,6 +95,7 @@ class Listening:
         self._endpoints = endpoints
         self._access = access
         self._take = take
+        self._since = since
         self._is_ignored = any_of(ignore)
         self._is_wanted = any_of(patterns) if patterns else lambda _topic: True
         self._app = App(name=click.get_current_context().command_path, limits=Limits(max_message=_MAX_BODY))
@@ -135,6 +136,10 @@ class Listening:
             BaseException: The error that ``take``, or a function given to `every`, has raised.
         """
         set_up_logging("warning", "auto")
+        if self._since is not None:  # otherwise the missing past would look like an empty one
+            from zroute.receiving.recoveries import NO_HISTORY
+
+            NO_HISTORY.setLevel("INFO")
         run_reactor(self.reactor, self._signals, self.guarded, self._open, wait, seconds)
         if self._failure is not None:
             raise self._failure
@@ -143,8 +148,8 @@ class Listening:
     def stop(self, code: int = 0) -> None:
         """Stop without taking more messages; `run` then returns ``code``.
 
-        Further calls have no effect. The app stops normally, but without draining. The app still logs the summaries of
-        repeated lines.
+        Further calls have no effect. The app stops normally, but without draining. The messages that it leaves unread
+        are no loss, so it does not report them. The app still logs the summaries of repeated lines.
         """
         if self._stopped:
             return
@@ -154,7 +159,7 @@ class Listening:
         if self._service is None:
             self._end()
         else:
-            self._service.drain_timeout = 0.0
+            self._service.drain_timeout, self._service.leaves_unread = 0.0, True
             self._service.stopService().addErrback(self._stop_failed).addCallback(self._end)
 
     def finish(self) -> None:

@@ -36,7 +36,10 @@ from zroute.receiving.stream_recovery import Arrival, Ready, StreamRecovery
 from zroute.stats import Stats
 from zroute.throttle import ThrottledLog
 
-__all__ = ["Recoveries", "RecoveryCalls"]
+__all__ = ["NO_HISTORY", "Recoveries", "RecoveryCalls"]
+
+NO_HISTORY = logging.getLogger("zroute.history")
+"""The logger of the lines about publishers without a history, which `zroute tail` and ``record`` show too."""
 
 
 @attrs.frozen(eq=False)
@@ -89,6 +92,7 @@ class Recoveries:
         self._calls = calls
         self._name = name
         self._reports = reports
+        self._without = ThrottledLog(NO_HISTORY, clock)
         self._closed = False
         self._told: set[int] = set()  # publishers without a history, of which the log has told
         self.box = self._session.box
@@ -121,6 +125,7 @@ class Recoveries:
     def close(self) -> None:
         """Give up all recoveries, because reading ends. What was held stays to be taken."""
         self._log_recovered()
+        self._without.close()
         self._closed = True
         self._session.close()
 
@@ -279,14 +284,14 @@ class Recoveries:
 
     def has_no_history(self, epoch: int) -> None:
         """Log, once, that a publisher has no history."""
-        if self._session.has_none(epoch) and epoch not in self._told:
+        if self._session.has_none(epoch) and epoch not in self._told and not self._closed:
             self._told.add(epoch)
             text = (
                 "%s: %s has no history, so its lost messages do not come back, and it sends no earlier ones. Pass "
                 "history=History(…) to its publishers, or remove recover= and since="
             )
             facts = self._name, self._calls.named(epoch)
-            self._reports("no history", f"{self._name}: publishers without a history", logging.INFO, text, *facts)
+            self._without("no history", f"{self._name}: publishers without a history", logging.INFO, text, *facts)
 
     def replays(self, epoch: int) -> bool:
         """Return True until the past, and what waited for it, has been delivered."""

@@ -245,6 +245,7 @@ class Run:
         self._listening = False
         self._stopped = False
         self._ended = False
+        self._leaves_unread = False
 
     # -- from start to stop -----------------------------------------------------------------------------
 
@@ -295,6 +296,10 @@ class Run:
         producers = tuple(self._producer(trigger) for trigger in self.plan.parts.triggers)
         self._producers = Producers(producers, self.reactor, self._start, self._stats, self._outcomes)
         self._producers.start()
+
+    def leave_unread(self) -> None:
+        """Read no more messages, and do not report the losses among them."""
+        self._leaves_unread = True
 
     async def end(self, timeout: float) -> StopReport:
         """Stop producers, handle received messages, run ``on_shutdown``, and close.
@@ -595,6 +600,8 @@ class Run:
 
         Without such functions, the `Gap` is logged too.
         """
+        if self._leaves_unread:
+            return
         publisher = self._accounts.named(found.epoch)
         if isinstance(found, UnknownLoss):
             names = ", ".join(repr(str(Topic.from_wire(each))) for each in found.subscriptions[:_NAMED]) or "its topics"
@@ -804,8 +811,8 @@ class Run:
 
     @property
     def reads_on(self) -> bool:
-        """False after the app has read its maximum number of messages."""
-        return self._limit is None or self._limit.left > 0
+        """False after `leave_unread`, or after the maximum number of messages."""
+        return not self._leaves_unread and (self._limit is None or self._limit.left > 0)
 
     @property
     def unpacked(self) -> int:

@@ -59,6 +59,7 @@ class AppService(Service):
             it. The default is False, because the size of the pool is the choice of the program that runs the reactor.
         reports: True to log lines about the start, and the counters at the end. The default is True; `zroute run` and
             ``app.run`` log these lines themselves, and tests do not log them.
+        leaves_unread: True if the stop neither reads on nor reports losses. The default is False.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class AppService(Service):
         self.logs_failed_start = True
         self.reports = True
         self.owns_pool = False
+        self.leaves_unread = False
         self._leave_with = leave
         self._run: Run | None = None
         self._stopping: Deferred[StopReport] | None = None
@@ -191,6 +193,8 @@ class AppService(Service):
             else:
                 if self._logs_stop and self.exit_code is None:  # otherwise the exit code is logged, with its reason
                     _log.info("%s: stopping", self.plan.name)
+                if self.leaves_unread:
+                    run.leave_unread()
                 ending = Deferred.fromCoroutine(run.end(self.drain_timeout))
                 ending.addCallback(self._log_stop).chainDeferred(self._stopping)
         waiting: Deferred[StopReport] = Deferred()
