@@ -65,7 +65,14 @@ def prepared() -> Iterator[tuple[Path, dict[str, str]]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "small.py").write_text(SMALL)
-        ours = {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(folder / "compiled"), "PYTHONHASHSEED": "0"}
+        # Not the folder of the project: each file that another program adds there makes Python list the folder again.
+        (folder / "packages").mkdir()
+        (folder / "packages" / "zroute").symlink_to(ROOT / "zroute")
+        ours = {
+            "PYTHONPATH": str(folder / "packages"),
+            "PYTHONPYCACHEPREFIX": str(folder / "compiled"),
+            "PYTHONHASHSEED": "0",
+        }
         unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
         environment = {**unmeasured, **ours}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
