@@ -503,7 +503,16 @@ def test_a_subscription_covers_all_its_topics(pattern: list[str], topic: st.Data
 # -- topics made of patterns -----------------------------------------------------------------------------
 
 
-@given(st.lists(SEGMENTS, min_size=1, max_size=5), st.data())
+def is_a_name(text: str) -> bool:
+    """Return False for a segment that looks like a wildcard of another tool, such as ``<a>``."""
+    try:
+        parse(text)
+    except PatternError:
+        return False
+    return True
+
+
+@given(st.lists(SEGMENTS.filter(is_a_name), min_size=1, max_size=5), st.data())
 def test_what_a_publisher_puts_in_a_handler_gets_out(names: list[str], data: st.DataObject) -> None:
     """Values that a publisher puts into a topic arrive as captures."""
     values = {f"c{i}": data.draw(SEGMENTS) for i, _ in enumerate(names)}
