@@ -273,7 +273,8 @@ class Counters:
             # A cover without counters never causes a beat, so it begins as if it were noted already.
             cover = Cover(counters, counters[:CARRIED], moved=not counters)
             if len(self._shared) >= _SHARED:
-                self._shared.clear()
+                for each in part(self._shared):
+                    del self._shared[each]
             self._shared[counters] = cover
         self._budget.take(_size(topic, cover))  # before the cover is stored, so that the budget does not drop it
         self._covers[topic] = cover

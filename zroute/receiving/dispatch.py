@@ -757,12 +757,12 @@ class SharedCall:
     """The call of a handler by a function for all its topics.
 
     The function takes the *key* of a topic in front of the other arguments, and the closure of a topic is a bound
-    method of function and key. A topic then has one object that Python's garbage collector visits, instead of seven: a
-    function, its cells, a `BoundRoute`, and more. Each full collection visits them all, and with 100,000 topics most of
-    the time of a new topic was spent there.
+    method of function and key. Beside its entry, a topic then has one object that Python's garbage collector visits,
+    instead of six: a function, its cells, a `BoundRoute`, and more. Each full collection visits them all, and with
+    100,000 topics most of the time of a new topic was spent there.
 
     The key is the topic or, if the handler has parameters whose values differ from topic to topic, a tuple of the topic
-    and these values. The collector stops to visit a tuple of text and numbers.
+    and these values. The collector stops visiting a tuple of text and numbers.
 
     Attributes:
         call: The call. Its arguments use ``key``.

@@ -21,7 +21,7 @@ from zroute.messages.budget import Budget, part
 from zroute.messages.coalesced import LISTS
 from zroute.messages.codecs import JSON, Codec, Codecs, is_own
 from zroute.messages.schema import inspect, resolved
-from zroute.messages.topics import Topic
+from zroute.messages.topics import Topic, is_text
 from zroute.messages.wire import HEADER_SIZE, MAGIC
 from zroute.options import LARGE_FRAME, MAX_TOPIC, PUBLISHERS_KEPT, TOPIC_CACHE
 from zroute.receiving.coalesced import (
@@ -590,7 +590,7 @@ class TopicCache:
         route = shared = key = unrouted = None
         kept: tuple[BoundRoute, ...] | None = deliveries
         if not deliveries:
-            unrouted = self._unrouted if _is_utf8(topic) else self._not_utf8
+            unrouted = self._unrouted if is_text(topic) else self._not_utf8
         elif len(deliveries) == 1:
             route = deliveries[0].route
             shared = self._shared_call(route)
@@ -787,15 +787,6 @@ def _size_of_closure(entry: TopicEntry) -> int:
         if route.lists is not None:
             size += _GATHER
     return size
-
-
-def _is_utf8(topic: bytes) -> bool:
-    """Return True if a topic is text."""
-    try:
-        topic.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _refused_already(_body: bytes, _raw: RawFrames) -> int:

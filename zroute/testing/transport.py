@@ -62,18 +62,15 @@ class _Outside:
 class _Losses:
     """The next ``left`` messages whose topics match a pattern are lost.
 
-    ``where`` is the line of the test (``file:line``) that loses them. ``matching`` messages were lost so far, and
-    ``noticed`` is True if an app subscribes to one of them.
+    ``where`` is the line of the test (``file:line``) that loses them, and ``many`` is ``left`` at the beginning.
+    ``noticed`` is True if an app subscribes to one of the messages that were lost so far.
     """
 
     pattern: Pattern
     left: int
     where: str
-    many: int = attrs.field(init=False)
+    many: int = attrs.field(init=False, default=attrs.Factory(lambda self: self.left, takes_self=True))
     noticed: bool = attrs.field(init=False, default=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.many = self.left
 
     def __str__(self) -> str:
         """Return the reason why no app could notice a loss."""
