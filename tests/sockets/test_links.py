@@ -136,6 +136,34 @@ def test_a_handshake_is_that_of_the_endpoint_whose_text_it_has() -> None:
     assert told(links, ("handshake_succeeded", ADDRESS, 0)) is None
 
 
+def test_the_event_of_a_handshake_may_follow_the_first_message() -> None:
+    """An event that is read after a first message is still of its own connection."""
+    links = dialled(ADDRESS, SIX)
+    first, second = told(links, *up(ADDRESS, 16)[:2]), told(links, *up(SIX, 17)[:2])
+    assert first is not None
+    assert second is not None
+    links.heard(second)
+    assert (links.ready, links.greeting) == ((second.id,), 1)
+    assert told(links, *up(SIX, 17)[2:]) is second
+    assert (first.ready, links.greeting) == (False, 1)
+    assert told(links, *up(ADDRESS, 16)[2:]) is first
+
+
+def test_a_message_tells_which_of_two_handshakes_succeeded() -> None:
+    """With one address for all, the event is that of the connection that has sent a message."""
+    links = Links()
+    bound = "tcp://0.0.0.0:5555"
+    first, second = told(links, ("accepted", bound, 16)), told(links, ("accepted", bound, 17))
+    assert first is not None
+    assert second is not None
+    links.heard(second)
+    assert told(links, ("handshake_succeeded", bound, 0)) is second
+    assert told(links, ("handshake_failed_auth", bound, 400)) is first
+    assert (first.ready, second.fault, links.greeting) == (False, None, 0)
+    links.heard(second)  # has no event left to wait for
+    assert told(links, ("handshake_succeeded", bound, 0)) is None
+
+
 def test_a_descriptor_that_is_used_again_is_another_connection() -> None:
     """A reused descriptor gets a new id, and is doubtful until all messages of the old one are read."""
     links = dialled(ADDRESS)

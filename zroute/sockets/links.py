@@ -8,7 +8,9 @@ This module does not use ZeroMQ. The addresses in events do not identify a conne
 - All connections to a bound endpoint have the same address.
 
 This module therefore finds a connection by its descriptor if the event contains a descriptor (``connected``,
-``accepted``, ``disconnected``). For other events, this module uses the address.
+``accepted``, ``disconnected``). The events of a handshake have no descriptor: each belongs to the oldest connection
+whose address fits and whose handshake has no event yet. If a message has shown before its event that a handshake
+succeeded, the next success belongs to that connection.
 """
 
 from __future__ import annotations
@@ -67,6 +69,40 @@ class _Dialled:
         return 2 if not self.resolved and _port(text) == _port(self.address) else 3
 
 
+class _Handshakes:
+    """Connections whose handshake has no event yet.
+
+    They are grouped by the address in their first event, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self._at: dict[str, dict[int, Link]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._at.values()))
+
+    def add(self, link: Link) -> None:
+        self._at.setdefault(link.address, {})[link.id] = link
+
+    def discard(self, link: Link) -> bool:
+        """Remove a connection. Return False if it was not here."""
+        among = self._at.get(link.address, {})
+        if among.pop(link.id, None) is None:
+            return False
+        if not among:
+            del self._at[link.address]
+        return True
+
+    def ids(self, address: str) -> set[int]:
+        return set(self._at.get(address, ()))
+
+    def oldest_at(self, address: str) -> Link | None:
+        return next(iter(self._at.get(address, {}).values()), None)
+
+    def oldest(self) -> Link | None:
+        return min((next(iter(links.values())) for links in self._at.values()), key=lambda link: link.id, default=None)
+
+
 class Links:
     """The connections of one socket.
 
@@ -77,8 +113,8 @@ class Links:
         self._ids = count(1)
         self._links: dict[int, Link] = {}  # by id, so in the order of connecting
         self._by_fd: dict[int, Link] = {}
-        # Connections in their handshake, oldest first, by the address in their first event.
-        self._greeting: dict[str, dict[int, Link]] = {}
+        self._greeting = _Handshakes()
+        self._early = _Handshakes()  # a message was read before the event of the handshake
         self._dialled: list[_Dialled] = []
         # The endpoints of ended connections with unread messages, by descriptor; None for a peer that connected to us.
         self._unread: dict[int, set[str | None]] = {}
@@ -124,9 +160,13 @@ class Links:
             link.doubtful = False
 
     def heard(self, link: Link) -> None:
-        """Record a message of a connection. Messages arrive only after the handshake."""
+        """Record a message of a connection. Messages arrive only after the handshake.
+
+        The event of the handshake may be read after the message. It still belongs to this connection.
+        """
         link.ready = True
-        self._ends_greeting(link)
+        if self._greeting.discard(link):
+            self._early.add(link)
 
     # -- events of libzmq ------------------------------------------------------------------------------------
 
@@ -184,38 +224,27 @@ class Links:
             self._end([before])
         link = Link(next(self._ids), event.value, event.address, endpoint, doubtful=event.value in self._unread)
         self._links[link.id] = self._by_fd[link.fd] = link
-        self._greeting.setdefault(link.address, {})[link.id] = link
+        self._greeting.add(link)
         return link
 
     def _greeted(self, text: str) -> Link | None:
-        link = self._oldest_greeting(text)
+        early, greeting = self._early, self._greeting
+        link = early.oldest_at(text) or greeting.oldest_at(text) or early.oldest() or greeting.oldest()
         if link is not None:
-            self.heard(link)
+            link.ready = True
+            self._ends_handshake(link)
         return link
 
     def _failed(self, event: SocketEvent) -> Link | None:
-        link = self._oldest_greeting(event.address)
+        link = self._greeting.oldest_at(event.address) or self._greeting.oldest()
         if link is not None:
             link.fault = event
-            self._ends_greeting(link)
+            self._ends_handshake(link)
         return link
 
-    def _oldest_greeting(self, text: str) -> Link | None:
-        """Return the connection whose handshake an event reports.
-
-        The event has no descriptor, so the result is the oldest connection in its handshake with this address. If there
-        is none, the result is the oldest connection in its handshake.
-        """
-        among = self._greeting.get(text)
-        if among:
-            return next(iter(among.values()))
-        oldest = (next(iter(links.values())) for links in self._greeting.values())
-        return min(oldest, key=lambda link: link.id, default=None)
-
-    def _ends_greeting(self, link: Link) -> None:
-        among = self._greeting.get(link.address, {})
-        if among.pop(link.id, None) is not None and not among:
-            del self._greeting[link.address]
+    def _ends_handshake(self, link: Link) -> None:
+        self._greeting.discard(link)
+        self._early.discard(link)
 
     def _disconnected(self, event: SocketEvent) -> Link | None:
         link = self._by_fd.get(event.value)
@@ -232,7 +261,7 @@ class Links:
         # A copy, because callers pass generators over the dict that this loop changes.
         for link in tuple(links):
             del self._links[link.id], self._by_fd[link.fd]
-            self._ends_greeting(link)
+            self._ends_handshake(link)
             self._unread.setdefault(link.fd, set()).add(link.endpoint)
             for each in [each for each in self._dialled if each.link is link]:
                 each.link = None
@@ -248,11 +277,11 @@ class Links:
     @property
     def greeting(self) -> int:
         """The number of connections in their handshake."""
-        return sum(map(len, self._greeting.values()))
+        return len(self._greeting)
 
     def greeting_at(self, address: str) -> set[int]:
         """Return the ids of the connections in their handshake with this address."""
-        return set(self._greeting.get(address, ()))
+        return self._greeting.ids(address)
 
     @property
     def alive(self) -> frozenset[int]:
