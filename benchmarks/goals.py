@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import attrs
 
 from benchmarks.coalesced import FEW_A_FRAME, FLOOD, MANY_A_FRAME
-from benchmarks.latency import BARE
+from benchmarks.latency import BARE, READING
 from benchmarks.on_nats import WITH_HEADER
 from benchmarks.peers_nats import FASTSTREAM, NATS_PY
 from benchmarks.publish import BESIDE_COALESCED, BESIDE_KEPT, FOUR, ONE, WITH_HISTORY
@@ -74,6 +74,7 @@ GOALS = (
     Goal("1,000,000-byte bodies, plain wire / hand-written loop", "receive-1mb", PLAIN, BY_HAND, 0.9),
     Goal("one-way latency p50, 1,000/s, tracked / bare pyzmq in the reactor", "latency-1000", TRACKED, BARE, 1.1),
     Goal("one-way latency p50, 50,000/s, tracked / the same", "latency-50000", TRACKED, BARE, 1.1),
+    Goal("one-way latency p50, 50,000/s, only the reader is an app / the same", "latency-50000", READING, BARE, 1.1),
     Goal("receive, coalesced, 50 a frame / hand-written plain loop", "coalesced", MANY_A_FRAME, BY_HAND, 0.52),
     Goal("receive, coalesced, 5 a frame / the same", "coalesced", FEW_A_FRAME, BY_HAND, 1.0),
     Goal("receive, coalesced, 256 a turn / the same", "coalesced", FLOOD, BY_HAND, 0.4),

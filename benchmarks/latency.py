@@ -23,9 +23,12 @@ from benchmarks.running import WHOLE, Contestant, Figures, Group
 from benchmarks.workloads import NUL, PLAIN, TOPIC, TRACKED, Scale, decoder, encoder
 from tests.support import free_endpoint
 
-__all__ = ["BARE", "groups"]
+__all__ = ["BARE", "READING", "groups"]
 
 BARE = "hand-written, pyzmq in the same reactor"
+READING = f"{PLAIN}, publisher by hand"
+"""Only the subscriber is an app: a difference to `BARE` is the reader's. In the other rows, a part of it is the
+publisher's: each millisecond, it sends the messages that are due one after the other."""
 TOGETHER = f"{TRACKED}, coalesced"
 RATES = (1_000, 50_000)
 PERIOD = 0.001
@@ -68,7 +71,7 @@ def groups(scale: Scale) -> list[Group]:
             f"one-way latency over TCP, {rate:,} messages a second",
             tuple(
                 Contestant(kind, partial(_measure, kind, rate, scale.seconds), WHOLE)
-                for kind in (BARE, PLAIN, TRACKED, TOGETHER)
+                for kind in (BARE, READING, PLAIN, TRACKED, TOGETHER)
             ),
             BARE,
             main="p50 us",
@@ -219,7 +222,7 @@ def main(role: str, kind: str, endpoint: str, rate: str, skipped: str, total: st
         _kept = (subscribe_bare if kind == BARE else subscribe_zroute)(
             reactor, endpoint, Latencies(int(skipped), int(total))
         )
-    elif kind == BARE:
+    elif kind in (BARE, READING):
         publish_bare(reactor, endpoint, int(rate), int(total))
     else:
         publish_zroute(kind, reactor, endpoint, int(rate), int(total))

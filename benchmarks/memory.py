@@ -3,7 +3,7 @@
 Each contestant runs in a process of its own and compares resident memory before and after, each time after a garbage
 collection.
 
-``python -m benchmarks.memory routes|received|published COUNT``
+``python -m benchmarks.memory routes|received|published|kept-60|kept-1024 COUNT``
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from benchmarks import workloads
 from benchmarks.children import line, python, say, started
 from benchmarks.running import WHOLE, Contestant, Figures, Group
 from benchmarks.workloads import NUL, Quote, Scale
+from zroute.messages.wire import HEADER_SIZE
 
 __all__ = ["MEMORY", "groups"]
 
 MEMORY = "memory MiB"
+KEPT = (60, 1_024)
+"""The sizes of the bodies of kept messages, in bytes."""
 
 
 def _measure(what: str, number: int) -> Figures:
@@ -39,6 +42,7 @@ def groups(scale: Scale) -> list[Group]:
         (f"{scale.routes:,} routes", "routes", scale.routes),
         (f"{scale.topics_seen:,} topics received", "received", scale.topics_seen),
         (f"{scale.topics_seen:,} topics published, tracked", "published", scale.topics_seen),
+        *((f"{scale.topics:,} bodies of {size:,} bytes in a history", f"kept-{size}", scale.topics) for size in KEPT),
     )
     contestants = tuple(Contestant(name, partial(_measure, what, number), WHOLE, absent) for name, what, number in work)
     return [Group("memory", "memory", contestants, None, main=MEMORY, rounds=1)]
@@ -116,11 +120,25 @@ def topics_published(number: int) -> object:
     return counters
 
 
+def kept(size: int, number: int) -> object:
+    """Keep the frames of messages whose bodies have ``size`` bytes, as the history of a publisher does."""
+    from zroute.publishing.history import History, Ring
+
+    ring, body = Ring(History(messages=number, bytes=1 << 30)), bytes(HEADER_SIZE + size)
+    for each in range(number):
+        ring.append(workloads.TOPIC + NUL + body)
+        if each % 10_000 == 0:
+            ring.trim(each / 100_000)  # an app does this each quarter of a second
+    ring.trim(0.0)
+    return ring
+
+
 WORK: dict[str, Callable[[int], object]] = {
     "dict": dictionary,
     "routes": service,
     "received": topics_received,
     "published": topics_published,
+    **{f"kept-{size}": partial(kept, size) for size in KEPT},
 }
 
 if __name__ == "__main__":
