@@ -98,7 +98,7 @@ def test_each_state_is_reached_and_left(table: Table, states: type[Enum], first:
         assert reached(table, state) >= set(states) - {Promise.NOTHING, first}
 
 
-@pytest.mark.parametrize("event", [HearingEvent.SIGN, HearingEvent.PROMISE, HearingEvent.ANSWER])
+@pytest.mark.parametrize("event", [HearingEvent.SIGN, HearingEvent.KEPT, HearingEvent.PROMISE, HearingEvent.ANSWER])
 def test_a_publisher_that_is_heard_is_silent_no_more(event: HearingEvent) -> None:
     """One sign of life ends a silence, and a new judgement then needs two new questions."""
     for question in (Question.SILENT, Question.LATE, Question.PINGED_AGAIN, Question.ASKED_AGAIN):
@@ -126,13 +126,13 @@ def test_the_code_executes_the_tables(promise: Promise, question: Question) -> N
         assert asked.question is (begins or question)
         assert asked.promise is (PROMISES[promise].get(event) or promise)
         assert asked.answer_by == (100.0 + ANSWER_SECONDS if begins else 0.0)
-    for seconds, event in ((0.0, HearingEvent.SIGN), (BEATS[0], HearingEvent.PROMISE)):
+    for seconds, event in ((None, HearingEvent.SIGN), (0.0, HearingEvent.KEPT), (BEATS[0], HearingEvent.PROMISE)):
         heard = signs(promise, question)
         heard.note(None, seconds)
         assert heard.heard(100.0, moved=False, beat=BEATS[0], chance=lambda: 0.0)
         assert heard.question is (QUESTIONS[question][event] or question)
-        assert heard.promise is PROMISES[promise][event]
-        assert (heard.sign_by, heard.quiet_at) == (100.0 + seconds + GRACE, 100.0 + QUIET_SECONDS)
+        assert heard.promise is (PROMISES[promise][event] or promise)
+        assert (heard.sign_by, heard.quiet_at) == (100.0 + seconds + GRACE if seconds else 0.0, 100.0 + QUIET_SECONDS)
     answered = signs(promise, question)
     answered.answered()
     assert answered.question is (QUESTIONS[question][HearingEvent.ANSWER] or question)

@@ -1128,6 +1128,60 @@ def test_only_connections_by_which_nothing_is_heard_are_named() -> None:
     assert watched(tracker, 8, 3) == [silent(7)]
 
 
+def test_the_answer_to_a_ping_does_not_stand_for_the_beats_of_a_message() -> None:
+    """If all beats of the last messages are lost, answers to pings do not hide it."""
+    tracker = joined(b"a", link=1)
+    tracker.links.update(frozenset({1}), (), 0)
+    assert received(tracker, 1) is None
+    assert watched(tracker, 0, TICK) == []
+    tracker.ping(b"P", TICK)
+    assert tracker.stated(7, b"P", stated(), link=1) == []
+    assert watched(tracker, 2 * TICK, BEATS[0] + GRACE) == [Overdue(7)]
+    tracker.join(b"N", 4)
+    assert losses(*tracker.stated(7, b"N", stated((b"a", 5)), link=1)) == (4, 0)
+
+
+def test_a_part_of_an_answer_does_not_stand_for_the_beats_of_a_message() -> None:
+    """Only a whole answer states the numbers of all subscriptions."""
+    tracker = joined(b"a", b"b", link=1)
+    tracker.links.update(frozenset({1}), (), 0)
+    assert received(tracker, 1) is None
+    assert watched(tracker, 0, TICK) == []
+    tracker.stated(7, b"M", Statement(0, 2, "", False, ((b"b", 0),)), link=1)
+    assert watched(tracker, 2 * TICK, BEATS[0] + GRACE) == [Overdue(7)]
+
+
+def test_messages_of_other_subscriptions_do_not_hide_that_beats_are_lost() -> None:
+    """If the beats of one subscription are lost while another is busy, the publisher is asked, once."""
+    tracker = joined(b"a", b"b", link=1)
+    tracker.links.update(frozenset({1}), (), 0)
+    assert received(tracker, 1, b"b") is None
+    found: list[tuple[float, object]] = []
+    for number in range(1, 1 + int(60 / TICK)):
+        assert received(tracker, number) is None
+        found += [(number * TICK, event) for event in tracker.check(number * TICK, emptied=True)]
+    ((asked, event),) = found
+    assert event == Overdue(7)
+    assert BEATS[-1] + GRACE < asked <= 2 * (BEATS[-1] + GRACE) + 3 * TICK
+
+
+def test_a_subscription_whose_number_was_stated_needs_no_question() -> None:
+    """One of the beats is enough, and so is a statement."""
+    for beat in (True, False):
+        tracker = joined(b"a", b"b", link=1)
+        tracker.links.update(frozenset({1}), (), 0)
+        assert received(tracker, 1, b"b") is None
+        found: list[object] = []
+        for number in range(1, 1 + int(60 / TICK)):
+            assert received(tracker, number) is None
+            if number == 4 and beat:
+                assert tracker.beat(7, b"b", 1, 0) == []
+            elif number == 4:
+                tracker.stated(7, b"M", stated((b"a", number), (b"b", 1)), link=1)
+            found += tracker.check(number * TICK, emptied=True)
+        assert found == []
+
+
 def test_a_publisher_that_stays_away_is_closed_as_an_unknown_loss() -> None:
     """A publisher that stays away until its counters are forgotten is an unknown loss, and may join again."""
     tracker = joined(b"a")

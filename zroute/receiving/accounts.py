@@ -23,6 +23,7 @@ from typing import Final
 
 import attrs
 
+from zroute.messages.control import BEATS, GRACE
 from zroute.receiving.hearing import Signs
 
 __all__ = ["ACCOUNTS", "AccountEvent", "Claim", "RemotePublisher", "State", "SubscriptionState"]
@@ -47,12 +48,14 @@ class SubscriptionState:
     """The account of one subscription at one publisher.
 
     ``expected`` is the number of the next message. It is 0 before the join. It is -1 if this object is out of date; the
-    caller must then look up the current object. ``claims`` contains the latest claimed losses, in order.
+    caller must then look up the current object. ``stated`` is the expected number after the last heartbeat or answer.
+    ``claims`` contains the latest claimed losses, in order.
     """
 
     publisher: int
     prefix: bytes
     expected: int = 0
+    stated: int = 0
     claims: list[Claim] | None = None
 
     def claim(self, first: int, last: int, unknown: bool, asked: int) -> None:
@@ -140,6 +143,8 @@ class RemotePublisher:
     pulse: int | None = attrs.field(init=False, default=None)  # the sum of the expected numbers
     rival: int | None = attrs.field(init=False, default=None)
     active: bool = attrs.field(init=False, default=False)  # True after the first counted message
+    unstated: dict[SubscriptionState, int] = attrs.field(init=False, factory=dict)  # see `overlooks`
+    looked_at: float = attrs.field(init=False, default=0.0)
     missed: int = attrs.field(init=False, default=0)  # consecutive answers that omitted a subscription
     kept: int = attrs.field(init=False, default=1)  # the number of the next kept message
     kept_lost: int = attrs.field(init=False, default=0)  # the number of kept messages counted as lost
@@ -227,6 +232,24 @@ class RemotePublisher:
             pulse += sum([stream.expected for stream in self.leaving.values()])
         known, self.pulse = self.pulse, pulse
         return known is not None and known != pulse
+
+    def overlooks(self, now: float) -> bool:
+        """Return True if no heartbeat states the last number of a subscription.
+
+        All of its heartbeats may have been dropped, while messages of other subscriptions still arrive. The result is
+        True once after the last message, 12 to 24 seconds later.
+
+        Args:
+            now: The time in seconds, up to which all arrived frames have been read.
+        """
+        if now < self.looked_at + BEATS[-1] + GRACE:
+            return False
+        before, self.looked_at = self.unstated, now
+        self.unstated = {each: each.expected for each in self.streams.values() if each.expected > each.stated}
+        ended = [each for each, expected in self.unstated.items() if before.get(each) == expected]
+        for each in ended:
+            each.stated = each.expected
+        return bool(ended)
 
     def resync(self) -> None:
         """Set `pulse` again after a change of accounts that no message caused."""

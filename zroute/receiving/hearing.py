@@ -6,6 +6,8 @@ The rules for each publisher:
 - A sign of life may **promise** the next one: a message promises a heartbeat, and a heartbeat announces the next one.
   If a promised sign is `GRACE` seconds late, the subscriber asks the publisher. A publisher without a promise is asked
   after `QUIET_SECONDS` of silence, so a path that drops everything is also noticed on a quiet stream.
+- Only a heartbeat keeps a promise, because it states a number. The answer to a ping shows that the publisher is alive,
+  but not that the messages before it arrived.
 - The publisher has `ANSWER_SECONDS` to answer a question. If it sends nothing at all after two consecutive questions,
   it is **silent**. A silent publisher is not asked again until it is heard, so each silence is reported once.
 - The report contains the connections over which this publisher was heard, and over which *no publisher* has sent
@@ -104,7 +106,8 @@ class Question(Enum):
 class HearingEvent(Enum):
     """The events of one publisher, as seen by the subscriber."""
 
-    SIGN = "sign"  # of life, which promises nothing
+    SIGN = "sign"  # of life, which states no number
+    KEPT = "kept"  # the last heartbeat: a sign that keeps a promise, and promises nothing more
     PROMISE = "promise"  # a sign that promises the next one
     ANSWER = "answer"  # complete, to the last marker
     MARKER = "marker"  # we sent one; only an answer ends the wait
@@ -121,12 +124,14 @@ STAYS: Final = None
 PROMISES: Final[Mapping[Promise, Mapping[HearingEvent, Promise | None]]] = {
     Promise.NOTHING: {
         HearingEvent.SIGN: Promise.QUIET,
+        HearingEvent.KEPT: Promise.QUIET,
         HearingEvent.PROMISE: Promise.PROMISED,
         HearingEvent.ANSWER: STAYS,
         HearingEvent.MARKER: STAYS,
     },
     Promise.PROMISED: {
-        HearingEvent.SIGN: Promise.QUIET,
+        HearingEvent.SIGN: STAYS,
+        HearingEvent.KEPT: Promise.QUIET,
         HearingEvent.PROMISE: Promise.PROMISED,
         HearingEvent.ANSWER: Promise.QUIET,
         HearingEvent.MARKER: Promise.QUIET,
@@ -134,6 +139,7 @@ PROMISES: Final[Mapping[Promise, Mapping[HearingEvent, Promise | None]]] = {
     },
     Promise.QUIET: {
         HearingEvent.SIGN: Promise.QUIET,
+        HearingEvent.KEPT: Promise.QUIET,
         HearingEvent.PROMISE: Promise.PROMISED,
         HearingEvent.ANSWER: STAYS,
         HearingEvent.MARKER: STAYS,
@@ -142,12 +148,13 @@ PROMISES: Final[Mapping[Promise, Mapping[HearingEvent, Promise | None]]] = {
 }
 """The transitions of the promise.
 
-A sign of life sets both deadlines. The deadline of QUIET is still pending when the deadline of PROMISED has passed.
+Each sign of life sets the deadline of QUIET, which is still pending when the deadline of PROMISED has passed.
 """
 
 QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
     Question.UNASKED: {
         HearingEvent.SIGN: STAYS,
+        HearingEvent.KEPT: STAYS,
         HearingEvent.PROMISE: STAYS,
         HearingEvent.ANSWER: STAYS,
         HearingEvent.MARKER: Question.ASKED,
@@ -156,6 +163,7 @@ QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
     },
     Question.ASKED: {
         HearingEvent.SIGN: STAYS,
+        HearingEvent.KEPT: STAYS,
         HearingEvent.PROMISE: STAYS,
         HearingEvent.ANSWER: Question.UNASKED,
         HearingEvent.MARKER: Question.ASKED,
@@ -166,6 +174,7 @@ QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
     },
     Question.PINGED: {
         HearingEvent.SIGN: Question.UNASKED,
+        HearingEvent.KEPT: Question.UNASKED,
         HearingEvent.PROMISE: Question.UNASKED,
         HearingEvent.ANSWER: Question.UNASKED,
         HearingEvent.MARKER: Question.ASKED,
@@ -176,6 +185,7 @@ QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
     },
     Question.LATE: {
         HearingEvent.SIGN: Question.UNASKED,
+        HearingEvent.KEPT: Question.UNASKED,
         HearingEvent.PROMISE: Question.UNASKED,
         HearingEvent.ANSWER: Question.UNASKED,
         HearingEvent.MARKER: Question.ASKED_AGAIN,
@@ -184,6 +194,7 @@ QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
     },
     Question.ASKED_AGAIN: {
         HearingEvent.SIGN: Question.ASKED,  # the state keeps its deadline: only an answer ends it
+        HearingEvent.KEPT: Question.ASKED,
         HearingEvent.PROMISE: Question.ASKED,
         HearingEvent.ANSWER: Question.UNASKED,
         HearingEvent.MARKER: Question.ASKED_AGAIN,
@@ -194,6 +205,7 @@ QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
     },
     Question.PINGED_AGAIN: {
         HearingEvent.SIGN: Question.UNASKED,
+        HearingEvent.KEPT: Question.UNASKED,
         HearingEvent.PROMISE: Question.UNASKED,
         HearingEvent.ANSWER: Question.UNASKED,
         HearingEvent.MARKER: Question.ASKED_AGAIN,
@@ -204,6 +216,7 @@ QUESTIONS: Final[Mapping[Question, Mapping[HearingEvent, Question | None]]] = {
     },
     Question.SILENT: {
         HearingEvent.SIGN: Question.UNASKED,
+        HearingEvent.KEPT: Question.UNASKED,
         HearingEvent.PROMISE: Question.UNASKED,
         HearingEvent.ANSWER: Question.UNASKED,
         HearingEvent.MARKER: STAYS,
@@ -260,7 +273,8 @@ class Signs:
     _last: set[int] = attrs.field(init=False, factory=set)  # its last connections, after they have ended
     _closed: frozenset[int] = attrs.field(init=False, default=frozenset())  # connections closed for a known reason
     _why_closed: str | None = attrs.field(init=False, default=None)  # that reason, until it is heard over another one
-    _noted: float | None = attrs.field(init=False, default=None)  # the promise since the last check
+    _noted: float | None = attrs.field(init=False, default=None)  # the promise since the last check; 0.0 was kept
+    _alive: bool = attrs.field(init=False, default=False)  # heard since the last check
 
     # -- the states
 
@@ -299,15 +313,20 @@ class Signs:
             beat: The time in seconds until the heartbeat that a message promises.
             chance: Returns a random number from 0 to 1, which spreads the questions of many subscribers over time.
         """
-        promise, self._noted = self._noted, None
+        promise, alive, self._noted, self._alive = self._noted, self._alive, None, False
         if moved:
             promise = max(promise or 0.0, beat)
-        # 0.0 is a sign without a promise; None is no sign.
-        if promise is None:
+        if promise:
+            self._move(HearingEvent.PROMISE)
+            self.sign_by = now + promise + GRACE
+        elif promise is not None:
+            self._move(HearingEvent.KEPT)
+        elif alive:
+            self._move(HearingEvent.SIGN)
+        else:
             return False
-        self._move(HearingEvent.PROMISE if promise else HearingEvent.SIGN)
         self.heard_at, self.asked_at, self.unanswered = now, None, 0
-        self.sign_by, self.quiet_at = now + promise + GRACE, now + QUIET_SECONDS * (1.0 - _SPREAD * chance())
+        self.quiet_at = now + QUIET_SECONDS * (1.0 - _SPREAD * chance())
         return True
 
     def ask(self, question: HearingEvent, now: float, *, seconds: float = ANSWER_SECONDS) -> None:
@@ -356,16 +375,20 @@ class Signs:
     def begin_again(self, now: float) -> None:
         """Reset the states for a publisher that had ended and is heard again."""
         self.answered()
-        self.heard_at, self._noted, self.was_silent = now, None, False
+        self.unnote()
+        self.heard_at, self.was_silent = now, False
 
     # -- signs of life
 
-    def note(self, link: int | None, promise: float = 0.0) -> None:
+    def note(self, link: int | None, promise: float | None = None) -> None:
         """Record a control frame that arrived over ``link``.
 
-        The publisher promises the next frame within ``promise`` seconds; 0 means no promise.
+        The publisher promises the next frame within ``promise`` seconds. 0 means that the frame keeps a promise, and
+        promises nothing more; None means that it does neither.
         """
-        self._noted = max(self._noted or 0.0, promise)
+        self._alive = True
+        if promise is not None:
+            self._noted = max(self._noted or 0.0, promise)
         if link is not None:
             self.links.add(link)
             self.linked = True
@@ -379,12 +402,12 @@ class Signs:
 
     def unnote(self) -> None:
         """Discard the signs of life since the last check, because they are outdated."""
-        self._noted = None
+        self._noted, self._alive = None, False
 
     @property
     def is_noted(self) -> bool:
         """True if a control frame has arrived since the last check."""
-        return self._noted is not None
+        return self._alive
 
     def has_gone(self, links: LinkTimes) -> bool:
         """Return True if every connection over which the publisher was heard has ended."""

@@ -335,6 +335,7 @@ class Tracker:
         if stream is None or not stream.expected:
             return []
         before = stream.expected
+        stream.stated = max(stream.stated, number + 1)
         found = self._stands(stream, number)
         publisher = self._publishers[epoch]
         # A forged beat could otherwise promise the next one for a time weeks ahead.
@@ -392,6 +393,7 @@ class Tracker:
         stream = self.stream(publisher.epoch, prefix)
         if stream is None:
             return ()
+        stream.stated = number + 1
         if publisher.leaving and not stream.expected:
             publisher.standing[prefix] = number  # until the answer is complete, former accounts count its topics
             return ()
@@ -597,6 +599,8 @@ class Tracker:
         missed = signs.miss_sign(since)
         if missed is not None:
             yield Quiet(publisher.epoch) if missed is HearingEvent.QUIETED else Overdue(publisher.epoch)
+        elif not signs.is_asked and publisher.overlooks(since):
+            yield Overdue(publisher.epoch)
 
     def _silent(self, publisher: RemotePublisher) -> Iterator[Event]:
         """Report a publisher that has just become silent."""
