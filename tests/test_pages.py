@@ -45,8 +45,7 @@ def test_an_app_in_a_program_with_a_reactor_publishes_and_drains(embedded: Path)
     """A line to the TCP server is published by the app, and Ctrl+C runs on_shutdown."""
     listen = "tcp:0:interface=127.0.0.1"
     source = (embedded / "program.py").read_text()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     (embedded / "program.py").write_text(source.replace(listen, listen.replace(":0:", f":{port}:")))
     endpoint = next(word for word in (embedded / "quotes.py").read_text().split('"') if word.startswith("tcp://"))
     with (
