@@ -104,11 +104,13 @@ def test_the_summary_of_a_reader_counts_exactly() -> None:
         assert zroute("pub", endpoint, "news.a", "1", "--count", "300").returncode == 0
         assert zroute("pub", endpoint, "news.b", "2", "--every", "1ms", "--count", "20").returncode == 0
         reader.wait_for(lambda lines: len(lines) == 320)
-        unreached = zroute("pub", endpoint, "unheard.a", "1", "--wait", "3s")
-        assert unreached.returncode == 124
-        live = unreached.stderr.partition("active subscriptions: ")[2].strip().split(", ")
-        assert live, unreached.stderr
-        assert {*live} <= {"'news.'", "'other.'"}, "each of them reconnects when its pause is over"
+        for wait in ("3s", "10s", "60s"):  # each reader reconnects when its pause is over, or later on a busy machine
+            unreached = zroute("pub", endpoint, "unheard.a", "1", "--wait", wait)
+            assert unreached.returncode == 124
+            live = unreached.stderr.partition("active subscriptions: ")[2].strip().split(", ")
+            if "'news.'" in live:
+                break
+        assert {"'news.'"} <= {*live} <= {"'news.'", "'other.'"}, unreached.stderr
         assert (reader.end(), other.end()) == (0, 0)
     assert reader.err[-1].endswith("received 320, handled 320, failed 0, unrouted 0, malformed 0, lost 0")
     assert other.err[-1].endswith("received 0, handled 0, failed 0, unrouted 0, malformed 0, lost 0")
