@@ -44,6 +44,15 @@ def sized(thorough: int, quick: int) -> int:
     return thorough if THOROUGH else quick
 
 
+def spans(first: float) -> Iterator[float]:
+    """Yield ``first`` and two longer times in seconds, for the attempts of a test that is about a limit of time.
+
+    A machine that stands still for a moment exceeds a short limit, a fault exceeds all of them. The test leaves the
+    loop when an attempt was in time.
+    """
+    yield from (first, 5 * first, 25 * first)
+
+
 _held: deque[socket.socket] = deque(maxlen=200)
 """The sockets that keep the last chosen ports."""
 
