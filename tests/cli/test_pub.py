@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -317,7 +318,9 @@ def test_a_subscriber_whose_heartbeat_cuts_the_connection_has_lost_messages(mess
             got = drained(reader, pub)
             assert got < messages
             assert pub.end(None) == 75, pub.err
-            assert "1 subscriber reset the connection before reading all messages, reconnected" in pub.err[-1]
+            # On a busy machine, the heartbeat may cut more than one connection.
+            said = r"\d+ subscribers? reset the connection before reading all messages, reconnected"
+            assert re.search(said, pub.err[-1]), pub.err
 
 
 def test_a_subscriber_that_ends_with_messages_unread_is_not_missed() -> None:
