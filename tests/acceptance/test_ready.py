@@ -149,6 +149,7 @@ app = App(sub=sys.argv[1:], name="reader")
 def handle(number: int) -> None: ...
 
 async def wait():
+    await app.ready(1, timeout=120)
     try:
         await app.ready(3, timeout=3)
     except NotReadyError as error:
