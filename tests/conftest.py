@@ -20,7 +20,7 @@ import pytest
 
 from tests.interpreters import has_template, template
 from tests.marks import marks_of
-from tests.support import ROOT, THOROUGH, Way, end_at_once, free_port, has_ipv6
+from tests.support import ROOT, THOROUGH, Way, end_at_once, free_port, has_ipv6, heed_interrupts
 
 # No deadline: an example must not fail because the machine is busy.
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)
@@ -37,7 +37,8 @@ _HANGS_AFTER = 900.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the modules that many child processes import, even if bytecode is forbidden."""
+    """Prepare signals, and compile the modules that many child processes import, even if bytecode is forbidden."""
+    heed_interrupts()
     # A copy of the descriptor, because pytest redirects the original while a test runs. After the stacks of all
     # threads, the signal ends the process, even if it waits in a C function that ignores Python's signals.
     faulthandler.register(signal.SIGALRM, os.fdopen(os.dup(2), "w"), all_threads=True, chain=True)

@@ -8,8 +8,10 @@ import queue
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,15 +44,55 @@ def sized(thorough: int, quick: int) -> int:
     return thorough if THOROUGH else quick
 
 
+def spans(first: float) -> Iterator[float]:
+    """Yield ``first`` and two longer times in seconds, for the attempts of a test that is about a limit of time.
+
+    A machine that stands still for a moment exceeds a short limit, a fault exceeds all of them. The test leaves the
+    loop when an attempt was in time.
+    """
+    yield from (first, 5 * first, 25 * first)
+
+
+_held: deque[socket.socket] = deque(maxlen=200)
+"""The sockets that keep the last chosen ports."""
+
+
+def hold(host: str, port: int = 0) -> int:
+    """Keep the system from giving a port of ``host`` to other tests; return the port. 0 chooses one.
+
+    Tests run in several processes. A port that is only free when it is chosen may belong to another test by the time a
+    program of this test binds it, or binds it again. Linux does not choose a port with a bound socket for another
+    socket. Programs can still bind the port if both sockets have SO_REUSEADDR, as those of ZeroMQ, Twisted, asyncio and
+    nats-server do. Until a program listens, connections to the port are refused.
+
+    Raises:
+        OSError: The port is in use.
+    """
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if sys.platform == "linux":
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((host, port))
+    except OSError:
+        held.close()
+        raise
+    number = int(held.getsockname()[1])
+    if sys.platform == "linux":
+        if len(_held) == _held.maxlen:
+            _held.popleft().close()
+        _held.append(held)
+    else:  # other systems would refuse the port to the program
+        held.close()
+    return number
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port of ``host`` that is free now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Return a free TCP port of ``host``, which no other test gets."""
+    return hold(host)
 
 
 def free_endpoint() -> str:
-    """Return a tcp endpoint that is free now."""
+    """Return a tcp endpoint of a free port."""
     return f"tcp://127.0.0.1:{free_port()}"
 
 
@@ -81,7 +123,7 @@ class Way:
         """The endpoint to bind if the system chooses the port."""
 
     def meeting(self) -> Meeting:
-        """Return the endpoints of a port that is free now."""
+        """Return the endpoints of a free port."""
         address = f"tcp://{self._host}:{free_port(self._host.strip('[]'))}"
         return Meeting(address, self.to(address))
 
@@ -214,6 +256,12 @@ def end_at_once(number: int, _: object) -> None:
         child.kill()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def heed_interrupts() -> None:
+    """Do not ignore SIGINT. A shell ignores it in a job in the background, and programs of tests would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -45,8 +45,7 @@ def test_an_app_in_a_program_with_a_reactor_publishes_and_drains(embedded: Path)
     """A line to the TCP server is published by the app, and Ctrl+C runs on_shutdown."""
     listen = "tcp:0:interface=127.0.0.1"
     source = (embedded / "program.py").read_text()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     (embedded / "program.py").write_text(source.replace(listen, listen.replace(":0:", f":{port}:")))
     endpoint = next(word for word in (embedded / "quotes.py").read_text().split('"') if word.startswith("tcp://"))
     with (
@@ -146,7 +145,7 @@ def test_the_log_as_text_has_the_lines_of_the_page(logging_files: Path) -> None:
     text = "\n".join(block.text for block in blocks(HOW_TO / "logging.md") if block.language == "text")
     shown = [line for line in text.splitlines() if line.startswith("14:")]
     assert len(shown) == 3
-    options = ("--for", "500ms", "--log-format", "text")
+    options = ("--max-messages", "1", "--log-format", "text")
     with Child("-m", "zroute", "run", "orders", *options, cwd=logging_files) as program:
         assert program.end(None) == 0
         for line in shown[:2]:
@@ -157,7 +156,7 @@ def test_the_log_as_text_has_the_lines_of_the_page(logging_files: Path) -> None:
 def test_the_log_as_json_has_the_fields_of_the_page(logging_files: Path) -> None:
     """Each line is an object with the fields of the table; one with a traceback has all of them."""
     fields = {row[0].strip("`") for row in rows(HOW_TO / "logging.md", "field")}
-    options = ("--for", "500ms", "--log-format", "json")
+    options = ("--max-messages", "1", "--log-format", "json")
     with Child("-m", "zroute", "run", "orders", *options, cwd=logging_files) as program:
         assert program.end(None) == 0
         *lines, last = map(json.loads, program.err)

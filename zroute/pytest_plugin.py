@@ -6,6 +6,7 @@ Pytest loads this plugin in every run, so it imports zroute only when a fixture 
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,18 @@ def test_app() -> Iterator[Callable[..., TestApp]]:
 
 
 @pytest.fixture
-def free_endpoint() -> str:
-    """A free TCP endpoint on 127.0.0.1, for tests with real sockets."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{found.getsockname()[1]}"
+def free_endpoint() -> Iterator[str]:
+    """A free TCP endpoint on 127.0.0.1, for tests with real sockets.
+
+    On Linux, no test that runs at the same time gets the same endpoint.
+    """
+    with socket.socket() as held:
+        # A bound socket keeps the port: Linux does not choose it for another socket. Programs can bind the port
+        # if their sockets have SO_REUSEADDR too, as those of ZeroMQ and Twisted do. Other systems would refuse that.
+        if sys.platform == "linux":
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        if sys.platform != "linux":
+            held.close()
+        yield f"tcp://127.0.0.1:{port}"

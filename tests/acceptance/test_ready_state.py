@@ -215,6 +215,7 @@ async def test_an_end_that_never_comes_is_an_error_that_says_so(tmp_path: Path) 
     late, got = reader(back)
     with proxy(front, back, lambda frame: not (kept_number(frame) or (0, False))[1]):
         async with running(feed(front, "a", 3)), running(late):
+            await late.ready(1, timeout=PATIENCE)
             with pytest.raises(NotReadyError, match=r"answered \(a@.*\); 1 of these publishers have not sent"):
                 await late.ready(1, timeout=1, state=True)
             assert set(got) == kept("a", 3)

@@ -29,9 +29,13 @@ class Feed:
         self._child = child
         self.endpoint: str = child.wait_for(lambda lines: lines)[0]
 
-    def heard(self, subscriptions: int = 1) -> None:
-        """Wait until this number of subscriptions has arrived."""
-        self._child.wait_for(lambda lines: lines.count("subscribed") >= subscriptions)
+    def heard(self, subscriptions: int = 1, by: Child | None = None) -> None:
+        """Wait until this number of subscriptions has arrived, or until the subscriber ``by`` has ended."""
+
+        def done(lines: list[str]) -> bool:
+            return lines.count("subscribed") >= subscriptions or (by is not None and by.process.poll() is not None)
+
+        self._child.wait_for(done)
 
     def send(self, *messages: bytes | Sequence[bytes]) -> None:
         """Publish these messages, each of one part or several."""
@@ -63,5 +67,5 @@ def ticker(folder: Path, wire: str = "tracked") -> Iterator[str]:
 def listening(command: str, publisher: Feed, *arguments: str, subscriptions: int = 1) -> Iterator[Child]:
     """``zroute COMMAND``, after its subscriptions have arrived at the publisher."""
     with Child("-m", "zroute", command, publisher.endpoint, *arguments) as child:
-        publisher.heard(subscriptions)
+        publisher.heard(subscriptions, by=child)
         yield child

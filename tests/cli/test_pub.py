@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from tests.commands import zroute
 from tests.interpreters import run
-from tests.support import PATIENCE, ROOT, Child, free_endpoint
+from tests.support import PATIENCE, ROOT, Child, free_endpoint, spans
 from zroute.messages.wire import Envelope, parse
 
 
@@ -104,11 +105,13 @@ def test_the_summary_of_a_reader_counts_exactly() -> None:
         assert zroute("pub", endpoint, "news.a", "1", "--count", "300").returncode == 0
         assert zroute("pub", endpoint, "news.b", "2", "--every", "1ms", "--count", "20").returncode == 0
         reader.wait_for(lambda lines: len(lines) == 320)
-        unreached = zroute("pub", endpoint, "unheard.a", "1", "--wait", "3s")
-        assert unreached.returncode == 124
-        live = unreached.stderr.partition("active subscriptions: ")[2].strip().split(", ")
-        assert live, unreached.stderr
-        assert {*live} <= {"'news.'", "'other.'"}, "each of them reconnects when its pause is over"
+        for wait in spans(3):  # each reader reconnects when its pause is over
+            unreached = zroute("pub", endpoint, "unheard.a", "1", "--wait", f"{wait:g}s")
+            assert unreached.returncode == 124
+            live = unreached.stderr.partition("active subscriptions: ")[2].strip().split(", ")
+            if "'news.'" in live:
+                break
+        assert {"'news.'"} <= {*live} <= {"'news.'", "'other.'"}, unreached.stderr
         assert (reader.end(), other.end()) == (0, 0)
     assert reader.err[-1].endswith("received 320, handled 320, failed 0, unrouted 0, malformed 0, lost 0")
     assert other.err[-1].endswith("received 0, handled 0, failed 0, unrouted 0, malformed 0, lost 0")
@@ -243,9 +246,13 @@ def test_nobody_came() -> None:
     endpoint = free_endpoint()
     with listener(endpoint, "other.") as child:
         child.line_with("ready")
-        done = zroute("pub", endpoint, "news", "1", "--wait", "3s")
+        for wait in spans(3):
+            done = zroute("pub", endpoint, "news", "1", "--wait", f"{wait:g}s")
+            if "'other.'" in done.stderr:
+                break
     assert done.returncode == 124
-    assert "nothing was sent: waited 3 s for a subscriber to 'news'; active subscriptions: 'other.'" in done.stderr
+    waited = f"nothing was sent: waited {wait:g} s for a subscriber to 'news'; active subscriptions: 'other.'"
+    assert waited in done.stderr
     assert "sent 1" not in done.stderr
     unreached = zroute("pub", "connect:tcp://127.0.0.1:1", "news", "1", "--wait", "50ms")
     assert (unreached.returncode, "active subscriptions: none" in unreached.stderr) == (124, True)
@@ -311,7 +318,9 @@ def test_a_subscriber_whose_heartbeat_cuts_the_connection_has_lost_messages(mess
             got = drained(reader, pub)
             assert got < messages
             assert pub.end(None) == 75, pub.err
-            assert "1 subscriber reset the connection before reading all messages, reconnected" in pub.err[-1]
+            # On a busy machine, the heartbeat may cut more than one connection.
+            said = r"\d+ subscribers? reset the connection before reading all messages, reconnected"
+            assert re.search(said, pub.err[-1]), pub.err
 
 
 def test_a_subscriber_that_ends_with_messages_unread_is_not_missed() -> None:

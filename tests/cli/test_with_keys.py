@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import zroute
+from tests.commands import limited, zroute
 from tests.keyed import Keys
 from tests.support import Child, free_endpoint, free_port
 
@@ -105,9 +105,11 @@ def test_a_request_with_keys_gets_its_reply(keys: Keys) -> None:
         server.line_with("ready")
         done = zroute("request", f"hub@{endpoint}", "double", "21", *own(keys, "desk"))
         assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
-        done = zroute("request", f"hub@{endpoint}", "double", "21", "--timeout", "0.5s", *own(keys, "eve"))
+        refusal = "the peer refuses the key of eve"
+        ask = ("request", f"hub@{endpoint}", "double", "21", "--timeout", "{}", *own(keys, "eve"))
+        done = limited(refusal, 0.5, *ask)
         assert (done.returncode, done.stdout) == (124, "")
-        assert "the peer refuses the key of eve" in done.stderr
+        assert refusal in done.stderr
         done = zroute("request", f"hub@{endpoint}", "double", "21", "--timeout", "0.5s")
         assert (done.returncode, done.stdout) == (5, "")
         assert "names the peer 'hub', but the app has no key" in done.stderr

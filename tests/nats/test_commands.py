@@ -12,7 +12,7 @@ from pathlib import Path
 import nats
 import pytest
 
-from tests.commands import zroute
+from tests.commands import limited, zroute
 from tests.nats.secrets import Operator
 from tests.nats.servers import NatsServer, known
 from tests.nats.test_transport import LOGIN
@@ -73,8 +73,11 @@ def test_pub_reaches_programs_without_zroute(server: NatsServer) -> None:
         sent = await loop.run_in_executor(None, lambda: zroute("pub", server.url, "a.b", "[1]", "--wait", "0"))
         assert sent.returncode == 0, sent.stderr
         assert (await heard.next_msg(timeout=PATIENCE)).data == b"[1]"
-        silent = await loop.run_in_executor(None, lambda: zroute("pub", server.url, "a.b", "[1]", "--wait", "300ms"))
-        assert (silent.returncode, "send to them with --wait 0" in silent.stderr) == (124, True)
+        said = "send to them with --wait 0"
+        silent = await loop.run_in_executor(
+            None, lambda: limited(said, 0.3, "pub", server.url, "a.b", "[1]", "--wait", "{}")
+        )
+        assert (silent.returncode, said in silent.stderr) == (124, True)
         await client.close()
 
     asyncio.run(check())
@@ -158,9 +161,11 @@ def test_request_gives_up_in_time(url: str, tmp_path: Path) -> None:
         "zroute: no server was connected within 0.3 s (nats://127.0.0.1:1)\n",
     )
     with answering(url, tmp_path) as app:
-        late = zroute("request", url, "forever", "--timeout", "300ms")
+        late = limited(
+            "no reply arrived within {} (nats://127.0.0.1:", 0.3, "request", url, "forever", "--timeout", "{}"
+        )
         assert late.returncode == 124, late.stderr
-        assert late.stderr.startswith("zroute: no reply arrived within 0.3 s (nats://127.0.0.1:")
+        assert late.stderr.startswith("zroute: no reply arrived within ")
         app.line_with("cancelled")
         with Child("-m", "zroute", "request", url, "forever") as asking:
             app.wait_for(lambda lines: lines.count("asked") == 2)
@@ -211,11 +216,12 @@ def test_pub_names_what_the_server_forbids(tmp_path: Path) -> None:
     """Without a permission, the exit code is 5, and the command names the topic, or what finding subscribers needs."""
     for publish, subscribe, given, says in (
         ('["news.*", "_zr.>", "_INBOX.>"]', '">"', ("secret.a", "--wait", "0"), "for Publish to"),
-        ('["news.*", "_zr.>", "_INBOX.>"]', '["_INBOX.>"]', ("news.a", "--wait", "300ms"), "for Subscription to"),
+        ('["news.*", "_zr.>", "_INBOX.>"]', '["_INBOX.>"]', ("news.a", "--wait", "{}"), "for Subscription to"),
         ('["news.*", "_zr.>", "_INBOX.>"]', '["_INBOX.>"]', ("news.a", "--wait", "0"), ""),
     ):
         with NatsServer(tmp_path, LOGIN.format(publish=publish, subscribe=subscribe)) as server:
-            sent = zroute("pub", server.url.replace("//", "//ann:secret@"), given[0], "1", "-n", "3", *given[1:])
+            url = server.url.replace("//", "//ann:secret@")
+            sent = limited(says, 0.3, "pub", url, given[0], "1", "-n", "3", *given[1:])
         assert sent.returncode == (5 if says else 0), sent.stderr
         assert says in sent.stderr
         assert "Traceback" not in sent.stderr

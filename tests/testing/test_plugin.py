@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import zmq
 
 from tests.support import PATIENCE
 
@@ -98,3 +102,13 @@ def test_it():
 """
     done = pytest_run(tmp_path, source, "-p", "no:pytest_twisted", "-p", "no:twisted")
     assert "1 passed" in done.stdout, done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems would refuse the port to the program itself")
+def test_a_free_endpoint_belongs_to_its_test(free_endpoint: str) -> None:
+    """The system gives the port to no other socket, and ZeroMQ can bind it."""
+    port = int(free_endpoint.rpartition(":")[2])
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with zmq.Context() as context, context.socket(zmq.PUB) as publisher:
+        publisher.bind(free_endpoint)
