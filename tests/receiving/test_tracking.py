@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -567,6 +567,86 @@ def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 TestNetwork = Network.TestCase
 TestNetwork.settings = settings(max_examples=sized(200, 15), stateful_step_count=60)
+
+
+STEPS = st.tuples(
+    st.sampled_from([1, 2, 4, 12, 44]),  # ticks
+    st.lists(st.sampled_from([b"a.x", b"b.x"]), max_size=3),
+    st.booleans(),  # the subscriber does not read, and the queue is full
+    st.booleans(),  # the subscriber sends a ping
+)
+LONG, SHORT, PING = (44, [b"a.x", b"b.x"], True, False), (1, [], False, False), (1, [], False, True)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@settings(max_examples=sized(500, 30), deadline=None)
+@given(steps=st.lists(STEPS, max_size=8))
+@example(steps=[LONG, SHORT, PING])
+@example(steps=[SHORT, LONG, PING, SHORT])
+@example(steps=[(1, [b"b.x"], False, False), LONG, SHORT, PING])
+def test_each_loss_is_found_if_no_message_follows(busy: bool, steps: list[Any]) -> None:
+    """The tracker asks by itself for what no beat has stated, also while another stream is busy."""
+    subscriber, publisher = Subscriber(1), Publisher(7, "p")
+    tracker = subscriber.tracker = Tracker(chance=lambda: 0.0)
+    subscriber.wanted, pings = {b"a.", b"b."}, count(1)
+    link = Link(deque())
+    publisher.links, now, away = [link], 1000.0, False
+
+    def join() -> None:
+        before, subscriber.marker = subscriber.marker, pack_marker(next(subscriber.ids), subscriber.wanted)
+        publisher.subscribe(link, subscriber.marker)
+        if before:
+            publisher.withdraw(link, before)
+            subscriber.earlier.append(before)
+        tracker.join(subscriber.marker, now)
+        while publisher.told:
+            publisher.read(now)
+
+    def ping() -> None:
+        topic = b"ping %d" % next(pings)
+        tracker.ping(topic, now)
+        if not link.dropping:
+            tracker.stated(publisher.epoch, topic, stated(name="p"))
+
+    def tick() -> bool:
+        publisher.tick(now)
+        while link.pipe and not link.dropping:
+            subscriber.read(link.pipe)
+        silent = False
+        for event in tracker.check(now, emptied=not link.pipe):
+            if isinstance(event, Overdue):
+                join()
+            elif isinstance(event, Quiet):
+                ping()
+            silent |= isinstance(event, Silent)
+        return silent
+
+    tracker.subscribe(subscriber.wanted)
+    for prefix in subscriber.wanted:
+        publisher.subscribe(link, prefix)
+    join()
+    tick()
+    for ticks, topics, is_full, pinged in [*steps, (1, [], False, False)]:
+        if is_full and not link.dropping:
+            publisher.publish(b"a.x")  # a queue is full because there are messages in it
+            topics = [b"a.x", *topics]  # and it also drops messages like these
+        link.dropping = is_full
+        for topic in topics:
+            publisher.publish(topic)
+        if pinged:
+            ping()
+        for _ in range(ticks):
+            now += TICK
+            away |= tick()
+    if away:
+        join()  # the session connects again
+    for number in range(int((2 * (BEATS[-1] + GRACE) + ANSWER_SECONDS) / TICK) + 4):
+        now += TICK
+        if busy and number % 2:
+            publisher.publish(b"a.x")
+        tick()
+    account = subscriber.accounts[publisher.epoch, b"b."]
+    assert (account.at, account.counted) == (publisher.sent[b"b."], account.lost)
 
 
 # -- a publisher's counters -------------------------------------------------------------------------------

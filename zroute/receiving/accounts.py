@@ -145,6 +145,8 @@ class RemotePublisher:
     active: bool = attrs.field(init=False, default=False)  # True after the first counted message
     unstated: dict[SubscriptionState, int] = attrs.field(init=False, factory=dict)  # see `overlooks`
     looked_at: float = attrs.field(init=False, default=0.0)
+    lost: bool = attrs.field(init=False, default=False)  # messages were lost since `looked_at`
+    lost_before: bool = attrs.field(init=False, default=False)  # and in the same time before
     missed: int = attrs.field(init=False, default=0)  # consecutive answers that omitted a subscription
     kept: int = attrs.field(init=False, default=1)  # the number of the next kept message
     kept_lost: int = attrs.field(init=False, default=0)  # the number of kept messages counted as lost
@@ -234,10 +236,10 @@ class RemotePublisher:
         return known is not None and known != pulse
 
     def overlooks(self, now: float) -> bool:
-        """Return True if no heartbeat states the last number of a subscription.
+        """Return True if messages may be lost together with all their heartbeats.
 
-        All of its heartbeats may have been dropped, while messages of other subscriptions still arrive. The result is
-        True once after the last message, 12 to 24 seconds later.
+        A full queue drops them, while messages of other subscriptions still arrive. The result is True once, 12 to 24
+        seconds after the last message of a subscription without a heartbeat, and after the last loss.
 
         Args:
             now: The time in seconds, up to which all arrived frames have been read.
@@ -249,7 +251,8 @@ class RemotePublisher:
         ended = [each for each, expected in self.unstated.items() if before.get(each) == expected]
         for each in ended:
             each.stated = each.expected
-        return bool(ended)
+        lost, self.lost, self.lost_before = self.lost_before and not self.lost, False, self.lost
+        return lost or bool(ended)
 
     def resync(self) -> None:
         """Set `pulse` again after a change of accounts that no message caused."""

@@ -290,6 +290,8 @@ class Tracker:
         # Before the join: this number begins the account.
         if not expected:
             return None
+        if (publisher := self._publishers.get(stream.publisher)) is not None:
+            publisher.lost = True
         # In another generation, counting has begun again, so the difference of the numbers means nothing.
         unknown = expected >> COUNT_BITS != last >> COUNT_BITS
         stream.claim(expected, last, unknown, self._asked)
