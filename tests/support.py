@@ -47,8 +47,8 @@ def sized(thorough: int, quick: int) -> int:
 def spans(first: float) -> Iterator[float]:
     """Yield ``first`` and two longer times in seconds, for the attempts of a test that is about a limit of time.
 
-    A machine that stands still for a moment exceeds a short limit, a fault exceeds all of them. The test leaves the
-    loop when an attempt was in time.
+    A machine that stands still for a moment exceeds a short limit; a fault that never ends, or that grows with the
+    limit, exceeds all of them. The test leaves the loop when an attempt was in time.
     """
     yield from (first, 5 * first, 25 * first)
 

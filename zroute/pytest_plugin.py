@@ -44,7 +44,8 @@ def test_app() -> Iterator[Callable[..., TestApp]]:
 def free_endpoint() -> Iterator[str]:
     """A free TCP endpoint on 127.0.0.1, for tests with real sockets.
 
-    On Linux, no test that runs at the same time gets the same endpoint.
+    On Linux, no test that runs at the same time gets the same endpoint. There, a server that binds it needs the option
+    SO_REUSEADDR, which those of ZeroMQ, Twisted, asyncio and ``http.server`` set.
     """
     with socket.socket() as held:
         # A bound socket keeps the port: Linux does not choose it for another socket. Programs can bind the port

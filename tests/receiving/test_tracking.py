@@ -1245,6 +1245,22 @@ def test_messages_of_other_subscriptions_do_not_hide_that_beats_are_lost() -> No
     assert BEATS[-1] + GRACE < asked <= 2 * (BEATS[-1] + GRACE) + 3 * TICK
 
 
+def test_an_account_beyond_all_answers_causes_one_question() -> None:
+    """If each answer states less than the account, as after a forged message, this is asked once."""
+    tracker, found = joined(b"a", link=1), list[float]()
+    tracker.links.update(frozenset({1}), (), 0)
+    assert received(tracker, 1) is None
+    tracker.beat(7, b"a", 5, 0)
+    assert received(tracker, 6) is None
+    for number in range(1, 1 + int(300 / TICK)):
+        for event in tracker.check(number * TICK, emptied=True):
+            if event == Overdue(7):
+                found.append(number * TICK)
+                tracker.join(b"%d" % number, number * TICK, again=True)
+                tracker.stated(7, b"%d" % number, stated((b"a", 2)), link=1)
+    assert len(found) <= 2  # for the beat of the last message, and for the loss before
+
+
 def test_a_subscription_whose_number_was_stated_needs_no_question() -> None:
     """One of the beats is enough, and so is a statement."""
     for beat in (True, False):

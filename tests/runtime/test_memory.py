@@ -20,6 +20,7 @@ from benchmarks.receive import StillReactor
 from tests.pure import Wired, plain, tracked
 from zroute import App, Topic, startswith
 from zroute.cli.top import Traffic
+from zroute.clock import TICK
 from zroute.endpoints import Endpoint
 from zroute.messages.control import Statement, pack_marker, parse_marker
 from zroute.messages.topics import any_of
@@ -447,6 +448,10 @@ def test_accounts_take_250_mb() -> None:
         numbers = tuple((b"%020d" % number, 2**40 + number) for number in range(10_000))
         tracker.stated(2, b"M", Statement(0, 1, "", False, numbers))
         del numbers
+        for number in range(1, 200):  # all of them are busy
+            for account in tracker._publishers[2].streams.values():
+                tracker.admit(account, account.expected)
+            tracker.check(number * TICK, emptied=True)
     assert found.bytes / 10_000 < 250e6 / STREAMS_MAX
 
 

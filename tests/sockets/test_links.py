@@ -149,19 +149,18 @@ def test_the_event_of_a_handshake_may_follow_the_first_message() -> None:
     assert told(links, *up(ADDRESS, 16)[2:]) is first
 
 
-def test_a_message_tells_which_of_two_handshakes_succeeded() -> None:
-    """With one address for all, the event is that of the connection that has sent a message."""
-    links = Links()
-    bound = "tcp://0.0.0.0:5555"
-    first, second = told(links, ("accepted", bound, 16)), told(links, ("accepted", bound, 17))
-    assert first is not None
+def test_a_half_open_connection_does_not_take_the_events_of_others_for_good() -> None:
+    """At a bound address, a message corrects whose handshake an event reported."""
+    links, bound = Links(), "tcp://0.0.0.0:5555"
+    told(links, ("accepted", bound, 16))  # sends nothing, like a check of the port
+    second = told(links, ("accepted", bound, 17), ("handshake_succeeded", bound, 0)) and links.at(17)
     assert second is not None
     links.heard(second)
-    assert told(links, ("handshake_succeeded", bound, 0)) is second
-    assert told(links, ("handshake_failed_auth", bound, 400)) is first
-    assert (first.ready, second.fault, links.greeting) == (False, None, 0)
-    links.heard(second)  # has no event left to wait for
-    assert told(links, ("handshake_succeeded", bound, 0)) is None
+    third = told(links, ("accepted", bound, 18))
+    assert third is not None
+    assert told(links, ("handshake_succeeded", bound, 0)) is third
+    told(links, ("disconnected", bound, 16))
+    assert (links.ready, links.greeting) == ((second.id, third.id), 0)
 
 
 def test_a_descriptor_that_is_used_again_is_another_connection() -> None:

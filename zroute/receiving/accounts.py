@@ -48,14 +48,16 @@ class SubscriptionState:
     """The account of one subscription at one publisher.
 
     ``expected`` is the number of the next message. It is 0 before the join. It is -1 if this object is out of date; the
-    caller must then look up the current object. ``stated`` is the expected number after the last heartbeat or answer.
-    ``claims`` contains the latest claimed losses, in order.
+    caller must then look up the current object. ``claims`` contains the latest claimed losses, in order.
+
+    ``stated`` is the expected number that a heartbeat or an answer has confirmed last. If none confirmed the number
+    that `RemotePublisher.has_unstated_end` saw, it is this number, negative.
     """
 
     publisher: int
     prefix: bytes
     expected: int = 0
-    stated: int = 0
+    stated: int = attrs.field(init=False, default=attrs.Factory(lambda self: self.expected, takes_self=True))
     claims: list[Claim] | None = None
 
     def claim(self, first: int, last: int, unknown: bool, asked: int) -> None:
@@ -143,7 +145,6 @@ class RemotePublisher:
     pulse: int | None = attrs.field(init=False, default=None)  # the sum of the expected numbers
     rival: int | None = attrs.field(init=False, default=None)
     active: bool = attrs.field(init=False, default=False)  # True after the first counted message
-    unstated: dict[SubscriptionState, int] = attrs.field(init=False, factory=dict)  # see `overlooks`
     looked_at: float = attrs.field(init=False, default=0.0)
     lost: bool = attrs.field(init=False, default=False)  # messages were lost since `looked_at`
     lost_before: bool = attrs.field(init=False, default=False)  # and in the same time before
@@ -235,7 +236,7 @@ class RemotePublisher:
         known, self.pulse = self.pulse, pulse
         return known is not None and known != pulse
 
-    def overlooks(self, now: float) -> bool:
+    def has_unstated_end(self, now: float) -> bool:
         """Return True if messages may be lost together with all their heartbeats.
 
         A full queue drops them, while messages of other subscriptions still arrive. The result is True once, 12 to 24
@@ -246,13 +247,17 @@ class RemotePublisher:
         """
         if now < self.looked_at + BEATS[-1] + GRACE:
             return False
-        before, self.looked_at = self.unstated, now
-        self.unstated = {each: each.expected for each in self.streams.values() if each.expected > each.stated}
-        ended = [each for each, expected in self.unstated.items() if before.get(each) == expected]
-        for each in ended:
-            each.stated = each.expected
-        lost, self.lost, self.lost_before = self.lost_before and not self.lost, False, self.lost
-        return lost or bool(ended)
+        self.looked_at, found = now, self.lost_before and not self.lost
+        self.lost, self.lost_before = False, self.lost
+        for stream in self.streams.values():
+            expected, stated = stream.expected, stream.stated
+            if expected == stated:
+                continue
+            if expected == -stated:  # as at the last look
+                stream.stated, found = expected, True
+            else:
+                stream.stated = -expected
+        return found
 
     def resync(self) -> None:
         """Set `pulse` again after a change of accounts that no message caused."""

@@ -6,8 +6,8 @@ The rules for each publisher:
 - A sign of life may **promise** the next one: a message promises a heartbeat, and a heartbeat announces the next one.
   If a promised sign is `GRACE` seconds late, the subscriber asks the publisher. A publisher without a promise is asked
   after `QUIET_SECONDS` of silence, so a path that drops everything is also noticed on a quiet stream.
-- Only a heartbeat keeps a promise, because it states a number. The answer to a ping shows that the publisher is alive,
-  but not that the messages before it arrived.
+- Only a heartbeat or a complete answer keeps a promise, because it states the number. The answer to a ping shows that
+  the publisher is alive, but not that the messages before it arrived.
 - The publisher has `ANSWER_SECONDS` to answer a question. If it sends nothing at all after two consecutive questions,
   it is **silent**. A silent publisher is not asked again until it is heard, so each silence is reported once.
 - The report contains the connections over which this publisher was heard, and over which *no publisher* has sent
@@ -21,8 +21,9 @@ A publisher has two states at the same time, because questions and promises are 
 between a marker and its answer promises a heartbeat while the answer is still outstanding. `PROMISES` and `QUESTIONS`
 contain the transitions, and `Signs` executes them. ``docs/reference/wire.md`` contains the same tables. `STAYS` keeps
 the state and its deadline. A transition of `QUESTIONS` to the same state begins that state again, with a new deadline.
-The deadline of a promise depends only on the last sign of life. If a table has no row for an event, the event does not
-affect this table, or can't happen in that state. For example, a deadline can pass only in a state that has one.
+The deadline of a promise depends only on the last sign of life that promises another one. If a table has no row for an
+event, the event does not affect this table, or can't happen in that state. For example, a deadline can pass only in a
+state that has one.
 
 The states with a deadline, and the effects of a passed deadline:
 

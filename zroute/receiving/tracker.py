@@ -20,8 +20,8 @@ It first records the signs of life of each publisher. It then checks the deadlin
 check. If the socket was ``emptied`` since then, all frames that had arrived before these deadlines have been read. A
 subscriber that is late, or whose reactor was blocked, therefore does not consider a publisher dead. The states,
 deadlines and transitions are tables: `zroute.receiving.hearing` determines whether a publisher is alive, and
-`zroute.receiving.accounts` whether its join is complete. This module turns the transitions into events: questions
-(`Overdue`, `Quiet`), decisions (`Silent`, `Restarted`) and news (`Returned`).
+`zroute.receiving.accounts` whether its join is complete, and whether each of its numbers was stated. This module turns
+the transitions into events: questions (`Overdue`, `Quiet`), decisions (`Silent`, `Restarted`) and news (`Returned`).
 
 **Forged frames.** A forged frame with the epoch of an honest publisher may claim any number. Later messages of that
 publisher then look like duplicates. If messages are refused and no message advances the account, the tracker asks the
@@ -285,8 +285,10 @@ class Tracker:
         """Record that the messages up to ``last`` were sent, and return the loss."""
         expected = stream.expected
         if last < expected:
+            if last + 1 == expected:
+                stream.stated = expected  # not `last + 1`, which is another object of 32 bytes
             return None
-        stream.expected = last + 1
+        stream.expected = stream.stated = last + 1
         # Before the join: this number begins the account.
         if not expected:
             return None
@@ -306,7 +308,8 @@ class Tracker:
         corrected.
         """
         claims, wrong, unknown = stream.claims or [], 0, 0
-        stream.expected, stream.claims = last + 1, None
+        stream.expected = stream.stated = last + 1
+        stream.claims = None
         for first, claimed, is_unknown, asked in claims:
             if claimed > last and is_unknown and first <= last and first >> COUNT_BITS == last >> COUNT_BITS:
                 yield Gap(stream.prefix, stream.publisher, first, last)  # these were refused as duplicates
@@ -337,7 +340,6 @@ class Tracker:
         if stream is None or not stream.expected:
             return []
         before = stream.expected
-        stream.stated = max(stream.stated, number + 1)
         found = self._stands(stream, number)
         publisher = self._publishers[epoch]
         # A forged beat could otherwise promise the next one for a time weeks ahead.
@@ -395,7 +397,6 @@ class Tracker:
         stream = self.stream(publisher.epoch, prefix)
         if stream is None:
             return ()
-        stream.stated = number + 1
         if publisher.leaving and not stream.expected:
             publisher.standing[prefix] = number  # until the answer is complete, former accounts count its topics
             return ()
@@ -601,7 +602,7 @@ class Tracker:
         missed = signs.miss_sign(since)
         if missed is not None:
             yield Quiet(publisher.epoch) if missed is HearingEvent.QUIETED else Overdue(publisher.epoch)
-        elif not signs.is_asked and publisher.overlooks(since):
+        elif not signs.is_asked and publisher.has_unstated_end(since):
             yield Overdue(publisher.epoch)
 
     def _silent(self, publisher: RemotePublisher) -> Iterator[Event]:

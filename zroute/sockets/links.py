@@ -9,8 +9,8 @@ This module does not use ZeroMQ. The addresses in events do not identify a conne
 
 This module therefore finds a connection by its descriptor if the event contains a descriptor (``connected``,
 ``accepted``, ``disconnected``). The events of a handshake have no descriptor: each belongs to the oldest connection
-whose address fits and whose handshake has no event yet. If a message has shown before its event that a handshake
-succeeded, the next success belongs to that connection.
+whose address fits and whose handshake has no event yet. If a message has shown before its event that the handshake of
+a dialled connection succeeded, the next success belongs to that connection.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Links:
         self._links: dict[int, Link] = {}  # by id, so in the order of connecting
         self._by_fd: dict[int, Link] = {}
         self._greeting = _Handshakes()
-        self._early = _Handshakes()  # a message was read before the event of the handshake
+        self._early = _Handshakes()  # dialled: a message was read before the event of the handshake
         self._dialled: list[_Dialled] = []
         # The endpoints of ended connections with unread messages, by descriptor; None for a peer that connected to us.
         self._unread: dict[int, set[str | None]] = {}
@@ -162,10 +162,12 @@ class Links:
     def heard(self, link: Link) -> None:
         """Record a message of a connection. Messages arrive only after the handshake.
 
-        The event of the handshake may be read after the message. It still belongs to this connection.
+        The event of the handshake may be read after the message. If this side has opened the connection, the event
+        still belongs to it.
         """
         link.ready = True
-        if self._greeting.discard(link):
+        # The connections of a bound endpoint have one address: an earlier one may have been taken for this one.
+        if self._greeting.discard(link) and link.endpoint is not None:
             self._early.add(link)
 
     # -- events of libzmq ------------------------------------------------------------------------------------
