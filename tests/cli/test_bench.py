@@ -113,11 +113,11 @@ def test_a_publisher_that_was_late_is_told(tmp_path: Path) -> None:
         wait_for_messages(publisher, 200)
         publisher.process.send_signal(signal.SIGSTOP)
         wait_for_messages(subscriber, 200)
-        Event().wait(0.3)  # the least delay
+        Event().wait(0.3)  # the least delay, less the time until the next message was due
         publisher.process.send_signal(signal.SIGCONT)
         result = told(subscriber, "result")
         assert publisher.end(None) == subscriber.end(None) == 0
-    assert result["publisher"]["behind"] > 0.3
+    assert result["publisher"]["behind"] > 0.25
     result["publisher"]["seconds"] = 3.0  # a busy machine may need longer, and the line would then be another
     assert "The publisher sent up to " in _table(result | {"interrupted": False})
 
