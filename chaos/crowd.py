@@ -35,7 +35,7 @@ CROWDS = ("silent", "strangers", "hoard")
 
 Figures = dict[str, Any]
 
-_OPENING = 60.0  # the longest time in seconds for opening connections
+_OPENING = 150.0  # the longest time in seconds for opening connections
 _BATCH = 50  # strangers that call at the same time
 
 PUBLISHER = """
