@@ -565,6 +565,27 @@ def test_streams_that_are_whole_again_are_forgotten() -> None:
     assert [(each.first, each.last, each.recovered) for each in lost] == [(2, 3, 1)]
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_the_log_says_which_losses_are_outside_the_history(caplog: pytest.LogCaptureFixture, is_gone: bool) -> None:
+    """The line is before the report of the loss; a loss for another reason has no such line."""
+    ignored: Any = lambda *_: None  # noqa: E731
+    lost: Any = lambda gap: logging.getLogger().warning("lost %d to %d", gap.first, gap.last)  # noqa: E731
+    calls, clock = RecoveryCalls(ignored, ignored, ignored, ignored, lost, ignored, str), Clock()
+    recoveries = Recoveries(SUBSCRIBER, clock, Stats(), calls, "reader", ThrottledLog(logging.getLogger(), clock))
+    recoveries.stated(EPOCH, history=True)
+    assert recoveries.missed(Gap(b"a.", EPOCH, 2, 4))
+    recoveries.ask()
+    if is_gone:
+        stream = recoveries._session._streams[EPOCH, b"a."]
+        stream.answer(1, [], [(1, 2), (4, 4)], last=True, refused=False, now=0.0)
+    recoveries.end(EPOCH)
+    for report in recoveries.take():
+        assert callable(report)
+        report()
+    gone = f"reader: the history of {EPOCH} no longer has all missing messages of 'a.' (gone: 2): increase its bounds"
+    assert caplog.messages == [gone] * is_gone + ["lost 2 to 4"]
+
+
 def test_streams_take_turns_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that keeps losing messages does not keep others from asking."""
     monkeypatch.setattr(recovery_session, "ASKED_RECOVERIES", 2)

@@ -274,6 +274,7 @@ class StreamRecovery:
         queued: True while a request has to wait, because too many of other streams are open. Set by the session.
         told: The part of `recovered` that reports of losses have included.
         logged: The part of `recovered` that the log has included.
+        gone: The number of messages that the history no longer had, and that the log has not included.
         begun_rest: The length in seconds of a rest that the log has not included; 0 if there is none.
         replay: The replay that precedes the messages of the stream, or None.
         catches_up: True from the beginning of a replay until everything that waited for it was delivered.
@@ -282,7 +283,7 @@ class StreamRecovery:
     def __init__(self, hold: Hold) -> None:
         self.ready: deque[Ready | PastLoss] = deque()
         self.missing = NumberRanges()
-        self.recovered = self.told = self.logged = 0
+        self.recovered = self.told = self.logged = self.gone = 0
         self.begun_rest = 0.0
         self.replay: Replay | None = None
         self.catches_up = self.queued = False
@@ -557,7 +558,9 @@ class StreamRecovery:
             progress |= self._fill_next(arriving) or self._fill(arriving.popleft())
             self._release()
         missing = self.missing
-        progress |= self._lose(sorted(chain.from_iterable(missing.take(lowest, highest) for lowest, highest in gone)))
+        lost = sorted(chain.from_iterable(missing.take(lowest, highest) for lowest, highest in gone))
+        self.gone += sum(highest - lowest + 1 for lowest, highest in lost)
+        progress |= self._lose(lost)
         self._release()
         if progress:
             self._tries, self._searches, self._progress_at = 0, 0, now
