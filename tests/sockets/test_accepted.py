@@ -320,13 +320,13 @@ def test_a_socket_that_listens_raises_the_soft_limit(reactor: str, address: str,
         assert child.out == [str(soft)]
 
 
-def undisturbed(crowd: str, **options: Any) -> Figures:
+def undisturbed(crowd: str, *, folder: Path, **options: Any) -> Figures:
     """Return the figures of a crowd; run it again if the machine did not run the publisher for a moment.
 
     The reader then asks for the numbers of the publisher once more, or makes its connection again and loses messages.
     """
-    for _ in range(3):
-        found = run(crowd, **options)
+    for attempt in range(3):
+        found = run(crowd, folder=folder / str(attempt), **options)
         if (found["lost"], found["unknown"], found["joins"]) == (0, 0, 1) or found["late_ms"] < 500:
             break
     return found
