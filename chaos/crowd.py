@@ -19,7 +19,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def _last(child: Child) -> Figures:
     return json.loads(lines[-1]) if lines else {}
 
 
-def _silent(port: int, many: int, seconds: float) -> int:
+def _silent(port: int, many: int, seconds: float, ended: Callable[[], bool]) -> int:
     """Open connections that send nothing, or half of a greeting, and hold them; return how many were opened."""
     held: list[socket.socket] = []
     last = time.monotonic() + _OPENING
@@ -117,27 +117,29 @@ def _silent(port: int, many: int, seconds: float) -> int:
                 if len(held) % 2:
                     held[-1].send(b"\xff" + bytes(8) + b"\x7f\x03")
         time.sleep(seconds)
+        while not ended():
+            time.sleep(0.1)
     return len(held)
 
 
-def _strangers(keys: Keys, port: int, until: float) -> int:
+def _strangers(keys: Keys, port: int, ended: Callable[[], bool]) -> int:
     """Begin handshakes with an unknown key; return their number."""
     number = 0
     with zmq.Context() as context:
         context.set(zmq.MAX_SOCKETS, 10_000)
-        while time.monotonic() < until:
+        while not ended():
             with _callers(context, keys, "stranger", port, _BATCH):
                 time.sleep(0.02)
             number += _BATCH
     return number
 
 
-def _hoard(keys: Keys, port: int, many: int, until: float) -> int:
+def _hoard(keys: Keys, port: int, many: int, ended: Callable[[], bool]) -> int:
     """Hold connections of one authorized key that subscribe; return their number."""
     with zmq.Context() as context:
         context.set(zmq.MAX_SOCKETS, 20_000)
         with _callers(context, keys, "hoarder", port, many):
-            while time.monotonic() < until:
+            while not ended():
                 time.sleep(0.1)
     return many
 
@@ -153,8 +155,10 @@ def _callers(context: zmq.Context[Any], keys: Keys, name: str, port: int, many: 
         yield
 
 
-def run(crowd: str, *, many: int, seconds: float, folder: Path, descriptors: int = 0) -> Figures:
+def run(crowd: str, *, many: int, seconds: float, folder: Path, descriptors: int = 0, refused: int = 0) -> Figures:
     """Run a crowd, and return the figures.
+
+    The crowd stays for ``seconds`` seconds, and then until the publisher has refused ``refused`` of its connections.
 
     ``late_ms`` is how late a timer of 10 ms was at worst, ``accept_failed`` how often libzmq found no descriptor, and
     ``stopped`` how many published messages the reader had handled when the publisher stopped.
@@ -172,13 +176,17 @@ def run(crowd: str, *, many: int, seconds: float, folder: Path, descriptors: int
     with Child(*command["feed"], fresh=True) as feed, Child(*command["desk"], fresh=True) as desk:
         desk.wait_for(lambda _: _last(desk).get("got", 0) > 100)
         before, mark, began = _last(feed), len(feed.out), time.monotonic()
-        until = began + seconds
+
+        def ended() -> bool:
+            enough = _last(feed)["refused"] - before["refused"] >= refused
+            return time.monotonic() > began + (seconds if enough else _OPENING)
+
         if crowd == "silent":
-            opened = _silent(port, many, seconds)
+            opened = _silent(port, many, seconds, ended)
         elif crowd == "strangers":
-            opened = _strangers(keys, port, until)
+            opened = _strangers(keys, port, ended)
         else:
-            opened = _hoard(keys, port, many, until)
+            opened = _hoard(keys, port, many, ended)
         took = time.monotonic() - began
         feed.wait_for(lambda lines: len(lines) > mark)
         during = [json.loads(line) for line in feed.out[mark:] if line.startswith("{")]
@@ -194,7 +202,7 @@ def run(crowd: str, *, many: int, seconds: float, folder: Path, descriptors: int
         "opened": opened,
         "limit": after["limit"],
         "descriptors": max(each["descriptors"] for each in during),
-        "late_ms": max(each["late_ms"] for each in during),
+        "late_ms": max(json.loads(line)["late_ms"] for line in feed.out[mark:] if line.startswith("{")),
         "accept_failed": after["accept_failed"] - before["accept_failed"],
         "refused": after["refused"] - before["refused"],
         "handshakes_failed": after["handshakes_failed"] - before["handshakes_failed"],

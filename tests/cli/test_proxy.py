@@ -112,6 +112,14 @@ def test_an_address_open_to_the_network_is_a_warning_and_json_has_the_counters()
 
 def test_a_second_signal_ends_at_once() -> None:
     """While a stopped subscriber reads nothing, the first signal waits for it, and a second one ends with 128 + n."""
+    for _ in range(3):  # if this program stands still, the proxy may not wait long enough
+        if (code := _ended_by_a_second_signal()) == 130:
+            break
+    assert code == 130
+
+
+def _ended_by_a_second_signal() -> int:
+    """Return the exit code of a proxy that gets a second signal while it waits for a subscriber."""
     front, back = free_endpoint(), free_endpoint()
     with forwarding(front, back, "--log-level", "debug") as proxy, zmq.Context() as context:
         subscriber, publisher = context.socket(zmq.SUB), context.socket(zmq.XPUB)
@@ -132,9 +140,9 @@ def test_a_second_signal_ends_at_once() -> None:
         while proxy.process.poll() is None:  # signals of the first 0.2 s count as one
             proxy.process.send_signal(signal.SIGINT)
             publisher.poll(10)
-        assert proxy.process.returncode == 130
         subscriber.close()
         publisher.close()
+        return int(proxy.process.returncode)
 
 
 def test_a_publisher_of_too_large_messages_is_cut_and_connected_again() -> None:

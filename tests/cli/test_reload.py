@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from tests.cli.test_run import module
-from tests.support import PATIENCE, ROOT, Child
+from tests.support import PATIENCE, ROOT, Child, spans
 from zroute.cli.reload import difference, snapshot
 from zroute.cli.run import _folders
 
@@ -86,10 +87,16 @@ CLOSES_SLOWLY = (
     + """
 @app.on_shutdown
 def close():
+    print("closing", flush=True)
+    return look()
+
+def look():
+    import os
     from twisted.internet import reactor
     from twisted.internet.task import deferLater
-    print("closing", flush=True)
-    return deferLater(reactor, 2, print, "closed", flush=True)
+    if not os.path.exists("{allowed}"):
+        return deferLater(reactor, 0.05, look)
+    print("closed", flush=True)
 """
 )
 
@@ -107,11 +114,15 @@ def spin():
 @both
 def test_a_second_change_does_not_cut_the_drain(tmp_path: Path, watching: str) -> None:
     """A change during a drain does not cut it short, and the newest text runs afterwards."""
-    with reloading(module(tmp_path, CLOSES_SLOWLY.format(word="one")), watching) as child:
+    allowed = tmp_path / "allowed"
+    source = CLOSES_SLOWLY.format(word="one", allowed=allowed)
+    with reloading(module(tmp_path, source), watching, "--drain-timeout", "100s") as child:
         child.line_with("one")
         module(tmp_path, APP.format(word="half"))
         child.line_with("closing")
         module(tmp_path, APP.format(word="two"))
+        Event().wait(1.5)  # for the change to be seen
+        allowed.touch()
         child.line_with("two")
         assert child.end(signal.SIGTERM) == 0
         assert child.out[:5] == ["one", "end", "closing", "closed", "two"]
@@ -150,14 +161,21 @@ def test_an_app_that_ended_by_itself_gives_its_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [0, 1])
 def test_the_command_ends_after_its_time(tmp_path: Path, changes: int) -> None:
     """--for counts from the start of the command, also after a change."""
-    with reloading(module(tmp_path, APP.format(word="word 0")), "polling", "--for", "4s") as child:
-        child.line_with("word 0")
-        if changes:
-            module(tmp_path, APP.format(word="word 1"))  # the time may be over before that runs
-        assert child.end(None) == 0
+    for seconds in spans(4):
+        (folder := tmp_path / f"{seconds:g}").mkdir()
+        with reloading(module(folder, APP.format(word="word 0")), "polling", "--for", f"{seconds:g}s") as child:
+            child.wait_for(lambda lines: "word 0" in lines or child.process.poll() is not None)
+            if "word 0" not in child.out:  # the time was over before the start
+                continue
+            if changes:
+                module(folder, APP.format(word="word 1"))  # the time may be over before that runs
+            assert child.end(None) == 0
         assert child.out[:2] == ["word 0", "end"]
         assert child.out[2:] in ([], ["word 1", "end"][: 2 * changes])
         assert not any("waiting for a file to change" in line for line in child.err)
+        break
+    else:
+        pytest.fail("the app has not started in time")
 
 
 ON_A_TERMINAL = """

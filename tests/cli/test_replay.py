@@ -54,16 +54,21 @@ def test_the_pauses_are_the_recorded_ones_at_the_speed_that_was_asked(tmp_path: 
     The time before the first message is skipped.
     """
     file = recording(tmp_path / "r", (100.0, (b"a\0",)), (100.1, (b"a\0",)), (101.0, (b"end\0",)))
-    spans = []
-    for speed in ("0.5x", "10x"):
-        endpoint = free_endpoint()
-        with listener(endpoint) as child:
-            assert zroute("replay", file, endpoint, "--speed", speed).returncode == 0
-            child.end(None)
-            times = [float(line.split(" ")[0]) for line in child.out[1:]]
-        spans.append(times[-1] - times[0])
-    slow, quick = spans
+    for _ in range(3):  # a machine that stands still makes pauses longer, and those of a late reader shorter
+        slow, quick = _duration(file, "0.5x"), _duration(file, "10x")
+        if 30 > slow > quick:
+            break
     assert 30 > slow > quick
+
+
+def _duration(file: str, speed: str) -> float:
+    """Return the seconds between the first and the last message of a replay."""
+    endpoint = free_endpoint()
+    with listener(endpoint) as child:
+        assert zroute("replay", file, endpoint, "--speed", speed).returncode == 0
+        child.end(None)
+        times = [float(line.split(" ")[0]) for line in child.out[1:]]
+    return times[-1] - times[0]
 
 
 def test_many_messages_to_a_slow_subscriber_arrive_in_order(tmp_path: Path) -> None:

@@ -36,9 +36,10 @@ def told(*messages: bytes) -> list[dict[str, Any]]:
 def test_every_wire_gives_the_same_message(tmp_path: Path, wire: str) -> None:
     """Each wire shows topic and body; fields that only the tracked wire has are null in others."""
     with ticker(tmp_path, wire) as endpoint:
-        done = zroute("tail", endpoint, "stocks.ABC", "--json", "-n", "2")
+        done = zroute("tail", endpoint, "stocks.ABC", "--json", "-n", "5")
     assert done.returncode == 0, done.stderr
-    first, second = map(json.loads, done.stdout.splitlines())
+    # The first messages may have no numbers: the publisher has not read the reader's marker yet.
+    *_, first, second = map(json.loads, done.stdout.splitlines())
     assert (first["topic"], first["body"], first["codec"]) == ("stocks.ABC", {"price": 12.5, "who": "Ü"}, "json")
     assert first["tracked"] is (wire == "tracked")
     assert second["received_at"] >= first["received_at"] > 1e9

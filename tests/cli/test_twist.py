@@ -81,6 +81,7 @@ def test_twist_runs_an_app_and_logs_its_lines_with_levels(folder: Path) -> None:
         program.end(signal.SIGTERM)
     ours = [event for event in events(program.out) if event["log_namespace"] == "zroute"]
     told = [(event["log_level"]["name"], event["text"].partition("\n")[0]) for event in ours]
+    told = [(level, text) for level, text in told if "more lines like these were not shown" not in text]
     assert ("info", "quotes: routes 1, publications 1, timers and generators 1") in told
     failed = next(text for level, text in told if level == "error")
     assert failed.startswith("on_number() at ")

@@ -103,7 +103,7 @@ def test_a_request_with_keys_gets_its_reply(keys: Keys) -> None:
     endpoint = free_endpoint()
     with Child("-c", SERVER, endpoint, str(keys.secret("hub"))) as server:
         server.line_with("ready")
-        done = zroute("request", f"hub@{endpoint}", "double", "21", *own(keys, "desk"))
+        done = zroute("request", f"hub@{endpoint}", "double", "21", "--timeout", "100s", *own(keys, "desk"))
         assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
         refusal = "the peer refuses the key of eve"
         ask = ("request", f"hub@{endpoint}", "double", "21", "--timeout", "{}", *own(keys, "eve"))
@@ -121,7 +121,8 @@ def test_keys_can_come_from_the_environment(keys: Keys) -> None:
     endpoint = free_endpoint()
     with Child("-c", SERVER, endpoint, str(keys.secret("hub"))) as server:
         server.line_with("ready")
-        done = zroute("request", f"hub@{endpoint}", "double", "4", ZROUTE_KEYS=str(keys.secret("desk")))
+        ask = ("request", f"hub@{endpoint}", "double", "4", "--timeout", "100s")
+        done = zroute(*ask, ZROUTE_KEYS=str(keys.secret("desk")))
         assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 
 

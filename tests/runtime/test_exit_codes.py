@@ -91,7 +91,7 @@ PLACES = {
 def test_the_process_ends_with_the_code(tmp_path: Path, place: str, reactor: str) -> None:
     """sys.exit(3) and app.stop(3) in each kind of function end the process with 3, after the drain and the hooks."""
     folder = module(tmp_path, HEAD + PLACES[place].replace("CODE", "3"))
-    done = zroute("run", "quotes", "--for", "20s", "--reactor", reactor, cwd=folder)
+    done = zroute("run", "quotes", "--for", "100s", "--reactor", reactor, cwd=folder)
     assert (done.returncode, done.stdout) == (3, "closed\n"), done.stderr
     assert "Traceback" not in done.stderr or "on_error" in place
     assert "SystemExit" not in done.stderr
@@ -103,7 +103,7 @@ def test_the_process_ends_with_the_code(tmp_path: Path, place: str, reactor: str
 )
 def test_other_codes_are_those_of_python(tmp_path: Path, code: str, returned: int, logged: str) -> None:
     """None gives 0; a text is logged, in one line, and gives 1."""
-    done = zroute("run", "quotes", "--for", "20s", cwd=module(tmp_path, HEAD + PLACES["plain"].replace("CODE", code)))
+    done = zroute("run", "quotes", "--for", "100s", cwd=module(tmp_path, HEAD + PLACES["plain"].replace("CODE", code)))
     assert (done.returncode, done.stdout) == (returned, "closed\n"), done.stderr
     assert logged in done.stderr
     assert ("no\\nroom" in done.stderr) == (returned == 1)

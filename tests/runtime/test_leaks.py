@@ -351,8 +351,11 @@ async def test_what_comes_and_goes_leaves_nothing_behind(
         weights: Weights = []
         await loop(app, weights)
         assert len(weights) == ROUNDS
-        await as_awaitable(turn())
-        return alive(weights), ours()
+        for _ in range(200):  # a busy machine may not run a thread for a moment
+            await as_awaitable(turn())
+            if (stayed := alive(weights)) <= SNAPSHOTS:
+                break
+        return stayed, ours()
 
     async with running(app):
         await app.ready(1, timeout=PATIENCE)

@@ -12,6 +12,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.python.threadpool import ThreadPool
 
+from tests.support import PATIENCE
 from zroute import App
 from zroute.errors import SignatureError
 from zroute.runtime.service import AppService
@@ -23,7 +24,7 @@ MANY = 20  # more than the ten threads of Twisted's pool
 def meeting() -> Callable[[], object]:
     """Return a function that ends only when `MANY` threads are in it at the same time."""
     barrier = threading.Barrier(MANY)
-    return lambda: barrier.wait(10)
+    return lambda: barrier.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("kind", ["work", "subscribe", "attach"])

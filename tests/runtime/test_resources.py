@@ -566,7 +566,8 @@ CLEANING = """
         print("opening")
         await asyncio.sleep(1000)
     finally:
-        await asyncio.sleep(0.01)
+        for _ in range(10):
+            await asyncio.sleep(0)
         print("cleaned")
 """
 

@@ -50,7 +50,7 @@ async def main():
     asyncio.get_running_loop().slow_callback_duration = 100  # a busy machine is no fault
     async with app.running() as running:
         assert running is app and app.exit_code is None
-        await app.ready()
+        await app.ready(timeout=100)
         assert await app.stopped() == 3
         assert asyncio.get_running_loop().is_running()
 
@@ -104,7 +104,7 @@ def test_two_apps_on_one_loop_share_a_reactor_and_talk_over_tcp() -> None:
             async with desk.running():
                 (reactor,) = on_loop._reactors.values()
                 assert reactor.users == 2
-                await desk.ready(1)
+                await desk.ready(1, timeout=PATIENCE)
                 await feed.publish("x", 5)
                 assert await got.get() == 5
             assert reactor.users == 1

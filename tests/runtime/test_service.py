@@ -423,6 +423,7 @@ async def test_a_handler_that_does_not_end_is_named_by_the_stop() -> None:
     app.publish("a", 1)
     app.publish("a", 2)
     await box.until(1)
+    await turns(lambda: app.stats.routed == 2)
     drained = await service.stopService()
     assert (dict(drained.unfinished), drained.complete) == ({"endless()": 2}, False)
     assert app.stats.routes["endless()"].dropped_at_shutdown == 2

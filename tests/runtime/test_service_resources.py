@@ -101,7 +101,8 @@ async def test_a_start_that_is_stopped_while_a_resource_opens(swallows: bool) ->
         try:
             await as_awaitable(Deferred())
         except (CancelledError, asyncio.CancelledError):
-            await as_awaitable(deferLater(reactor, 0.01))
+            for _ in range(3):
+                await as_awaitable(deferLater(reactor, 0))
             events.append("cleaned")
             if not swallows:
                 raise

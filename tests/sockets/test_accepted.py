@@ -9,10 +9,11 @@ import resource
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from chaos.crowd import run
+from chaos.crowd import Figures, run
 from tests.support import Child
 from zroute.sockets import accepted
 from zroute.sockets.accepted import AcceptedConnections
@@ -319,12 +320,24 @@ def test_a_socket_that_listens_raises_the_soft_limit(reactor: str, address: str,
         assert child.out == [str(soft)]
 
 
+def undisturbed(crowd: str, *, folder: Path, **options: Any) -> Figures:
+    """Return the figures of a crowd; run it again if the machine did not run the publisher for a moment.
+
+    The reader then asks for the numbers of the publisher once more, or makes its connection again and loses messages.
+    """
+    for attempt in range(3):
+        found = run(crowd, folder=folder / str(attempt), **options)
+        if (found["lost"], found["unknown"], found["joins"]) == (0, 0, 1) or found["late_ms"] < 500:
+            break
+    return found
+
+
 @pytest.mark.slow
 def test_thousands_of_silent_connections_cost_no_message(tmp_path: Path) -> None:
     """With 5,000 half-open connections, the publisher keeps about a thousand, and the reader loses nothing."""
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 8_000:
         pytest.skip("this user may open too few descriptors")
-    found = run("silent", many=5_000, seconds=1.0, folder=tmp_path)
+    found = undisturbed("silent", many=5_000, seconds=1.0, folder=tmp_path, refused=1)
     assert (found["lost"], found["unknown"], found["joins"]) == (0, 0, 1)
     assert found["opened"] == 5_000
     assert found["descriptors"] < 2_000
@@ -335,7 +348,7 @@ def test_thousands_of_silent_connections_cost_no_message(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_strangers_cost_no_message(tmp_path: Path) -> None:
     """A flood of handshakes with unknown keys is refused, and the reader loses nothing."""
-    found = run("strangers", many=0, seconds=3.0, folder=tmp_path)
+    found = undisturbed("strangers", many=0, seconds=3.0, folder=tmp_path, refused=101)
     assert (found["lost"], found["unknown"], found["joins"]) == (0, 0, 1)
     assert found["refused"] > 100
 
@@ -347,7 +360,7 @@ def test_nothing_spins_at_the_limit_of_descriptors(tmp_path: Path, crowd: str) -
 
     In a busy loop, it would fail more than 100,000 times a second.
     """
-    found = run(crowd, many=400, seconds=4.0, folder=tmp_path, descriptors=150)
+    found = undisturbed(crowd, many=400, seconds=4.0, folder=tmp_path, descriptors=150, refused=11)
     assert (found["lost"], found["unknown"]) == (0, 0)
     assert found["refused"] > 10
     assert found["accept_failed"] < 50_000
@@ -364,7 +377,10 @@ pub = XPubConnection(reactor, lambda prefix, there: came.append(prefix.decode())
 
 def seen(event):
     global failed
-    failed += event.name == "accept_failed"
+    if event.name == "accept_failed":
+        failed += 1
+        if failed == 1:
+            reactor.callLater(2.0, free)
 
 pub.watch(seen)
 address = pub.open("tcp://127.0.0.1:*")
@@ -386,7 +402,6 @@ def say():
     print(json.dumps({"came": came, "failed": failed}), flush=True)
     reactor.callLater(0.1, say)
 
-reactor.callLater(2.0, free)
 reactor.callLater(0.0, say)
 reactor.callWhenRunning(fill)
 reactor.run()

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from tests.running import Mailbox, reactor, turns
 from tests.sockets.opened import Sockets, bound
-from tests.support import PATIENCE, Way, sized
+from tests.support import PATIENCE, Way, free_endpoint, sized
 from zroute.endpoints import parse_endpoint
 from zroute.errors import EndpointError, NotRunningError
 from zroute.options import READ_BUDGET, READ_SLICE, publisher_options, subscriber_options
@@ -351,8 +351,8 @@ async def test_parts_are_sent_as_one_message(sockets: Sockets) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_paused_reader_gets_its_subscriptions_back_from_a_restarted_publisher(sockets: Sockets) -> None:
     """A publisher that restarts during a pause receives the subscriptions again, and resume delivers."""
-    box, publisher = Mailbox[bytes](), sockets.raw(zmq.XPUB)
-    address = bound(publisher)
+    box, publisher, address = Mailbox[bytes](), sockets.raw(zmq.XPUB), free_endpoint()
+    publisher.bind(address)
     reader = sockets.sub(box)
     connected(reader, address)
     reader.subscribe(b"a")

@@ -58,6 +58,7 @@ async def test_a_connection_that_is_cut_comes_back(
         (id,) = await linked(reader)
         assert reader.cut(id) == endpoint
         await told(raw, b"\0a", b"\1a")
+        await turns(lambda id=id: id not in reader.links.ready)
         (again,) = await linked(reader)
         assert again > id
         assert (reader.cut(id), reader.cut(again + 1), reader._given_up) == (None, None, {})
@@ -82,6 +83,7 @@ async def test_what_has_arrived_is_delivered_though_its_connection_is_cut(socket
     reader.open(address)
     reader.subscribe(b"")
     await told(raw, b"\1")
+    await linked(reader)
     parts = [b"%d" % number for number in range(500)]
     raw.send_multipart(parts)
     await told(raw, b"\0", b"\1")
@@ -105,6 +107,7 @@ async def test_the_other_connection_is_not_touched(sockets: Sockets) -> None:
     link = next(found for id in ids if (found := reader.links.get(id)) is not None and found.endpoint == address)
     assert reader.cut(link.id) == address
     await told(first, b"\0a", b"\1a")
+    await turns(lambda: link.id not in reader.links.ready)
     ready = await linked(reader, 2)
     assert set(ids) - set(ready) == {link.id}
     assert second.poll(0) == 0

@@ -272,7 +272,7 @@ async def test_a_user_who_may_not_connect_is_told_what_to_do(sockets: Sockets, p
     sockets.make(KINDS["PUB"]).open(f"ipc://{public}/feed")
     # UNMEASURED, since the other user can't write a file of results here.
     with Child("-c", READS.format(user=STRANGER), f"ipc://{public}/feed", env=UNMEASURED) as child:
-        line = child.line_with("no answer", stream="err")
+        line = child.line_with("this user may not connect to the socket", stream="err")
         assert f"reader: no answer from ipc://{public}/feed for 3 s: this user may not connect to the socket" in line
         assert "it belongs to uid 0, has the mode 0600, and this process runs as uid 65534. Run both" in line
         assert "set options={'ipc_mode': 0o660} in the app that binds it" in line

@@ -26,7 +26,8 @@ async def test_cycles_of_open_and_close_leave_nothing(kind: str) -> None:
     """No descriptor, thread, reader or call is left, and memory does not grow."""
     before, after = await cycles(reactor, kind, 200)
     assert after.descriptors <= before.descriptors
-    assert (after.threads, after.readers, after.calls) == (before.threads, before.readers, before.calls)
+    assert after.threads <= before.threads
+    assert (after.readers, after.calls) == (before.readers, before.calls)
     assert after.memory - before.memory < 4_000
 
 

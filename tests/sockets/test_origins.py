@@ -148,6 +148,7 @@ async def test_what_an_ended_connection_has_left_is_not_that_of_the_next(sockets
     first.send(b"of the first")
     await turns(transport.readable)
     first.close(0)
+    await turns(lambda: not transport.links)
     await turns(lambda: bindable(second, address))
     await told(second, b"\1")
     await turns(lambda: transport.links)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -207,8 +208,16 @@ async def test_a_giant_part_cuts_the_connection_which_comes_back(
     await box.until(1)
     raw.send(b"x" * 1001)
     await turns(lambda: "a frame of more than 1000 bytes, or invalid ZMTP: increase maxmsgsize" in caplog.text)
-    raw.send(b"small")
-    assert (await box.until(2))[1] == [b"small"]
+
+    def again() -> bool:
+        with suppress(
+            zmq.Again
+        ):  # one that is sent before the raw socket has noticed the end of its connection is lost
+            raw.send(b"small", zmq.DONTWAIT)
+        return len(box.items) > 1
+
+    await turns(again)
+    assert box.items[1] == [b"small"]
 
 
 EVERY_OPTION: dict[str, Any] = {

@@ -9,19 +9,22 @@ from tests.running import Mailbox, turns
 from tests.sockets.opened import Sockets, bound
 from tests.support import Way, free_endpoint
 from zroute.errors import HighWaterMarkError
+from zroute.sockets.events import SocketEvent
 from zroute.sockets.pipeline import PullConnection, PushConnection
 
 
 @pytest_twisted.ensureDeferred
 async def test_every_job_goes_to_one_worker(sockets: Sockets, way: Way) -> None:
     """10,000 jobs for three workers, one of plain pyzmq: each job is done once, and all workers share."""
-    box = Mailbox[tuple[int, bytes]]()
+    box, events = Mailbox[tuple[int, bytes]](), Mailbox[SocketEvent]()
     push = sockets.make(PushConnection)
+    push.watch(events.put)
     address = way.to(push.open(way.wildcard))
     for number in range(3):
         worker = sockets.make(PullConnection, lambda parts, number=number: box.put((number, parts[0])))
         worker.open(address)
         await push.when_writable()
+    await turns(lambda: sum(event.name == "handshake_succeeded" for event in events.items) >= 3)
     jobs = [b"%d" % number for number in range(10_000)]
     for job in jobs:
         while True:
@@ -59,7 +62,7 @@ async def test_one_connection_has_several_endpoints(sockets: Sockets) -> None:
     """A connection mixes bound and connected endpoints; each can be closed by the result of open."""
     box = Mailbox[list[bytes]]()
     pull, bound_push, raw = sockets.make(PullConnection, box.put), sockets.make(PushConnection), sockets.raw(zmq.PUSH)
-    here, there = pull.open("bind:tcp://127.0.0.1:*"), pull.open(bound(raw))
+    here, there = pull.open(f"bind:{free_endpoint()}"), pull.open(bound(raw))
     later = pull.open(f"connect:{free_endpoint()}")
     assert pull.endpoints == [here, there, later]
     bound_push.open(f"connect:{here}")

@@ -36,10 +36,13 @@ async def test_changes_of_the_endpoints_under_load_lose_nothing(sockets: Sockets
     subscriber.subscribe(b"n")
     publisher.connect(front)
     room, received = threading.Semaphore(5_000), list[bytes]()  # libzmq's proxy drops what its queue has no room for
+    changed = threading.Event()
 
     def publish() -> None:
         publisher.recv()
         for number in range(total):
+            if number == total // 2:
+                changed.wait(PATIENCE)
             room.acquire(timeout=PATIENCE)
             publisher.send(b"n%d" % number)
 
@@ -57,6 +60,8 @@ async def test_changes_of_the_endpoints_under_load_lose_nothing(sockets: Sockets
         nonlocal changes
         proxy.front.disconnect(proxy.front.open(other))
         changes += 1
+        if changes > 2:
+            changed.set()
         return not any(thread.is_alive() for thread in threads)
 
     await turns(change)

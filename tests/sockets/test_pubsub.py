@@ -104,7 +104,7 @@ async def test_a_publisher_that_connects_cuts_too_and_connects_again_later(
     ]
     assert [line.partition(": ")[2] for line in connections[:-1]] == [
         f"connected to {address}",
-        f"connected to {address} again",
+        *[f"connected to {address} again"] * (len(cuts(caplog)) - 1),
     ]
     assert f"no answer from {address} for 3 s" in connections[-1]
 

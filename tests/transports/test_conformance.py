@@ -91,7 +91,7 @@ async def met(make: Make, *apps: App, publishers: int | None = 1) -> AsyncIterat
             await service.started
         for app, service in zip(apps, services, strict=True):
             if service.ends.sub:
-                await app.ready(publishers)
+                await app.ready(publishers, timeout=PATIENCE)
         yield services
     finally:
         for service in reversed(services):
@@ -215,12 +215,12 @@ async def test_what_is_attached_is_received_and_what_is_closed_is_not(make: Make
     reader.add_route(always.put, "a")
     async with met(make, feed, reader):
         attached = reader.attach("b", awhile.put)
-        await reader.ready(1)
+        await reader.ready(1, timeout=PATIENCE)
         feed.publish("b", 1)
         feed.publish("a", 1)
         await awhile.until(1)
         attached.close()
-        await reader.ready(1)
+        await reader.ready(1, timeout=PATIENCE)
         feed.publish("b", 2)
         feed.publish("a", 2)
         assert await always.until(2) == [1, 2]
@@ -282,7 +282,7 @@ async def test_ready_waits_for_the_first_subscriptions(make: Make) -> None:
     async with met(make, feed):
         service = AppService(reader.compile(), reactor, environment=Environment(make, asyncio=False))
         service.startService()
-        asked = readies(reader)
+        asked = readies(reader, timeout=PATIENCE)
         await deferLater(reactor, 0.1)
         assert not any(each.called for each in asked)
         gate.callback(None)
@@ -415,7 +415,7 @@ def test_a_transport_of_two_sockets_receives_from_each_what_was_sent_to_it() -> 
         feed.send_multipart([b"a", *[plain("a", 0)] * (2 * READ_BUDGET)])
         feed.send(plain("a", 1))
         other_feed.send(plain("a", 2))
-        for connection in (reading, other) * 8:
+        for connection in (reading, other) * 100:
             connection.doRead()
     assert got == [2, 1]
     assert (wired.stats.received, wired.stats.malformed) == (3, 1)

@@ -15,7 +15,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from tests.running import Mailbox, reactor, turns
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint, spans
 from tests.transports.test_conformance import KINDS, Make, OnNats, make, met, nats_url
 from zroute import App, Envelope, Reject, RequestRefused, RequestRefusedError
 from zroute.errors import (
@@ -79,16 +79,16 @@ async def test_requests_are_answered_refused_or_fail(make: Make) -> None:
         return Order(order.number * 2, f"{symbol} for {envelope.headers.get('user')}")
 
     async with reached(make, server, client):
-        reply = await client.request("prices.a", Order(3), Order, headers={"user": "ann"})
+        reply = await client.request("prices.a", Order(3), Order, headers={"user": "ann"}, timeout=PATIENCE)
         assert reply == Order(6, "a for ann")
         with pytest.raises(RequestRefusedError, match="409: sold out"):
-            await client.request("prices.a", Order(0), Order)
+            await client.request("prices.a", Order(0), Order, timeout=PATIENCE)
         with pytest.raises(ServerError, match="ValueError: negative"):
-            await client.request("prices.a", Order(-1), Order)
+            await client.request("prices.a", Order(-1), Order, timeout=PATIENCE)
         with pytest.raises(BadRequestError, match="number"):
-            await client.request("prices.a", {"number": "x"}, Order)
+            await client.request("prices.a", {"number": "x"}, Order, timeout=PATIENCE)
         with pytest.raises(NoServerError if isinstance(make, OnNats) else NoHandlerError):
-            await client.request("other", None, Order)
+            await client.request("other", None, Order, timeout=PATIENCE)
     assert client.stats.replies_late == 0
 
 
@@ -117,16 +117,20 @@ async def test_streams_are_whole_and_end_early(make: Make) -> None:
 async def test_a_request_ends_with_its_timeout(make: Make) -> None:
     """A client that waits too long gets an error, and the call at the server is cancelled."""
     server, client = pair()
-    cancelled = Mailbox[str]()
+    begun, cancelled = list[int](), Mailbox[str]()
 
     @server.reply("slow")
     async def slow() -> int:
+        begun.append(1)
         await Deferred(lambda _: cancelled.put("cancelled"))
         return 1
 
     async with reached(make, server, client):
-        with pytest.raises(RequestTimeoutError):
-            await client.request("slow", None, int, timeout=0.1)
+        for seconds in spans(0.1):  # a request whose time is over before it has a connection is not sent
+            with pytest.raises(RequestTimeoutError):
+                await client.request("slow", None, int, timeout=seconds)
+            if begun:
+                break
         await cancelled.until(1)
 
 
@@ -147,7 +151,7 @@ async def test_a_stopping_server_answers_what_it_has(make: Make) -> None:
     replies: list[int] = []
     async with reached(make, client):
         async with reached(make, server):
-            asked = [Deferred.fromCoroutine(client.request("slow", each, int)) for each in range(5)]
+            asked = [Deferred.fromCoroutine(client.request("slow", each, int, timeout=PATIENCE)) for each in range(5)]
             for each in asked:
                 each.addCallback(replies.append)
             await begun.until(5)
@@ -178,6 +182,8 @@ async def test_workers_share_jobs_and_do_each_once(make: Make) -> None:
             done.put((number, order.number))
 
     async with reached(make, owner, *workers):
+        if not isinstance(make, OnNats):
+            await turns(lambda: owner.stats.workers == 2)
         for number in range(300):
             await queue.put(Order(number), kind="a")
         await done.until(300)

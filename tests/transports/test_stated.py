@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from twisted.internet.defer import Deferred
 
 from tests.running import Mailbox, reactor, running, turns
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint
 from tests.transports.feed import Feed, feeding
 from zroute import App, EndpointError, Envelope, Frames, Limits, NotReadyError, Topic
 from zroute.cli import main
@@ -64,7 +64,7 @@ async def test_forms_and_the_tracked_wire_meet_in_one_app() -> None:
             await spaced.subscribed(b"eddn", b"news.")
             await packed.subscribed(b"")
             await plain.subscribed(b"eddn", b"news.")
-            await app.ready()
+            await app.ready(timeout=PATIENCE)
             spaced.send(b"news.a b c")
             packed.send(zlib.compress(b"hello"))
             plain.send(b"news.b\0\xc1ZR")
@@ -103,7 +103,7 @@ async def test_a_foreign_publisher_gets_the_fewest_prefixes_and_nothing_else() -
         got = list[bytes]()
         async with running(app):
             await feed.subscribed(b"news.", b"weather")
-            await app.ready()
+            await app.ready(timeout=PATIENCE)
             attached = app.attach("sky.*", lambda body: got.append(body))
             await feed.subscribed(b"news.", b"sky.", b"weather")
             attached.close()
@@ -231,13 +231,13 @@ async def test_ready_waits_for_the_connection_of_each_foreign_endpoint() -> None
         app = App(sub={feed.address: SPACE})
         taking(app, "a")
         async with running(app):
-            await app.ready()
-            await app.ready(1)
+            await app.ready(timeout=PATIENCE)
+            await app.ready(1, timeout=PATIENCE)
         nowhere = free_endpoint()
         app = App(sub={feed.address: SPACE, nowhere: "multipart"})
         taking(app, "a")
         async with running(app):
-            await app.ready(1)
+            await app.ready(1, timeout=PATIENCE)
             with pytest.raises(NotReadyError, match=f"1 publishers are connected; connect:{nowhere} is not connected"):
                 await app.ready(timeout=0.3)
             with pytest.raises(NotReadyError, match="1 publishers are connected"):
@@ -303,7 +303,7 @@ async def test_a_publisher_that_connects_is_read_at_a_bound_endpoint() -> None:
             socket.connect(pair.sub.endpoints[0])
             feed = Feed(socket)
             await feed.subscribed(b"a")
-            await app.ready()
+            await app.ready(timeout=PATIENCE)
             feed.send(b"a b")
             assert await box.until(1) == [("a", b"b")]
     finally:
