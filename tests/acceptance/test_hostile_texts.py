@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from tests.pure import tracked
-from tests.support import PATIENCE, ROOT, free_endpoint
+from tests.support import PATIENCE, ROOT, free_endpoint, spans
 from zroute.messages.codecs import JSON
 from zroute.messages.control import MARKER, pack_statements, parse_marker
 from zroute.messages.wire import FIXED, MAGIC, NUL, Kind, pack_head
@@ -288,7 +288,10 @@ def test_pub_names_subscriptions_of_peers_in_one_line(tmp_path: Path) -> None:
         subscriber.set(zmq.LINGER, 0)
         subscriber.subscribe(TOPIC)
         subscriber.connect(endpoint)
-        with Command(tmp_path, "pub", endpoint, "news", "1", "--wait", "3s") as pub:
-            out, log = pub.end(None)
+        for seconds in spans(3.0):
+            with Command(tmp_path, "pub", endpoint, "news", "1", "--wait", f"{seconds:g}s") as pub:
+                out, log = pub.end(None)
+            if "active subscriptions" in log:
+                break
     assert "active subscriptions: 'bad.x\\n13:37:00" in log
     assert unprintable(out) == unprintable(log) == []
