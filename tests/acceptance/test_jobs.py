@@ -180,13 +180,16 @@ def test_a_long_job_in_a_thread_is_not_given_to_another_worker() -> None:
 
 def test_a_function_that_blocks_the_reactor_is_warned_of() -> None:
     """Its worker loses the job while it runs, and the log says why; the job is done nevertheless."""
-    endpoint = free_endpoint()
-    with owner(endpoint, total=1, silent=0.5) as jobs, worker(endpoint, 3.0, thread=False) as blocked:
-        jobs.line_with("all are done")
-        line = blocked.line_with("no sign of life", stream="err")
-        assert "run() at <string>" in line
-        assert "After 0.5 s without one, the owner gives the jobs to other workers" in line
-        stats = report(jobs)
+    for seconds in spans(3.0):  # the job may be done before an owner that stands still finds its worker silent
+        endpoint = free_endpoint()
+        with owner(endpoint, total=1, silent=0.5) as jobs, worker(endpoint, seconds, thread=False) as blocked:
+            jobs.line_with("all are done")
+            line = blocked.line_with("no sign of life", stream="err")
+            assert "run() at <string>" in line
+            assert "After 0.5 s without one, the owner gives the jobs to other workers" in line
+            stats = report(jobs)
+        if stats["redelivered"] == 1:
+            break
     assert (stats["done"], stats["redelivered"]) == (1, 1)
 
 
