@@ -28,15 +28,21 @@ def main() -> None:
     for endpoint in front_endpoints:
         attach(front, endpoint)
     attach(back, back_endpoint)
-    print("forwarding", flush=True)
+    say("forwarding")
     zmq.proxy(front, back)
+
+
+def say(*words: str) -> None:
+    """Print a line in one piece, because several threads do so."""
+    sys.stdout.write(" ".join(words) + "\n")
+    sys.stdout.flush()
 
 
 def tell(name: str, monitor: Any) -> None:
     """Print the events of one socket."""
     while True:
         event = recv_monitor_message(monitor)
-        print("event", name, event["event"].name.lower(), event["endpoint"].decode(), flush=True)
+        say("event", name, event["event"].name.lower(), event["endpoint"].decode())
 
 
 if __name__ == "__main__":

@@ -91,6 +91,17 @@ def free_port(host: str = "127.0.0.1") -> int:
     return hold(host)
 
 
+def free_port_of(first: str, *others: str) -> int:
+    """Return a TCP port that is free at several addresses of this machine."""
+    for _ in range(50):
+        port = hold(first)
+        with suppress(OSError):
+            for host in others:
+                hold(host, port)
+            return port
+    raise AssertionError(f"no port is free at {first}, {', '.join(others)}")
+
+
 def free_endpoint() -> str:
     """Return a tcp endpoint of a free port."""
     return f"tcp://127.0.0.1:{free_port()}"

@@ -124,6 +124,8 @@ import sys, zmq
 context = zmq.Context()
 context.set(zmq.IPV6, any("[" in endpoint for endpoint in sys.argv))
 front, back = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
+front.set(zmq.RCVHWM, 0)  # or it would drop what has gathered while a busy machine did not run one of the processes
+back.set(zmq.SNDHWM, 0)
 front.bind(sys.argv[1])
 back.bind(sys.argv[2])
 print("forwarding", flush=True)
@@ -228,7 +230,7 @@ def reader(*endpoints: str, **options: object) -> Iterator[Reader]:
 
 @contextmanager
 def proxy(front: str, back: str) -> Iterator[Child]:
-    """Run a stock XSUB/XPUB proxy: publishers connect to ``front``, readers to ``back``."""
+    """Run an XSUB/XPUB proxy without limits of its queues: publishers connect to ``front``, readers to ``back``."""
     with Child("-c", _PROXY, front, back) as child:
         child.line_with("forwarding")
         yield child

@@ -31,7 +31,7 @@ def turn():
 def publish() -> None:
     if slow and slow[-1] < state["last"] - 500:
         return  # or ZeroMQ would drop what is too much for its queues
-    for _ in range(50):
+    for _ in range(50 if slow else 1):
         state["last"] += 1
         publisher.publish("end" if state["churned"] else "n.a", state["last"])
         if state["churned"]:
@@ -125,7 +125,9 @@ async def start():
     background(listen())
 
 @app.publisher("rooms.a", every=0.001)
-def talk() -> int:
+def talk() -> int | None:
+    if heard and len(sent) - heard[-1] > 500:
+        return None  # or the loop would have too much to read if a busy machine runs the test late
     sent.append(1)
     return len(sent)
 

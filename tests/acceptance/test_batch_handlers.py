@@ -23,7 +23,7 @@ numbers = app.publisher("numbers", int, coalesce=os.environ["COALESCE"] == "yes"
 
 
 async def send():
-    await numbers.wait_for_subscribers(1)
+    await numbers.wait_for_subscribers(1, timeout=120)
     for number in range({TOTAL}):
         sent = numbers.publish(number)
         if number % 100 == 99:

@@ -16,8 +16,9 @@ from twisted.internet.protocol import Factory, Protocol
 
 from tests.acceptance.streams import Reader, reader, stream
 from tests.running import reactor, running, turns
-from tests.support import Way, free_endpoint, free_port
+from tests.support import Way, free_endpoint, free_port_of
 from zroute import App, Limits
+from zroute.sockets import connection_log
 
 
 def connections(heard: Reader, address: str) -> list[str]:
@@ -57,7 +58,7 @@ def test_an_end_an_absence_and_a_return_are_one_line_each(way: Way) -> None:
 
 def test_a_goodbye_hides_no_loss_of_a_publisher_with_the_same_port() -> None:
     """If two hosts use one port, the goodbye of one publisher does not hide that the other was killed."""
-    port = free_port()
+    port = free_port_of("127.0.0.1", "127.0.0.2")
     first, second = (f"tcp://127.0.0.{host}:{port}" for host in (1, 2))
     with (
         stream(first, "clean") as clean,
@@ -105,12 +106,19 @@ def peer() -> Iterator[Callable[..., tuple[Any, str]]]:
             socket = context.socket(kind)
             sockets.append(socket)
             options(socket)
-            socket.bind("tcp://127.0.0.1:*")
-            return socket, socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+            address = free_endpoint()  # stays free for a socket that takes its place
+            socket.bind(address)
+            return socket, address
 
         yield make
         for socket in sockets:
             socket.close(0)
+
+
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log no missing answer, although a busy machine may need seconds to connect."""
+    monkeypatch.setattr(connection_log, "NO_ANSWER", 1_000.0)
 
 
 @pytest_twisted.ensureDeferred
@@ -206,7 +214,9 @@ def _rebound(socket: Any, address: str) -> bool:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_frame_over_the_limit_names_max_message(peer: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_frame_over_the_limit_names_max_message(
+    peer: Any, slowly: None, caplog: pytest.LogCaptureFixture
+) -> None:
     """A publisher that sends too large a frame again and again is logged once, with the option to raise."""
     caplog.set_level(logging.INFO, "zroute.sockets")
     socket, address = peer(zmq.XPUB)
@@ -326,7 +336,9 @@ async def test_a_subscriber_logs_once_that_a_name_cannot_be_resolved(caplog: pyt
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_publisher_that_connects_logs_its_subscriber_too(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_publisher_that_connects_logs_its_subscriber_too(
+    slowly: None, caplog: pytest.LogCaptureFixture
+) -> None:
     """A publisher that connects logs its subscriber; connections to a bound endpoint are logged at debug."""
     caplog.set_level(logging.INFO, "zroute.sockets")
     endpoint = free_endpoint()

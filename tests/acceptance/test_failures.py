@@ -12,6 +12,7 @@ import zmq
 from twisted.internet.threads import deferToThread
 
 from tests.acceptance.conversation import conversation
+from tests.acceptance.test_bad_input import LONG_WINDOW
 from tests.running import running, subscribed
 from tests.support import PATIENCE
 from zroute import App, EncodeError, Limits, NotRunningError, TopicError
@@ -165,7 +166,7 @@ def test_a_handler_that_fails_stops_nothing(tmp_path: Path, case: str) -> None:
 
 def test_a_flood_of_failures_is_a_few_lines_and_a_number(tmp_path: Path) -> None:
     """Of a thousand failures, all are counted and given to on_error; the log shows five, and a number."""
-    with conversation(tmp_path, READER + FAILING["a function that raises"][1]) as talk:
+    with conversation(tmp_path, LONG_WINDOW + READER + FAILING["a function that raises"][1]) as talk:
         talk.send(*[[b"fail\0" + b"1"]] * 1000)
         heard = talk.heard()
         stats = talk.stats()

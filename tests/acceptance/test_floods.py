@@ -163,13 +163,13 @@ def test_a_reader_that_asks_for_too_much_is_told_and_joins_less_and_less_often()
         assert "max_subscription_bytes" in first
         assert f"desk: {endpoint}: the connection has ended again right after subscribing (30" in first
         returns = f"desk: connected to {endpoint} again"
-        desk.wait_for(lambda lines: sum(returns in line for line in lines) == 3, stream="err")
-        assert time.monotonic() - began > 3  # 1 s and 2 s; at libzmq's own pace it would be ten connections in a second
+        desk.wait_for(lambda lines: sum(returns in line for line in lines) >= 3, stream="err")
         feed.wait_for(lambda lines: sum("closed the connection" in line for line in lines) >= 3, stream="err")
-        cuts = [line for line in feed.err if "closed the connection" in line]
-        assert 3 <= len(cuts) <= 4
-        assert "max_subscription_bytes=4,096" in cuts[0]
         assert feed.end() == 0
+        cuts = [line for line in feed.err if "closed the connection" in line]
+        assert "max_subscription_bytes=4,096" in cuts[0]
+        # One soon after the first; then 1 s, 2 s and so on. At libzmq's own pace it would be ten in a second.
+        assert time.monotonic() - began > 2 ** (len(cuts) - 2) - 1
         desk.line_with(f"desk: no answer from {endpoint} for 3 s", stream="err")
         assert sum("WARNING" in line for line in desk.err) == 1
         assert said(desk.out) == {"lost": 0, "unknown": 0, "joins": 0}
@@ -191,8 +191,7 @@ def test_a_reader_that_had_joined_counts_no_loss_that_is_none() -> None:
         desk.line_with("live")
         feed.line_with("closed the connection", stream="err")
         desk.line_with("reconnecting in 1 s", stream="err")
-        state = said(desk.out)
-        assert state["joins"] >= 1
+        state = said(desk.wait_for(is_said(lambda state: state["joins"])))
         assert state["unknown"] <= 2  # one for each of the subscriptions that had an account
 
 

@@ -20,7 +20,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from tests.acceptance.test_probes import probed
 from tests.keyed import Caller, Keys
 from tests.running import Mailbox, reactor, running, turns
-from tests.support import free_endpoint, free_port
+from tests.support import PATIENCE, free_endpoint, free_port, free_port_of
 from zroute import App, EndpointError, NoServerError, RequestLostError, RequestRefused, RequestRefusedError
 from zroute.endpoints import Access
 from zroute.runtime.service import AppService
@@ -249,7 +249,10 @@ async def test_a_revoked_requester_is_cut_and_others_keep_their_requests(
         address = served.addresses.rep[0]
         honest, eve = App(req=at(address), **keys.of("desk")), App(req=at(address), **keys.of("eve"))
         async with running(honest), running(eve):
-            asked = [Deferred.fromCoroutine(app.request("hold", name)) for app, name in ((honest, "h"), (eve, "e"))]
+            asked = [
+                Deferred.fromCoroutine(app.request("hold", name, timeout=PATIENCE))
+                for app, name in ((honest, "h"), (eve, "e"))
+            ]
             await turns(lambda: len(held) == 2)
             keys.revoke("feed", "eve")
             with pytest.raises(RequestLostError):
@@ -1096,7 +1099,7 @@ async def test_a_host_name_has_the_key_of_its_peer(keys: Keys, host: str, monkey
     """All addresses of a name have the key of the named peer; another program at one of them is not heard."""
     keys.introduce("other", "desk")
     monkeypatch.setattr(names, "addresses_of", lambda host, prefer_ipv6: ["127.0.0.1", "127.0.0.2"])
-    port = free_port()
+    port = free_port_of("127.0.0.1", "127.0.0.2")
     feed = feed_app(keys, pub=f"tcp://127.0.0.1:{port}")
     other = feed_app(keys, "other", pub=f"tcp://127.0.0.2:{port}", topic="numbers.other")
     async with running(feed), running(other):

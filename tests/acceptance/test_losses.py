@@ -53,13 +53,15 @@ import json, sys, time
 from zroute import App
 
 app = App(sub=sys.argv[1], codec="json", name="reader")
-PAUSE, EVERY = float(sys.argv[2]), int(sys.argv[3])
+PAUSE, EVERY, LONG = float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 seen = []
 gaps = []
 
 @app.subscribe("numbers.{x}")
 def number(n: int, x: str) -> None:
     seen.append(n)
+    if len(seen) == LONG:
+        sys.stdin.readline()  # until the publisher has sent everything, so that the queues overflow on any machine
     if len(seen) % EVERY == 0:
         time.sleep(PAUSE)
 
@@ -94,10 +96,11 @@ def test_what_a_slow_reader_loses_is_counted_exactly(way: Way, pause: float, eve
     """Handled and lost messages are together all that were sent, including the last one, and none repeats."""
     meeting, total = way.meeting(), sized(100_000, 40_000)
     with (
-        Child("-c", SUBSCRIBER, meeting.connect, str(pause), str(every)) as reader,
+        Child("-c", SUBSCRIBER, meeting.connect, str(pause), str(every), str(every if pause else 0)) as reader,
         Child("-c", PUBLISHER, meeting.bind, str(total), "600") as publisher,
     ):
         publisher.line_with(f"sent {total}")
+        reader.write("go on\n")
         told(reader, total)
         assert reader.end() == 0
         assert publisher.end() == 0
@@ -148,10 +151,11 @@ def test_a_wider_pattern_that_comes_and_goes_under_load_changes_no_count(way: Wa
     """If a wider pattern is attached and closed while messages are lost, the counters stay exact."""
     meeting, total = way.meeting(), sized(100_000, 40_000)
     with (
-        Child("-c", ATTACHING, meeting.connect, "0.6", "3000") as reader,
+        Child("-c", ATTACHING, meeting.connect, "0.6", "3000", "6000") as reader,
         Child("-c", PUBLISHER, meeting.bind, str(total), "600") as publisher,
     ):
         publisher.line_with(f"sent {total}")
+        reader.write("go on\n")
         told(reader, total)
         reader.line_with("closed")
         assert publisher.end() == 0
@@ -225,7 +229,7 @@ def test_who_has_a_subscription_that_messages_have_no_room_for_sees_no_false_gap
 def test_a_publisher_that_stops_says_goodbye_and_one_that_is_killed_is_told_of(way: Way) -> None:
     """A goodbye leaves no loss; SIGKILL and a restart leave an unknown loss, not zero."""
     meeting = way.meeting()
-    with Child("-c", SUBSCRIBER, meeting.connect, "0", "1000000") as reader:
+    with Child("-c", SUBSCRIBER, meeting.connect, "0", "1000000", "0") as reader:
         with Child("-c", PUBLISHER, meeting.bind, "1000", "0") as first:
             first.line_with("sent")
             told(reader, 1000)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from twisted.names import client, dns
 from tests.acceptance.zone import NAME, Zone
 from tests.commands import zroute
 from tests.running import Mailbox, reactor, running, turns
-from tests.support import PATIENCE, ROOT, free_endpoint, hold
+from tests.support import PATIENCE, ROOT, free_endpoint, free_port_of
 from zroute import App, EndpointError, Frames, NotReadyError
 from zroute.endpoints import parse_endpoint
 from zroute.options import MAX_MESSAGE, SENT_MAX
@@ -61,12 +60,7 @@ def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Zone]:
 
 def free_port_of_all() -> int:
     """Return a port that is free at the three addresses of these tests."""
-    for _ in range(50):
-        port = hold(TWO)
-        with suppress(OSError):
-            hold(THREE, port)
-            return hold(FOUR, port)
-    raise AssertionError("no port is free at three addresses")
+    return free_port_of(TWO, THREE, FOUR)
 
 
 def feed(host: str, port: int) -> tuple[App, Any]:

@@ -135,6 +135,11 @@ app = App(pub=os.environ["ENDPOINT"])
 def flood() -> int:
     print("sent", flush=True)
     return 1
+
+@app.on_startup
+def listen():
+    import signal
+    signal.signal(signal.SIGUSR2, lambda *_: print("so far", flush=True))
 """
 
 
@@ -178,6 +183,8 @@ def test_a_paused_app_rests_and_keeps_its_subscriptions(tmp_path: Path, reactor:
             more = 1000 if floods else 20
             flood.wait_for(lambda lines: len(lines) >= sent + more)
             spent = turns_of(child) - before
+            flood.process.send_signal(signal.SIGUSR2)
+            flood.line_with("so far")  # all messages before are read, even if this process was late
             assert spent <= 3 * (len(flood.out) - sent)  # a busy loop would have a hundred of them in a millisecond
             flood.end(signal.SIGKILL)
         with Child("-c", ANOTHER, settings["ENDPOINT"]) as another:

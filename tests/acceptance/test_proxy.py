@@ -39,7 +39,7 @@ def row(hops: int, *options: str) -> Iterator[tuple[str, str, list[Child]]]:
 @pytest.mark.parametrize("hops", [1, 2])
 def test_nothing_is_lost_without_pressure(hops: int) -> None:
     """Two publishers and two readers: ready() waits for both, everything arrives in order, and no loss is counted."""
-    total = sized(20_000, 2_000)
+    total = sized(4_500, 2_000)  # of each publisher, so that all messages fit into each queue if a process stands still
     with (
         row(hops) as (front, back, proxies),
         stream(f"connect:{front}", "a", each=20, total=total) as a,
@@ -64,6 +64,7 @@ PUBLISHER = """
 import sys
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from zroute import App
 
 app = App(pub="connect:" + sys.argv[1], codec="json", name=sys.argv[2])
@@ -74,8 +75,9 @@ async def publish():
     from twisted.internet import reactor
     await news.wait_for_subscribers(3, timeout=120)
     print("has its subscribers", flush=True)
+    await deferToThread(sys.stdin.readline)
     for number in range(TOTAL):
-        news.publish({"n": number, "pad": "x" * 1000}, who=sys.argv[2], k=str(number % 4))
+        news.publish({"n": number, "pad": "x" * 2000}, who=sys.argv[2], k=str(number % 4))
         if number % 100 == 0:
             await deferLater(reactor, 0.002)
     print("published", TOTAL, flush=True)
@@ -88,22 +90,23 @@ app.run()
 """
 
 READER = """
-import json, sys, time
+import json, sys
 from twisted.internet.defer import Deferred
 from zroute import App
 
 app = App(sub=sys.argv[1], codec="json", name="reader")
-PAUSE = float(sys.argv[3])
+waits = sys.argv[3] == "waits"
 seen = set()
 handled = 0
 
 @app.subscribe(sys.argv[2])
 def on_news(news: dict, who: str, k: str) -> None:
-    global handled
+    global handled, waits
     handled += 1
     seen.add((who, news["n"]))
-    if PAUSE:
-        time.sleep(PAUSE)
+    if waits:
+        waits = False
+        sys.stdin.readline()  # until the publishers have published everything
 
 @app.every(0.2)
 def tell():
@@ -136,9 +139,9 @@ def test_what_slow_readers_lose_at_a_small_queue_is_counted_exactly(hops: int) -
     total = sized(20_000, 6_000)
     with (
         row(hops, "--send-queue", "100") as (front, back, _),
-        Child("-c", READER, back, "news.{who}.{k}", "0.001") as slow,
-        Child("-c", READER, back, "*.{who}.{k}", "0.001") as wide,
-        Child("-c", READER, back, "news.{who}.{k}", "0") as fast,
+        Child("-c", READER, back, "news.{who}.{k}", "waits") as slow,
+        Child("-c", READER, back, "*.{who}.{k}", "waits") as wide,
+        Child("-c", READER, back, "news.{who}.{k}", "reads") as fast,
         Child("-c", PUBLISHER, front, "a", str(total)) as a,
         Child("-c", PUBLISHER, front, "b", str(total)) as b,
     ):
@@ -147,7 +150,12 @@ def test_what_slow_readers_lose_at_a_small_queue_is_counted_exactly(hops: int) -
             child.line_with("ready")
         for child in (a, b):
             child.line_with("has its subscribers")
+        for child in (a, b):
+            child.write("go on\n")
+        for child in (a, b):
             child.line_with(f"published {total}")
+        for child in (slow, wide):
+            child.write("go on\n")
         for child in readers:
             child.wait_for(lambda lines, child=child: sum(told(child)[::2][:2]) >= 2 * total)  # type: ignore[misc]
         for child in (a, b, *readers):

@@ -202,8 +202,9 @@ async def test_kept_messages_that_are_dropped_on_the_way_are_counted_and_not_wai
     with proxy(front, back, passes):
         async with running(feed(front, "a", 300)), running(late):
             await late.ready(1, timeout=PATIENCE, state=True)
-            assert len(got) + len(dropped) == 300
-            assert late.stats.lost == len(dropped)
+            # If this process stood still, it asks again, and the same messages are sent and dropped twice.
+            assert len(got) + len(set(dropped)) == 300
+            assert len(set(dropped)) <= late.stats.lost <= len(dropped)
             assert late.stats.join_retries >= 1
     assert set(ends) == {301}
 
@@ -230,8 +231,8 @@ state = app.publisher("state.feed.{n}", int, keep="last")
 
 @app.on_startup
 def begin() -> None:
-    for n in range(30_000):
-        state.publish(n, n=n)
+    for n in range(30_000):  # 60 MB, which the buffers of a connection can't take
+        state.publish(n, n=n, headers={"pad": "x" * 2_000})
 
 app.run()
 """

@@ -12,11 +12,12 @@ import pytest
 import pytest_twisted
 
 from tests.running import Mailbox, running, turns
-from tests.support import free_endpoint, sized
+from tests.support import PATIENCE, free_endpoint, sized
 from zroute import App, Coalesce, Envelope, Frames, History, SignatureError
 from zroute.messages.control import Kind
 from zroute.messages.recovery import BOX
 from zroute.messages.wire import NUL, parse_header
+from zroute.publishing import publisher
 from zroute.receiving.table import RouteTable
 from zroute.runtime.service import AppService
 
@@ -171,18 +172,22 @@ async def test_a_publisher_without_a_history_is_never_asked(caplog: pytest.LogCa
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_loss_that_only_the_goodbye_shows_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_loss_that_only_the_goodbye_shows_comes_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The publisher answers requests until the subscriber has what was missing; only then the goodbye is confirmed.
 
     The log is in this order, too.
     """
     caplog.set_level(logging.INFO, "zroute")
+    # A goodbye waits no longer than the sockets do, which is too short on a busy machine.
+    monkeypatch.setattr(publisher, "LINGER_DRAIN", PATIENCE * 1000)
     address = free_endpoint()
     feed = App(pub=f"bind:{address}", codec="json", name="feed")
     orders = feed.publisher("orders.{key}", int, history=History(messages=1000))
     reader = Reader(address)
     async with running(reader.app):
-        async with running(feed) as service:
+        async with running(feed, drain_timeout=PATIENCE) as service:
             await reader.app.ready(1)
             orders.publish(0, key="a")
             await reader.got.until(1)

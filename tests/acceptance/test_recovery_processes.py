@@ -74,7 +74,7 @@ def gap(gap):
 @app.every(0.1)
 def tell():
     if app.stats.joins:
-        print(json.dumps([len(seen), app.stats.lost, app.stats.unknown_losses]), flush=True)
+        print(json.dumps([len(seen), app.stats.lost, app.stats.unknown_losses, seen[-1] if seen else -1]), flush=True)
 
 @app.on_shutdown
 def end():
@@ -168,8 +168,9 @@ def test_a_publisher_that_is_killed_leaves_an_unknown_loss_at_most() -> None:
         handled = len(reader.out)
         with publisher_at(f"bind:{address}", total, 1.0) as second:
             second.line_with("sent")
+            # Its history ends with it, so the reader must have all messages before.
+            reader.wait_for(lambda lines: any(json.loads(line)[-1] == total - 1 for line in lines[handled:]))
             assert second.end() == 0
-        reader.wait_for(lambda lines: any(f"{total - 1}" for line in lines[handled:]))
         found = result_of(reader)
     seen = found["seen"]
     again = seen.index(0, 1) if 0 in seen[1:] else len(seen)

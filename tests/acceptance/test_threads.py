@@ -395,7 +395,7 @@ jobs = app.job_queue("jobs", int)
 
 @app.work("jobs", max_in_flight=20)
 def job(number: int) -> None:
-    if together.wait(20) == 0:
+    if together.wait(120) == 0:
         say("together")
 
 @app.on_startup
