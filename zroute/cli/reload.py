@@ -136,7 +136,8 @@ class _Supervisor:
         for number in ENDING:
             signal.signal(number, lambda number, _frame: self._events.put(("signal", number)))
         _start_thread(lambda: self._wake(woken))
-        watching = _start_thread(lambda: _watch(self._folders, self._changed, self._ending))
+        before = snapshot(self._folders)  # of the files that the child reads, also if it reads them before they are watched
+        watching = _start_thread(lambda: _watch(self._folders, before, self._changed, self._ending))
         _log.info("watching the Python files in %s", ", ".join(map(str, self._folders)))
         if self._seconds is not None:
             _start_thread(self._wait_for_end)
@@ -235,8 +236,10 @@ def _start_thread(work: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: threading.Event) -> None:
-    """Call ``changed`` with the first file of each change, until ``ending`` is set.
+def _watch(
+    folders: tuple[Path, ...], before: Snapshot, changed: Callable[[Path], None], ending: threading.Event
+) -> None:
+    """Call ``changed`` with the first file of each change since ``before``, until ``ending`` is set.
 
     Uses watchfiles if it is installed.
     """
@@ -248,16 +251,28 @@ def _watch(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: t
             "pip install 'zroute[reload]'",
             _PERIOD,
         )
-        _poll(folders, changed, ending)
+        _poll(folders, before, changed, ending)
         return
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it would also log each change
-    for changes in watch(*folders, watch_filter=lambda _, path: _is_source(Path(path), folders), stop_event=ending):
-        changed(Path(sorted(path for _, path in changes)[0]))
+    watched = watch(
+        *folders,
+        watch_filter=lambda _, path: _is_source(Path(path), folders),
+        stop_event=ending,
+        rust_timeout=round(_PERIOD * 1000),
+        yield_on_timeout=True,
+    )
+    for number, changes in enumerate(watched):
+        paths = {Path(path) for _, path in changes}
+        if number == 0 and (missed := difference(before, snapshot(folders))):  # before watchfiles began to watch
+            paths.add(missed)
+        if paths:
+            changed(min(paths))
 
 
-def _poll(folders: tuple[Path, ...], changed: Callable[[Path], None], ending: threading.Event) -> None:
+def _poll(
+    folders: tuple[Path, ...], before: Snapshot, changed: Callable[[Path], None], ending: threading.Event
+) -> None:
     """Watch folders like `_watch`, by comparing all files every ``_PERIOD`` seconds."""
-    before = snapshot(folders)
     while not ending.wait(_PERIOD):
         now = snapshot(folders)
         path = difference(before, now)
