@@ -12,7 +12,7 @@ from pathlib import Path
 import nats
 import pytest
 
-from tests.commands import limited, zroute
+from tests.commands import limited, patient, zroute
 from tests.nats.secrets import Operator
 from tests.nats.servers import NatsServer, known
 from tests.nats.test_transport import LOGIN
@@ -43,10 +43,10 @@ def test_pub_reaches_tail(url: str) -> None:
     """`zroute pub` waits for the subscriber and sends body, headers and codec; all ends without a loss."""
     with reading("tail", url, "news.*", "*.urgent", "--json", "-n", "4") as tail:
         for given in (("news.a", '{"n": 1}', "-H", "user=ann"), ("news.urgent", "ü", "--codec", "text", "-n", "2")):
-            sent = zroute("pub", url, *given)
+            sent = zroute(*patient("pub", url, *given))
             assert sent.returncode == 0, sent.stderr
             assert "s3cret" not in sent.stderr
-        sent = zroute("pub", url, "news.b", "{}", "--wire", "plain")
+        sent = zroute(*patient("pub", url, "news.b", "{}", "--wire", "plain"))
         assert sent.returncode == 0, sent.stderr
         assert tail.end(None) == 0, tail.err
     told = [json.loads(line) for line in tail.out]
@@ -87,12 +87,12 @@ def test_record_and_top_read_from_nats(url: str, tmp_path: Path) -> None:
     """A recording contains the messages, and not the password; `zroute top` counts by topic."""
     file = tmp_path / "news.rec"
     with reading("record", url, str(file), "news.>", "-n", "2") as record:
-        assert zroute("pub", url, "news.a", "1", "-n", "2").returncode == 0
+        assert zroute(*patient("pub", url, "news.a", "1", "-n", "2")).returncode == 0
         assert record.end(None) == 0, record.err
     assert [each.topic for each in read(file)] == [b"news.a", b"news.a"]
     assert b"s3cret" not in file.read_bytes()
     with reading("top", url, "--json", "--interval", "200ms") as top:
-        assert zroute("pub", url, "news.a", "1", "-n", "3").returncode == 0
+        assert zroute(*patient("pub", url, "news.a", "1", "-n", "3")).returncode == 0
         top.line_with('"news.a"')
         assert top.end(signal.SIGINT) == 0, top.err
     assert "lost 0" in top.err[-1]
@@ -143,11 +143,11 @@ def test_request_gets_replies_from_nats(url: str, tmp_path: Path) -> None:
             (("prices.A", "[3]", "--wire", "plain"), '{"total": 6, "user": null}'),
             (("rows.3", "--stream"), "0\n1\n2"),
         ):
-            done = zroute("request", url, *given)
+            done = zroute(*patient("request", url, *given))
             assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected, "")
-        refused = zroute("request", url, "prices.NONE", "[3]")
+        refused = zroute(*patient("request", url, "prices.NONE", "[3]"))
         assert (refused.returncode, refused.stderr.strip()) == (1, "zroute: 409: no such symbol")
-        unanswered = zroute("request", url, "other", "3")
+        unanswered = zroute(*patient("request", url, "other", "3"))
         assert (unanswered.returncode, "no server answers this topic" in unanswered.stderr) == (1, True)
         wrong = zroute("request", url, "_zr.a", "3")
         assert (wrong.returncode, "is reserved" in wrong.stderr) == (2, True), wrong.stderr
@@ -198,7 +198,7 @@ def test_credentials_are_used_and_refused(tmp_path: Path) -> None:
         for given, env in ((["--nats-creds", creds], {}), ([], {"ZROUTE_NATS_CREDS": creds})):
             done = zroute("pub", server.url, "news.a", "1", "--wait", "0", *given, **env)
             assert done.returncode == 0, done.stderr
-            asked = zroute("request", server.url, "news.a", *given, **env)
+            asked = zroute(*patient("request", server.url, "news.a", *given), **env)
             assert (asked.returncode, "no server answers this topic" in asked.stderr) == (1, True), asked.stderr
         missing = zroute("request", server.url, "news.a", "--nats-creds", str(tmp_path / "none"))
         assert (missing.returncode, "none can't be read" in missing.stderr) == (5, True), missing.stderr
@@ -207,7 +207,7 @@ def test_credentials_are_used_and_refused(tmp_path: Path) -> None:
             ("tail", server.url),
             ("request", server.url, "news.a", "1"),
         ):
-            refused = zroute(*command)
+            refused = zroute(*patient(*command))
             assert refused.returncode == 5, refused.stderr
             assert f"can't connect to {server.url}: it does not accept the credentials" in refused.stderr
 

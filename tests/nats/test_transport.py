@@ -212,7 +212,7 @@ def test_a_new_subscriber_gets_kept_messages(server: NatsServer) -> None:
             async with reader.running():
                 await reader.ready(1, state=True)
                 assert sorted(got) == [2, 3]
-                await prices.wait_for_subscribers(1)
+                await prices.wait_for_subscribers(1, timeout=PATIENCE)
                 assert prices.subscribers == 1
             await until(lambda: prices.subscribers == 0)
         assert changes == [1, 0]
@@ -229,7 +229,7 @@ def test_a_plain_publisher_knows_its_subscribers(server: NatsServer) -> None:
         reader.add_route(got.append, "n")
         async with feed.running(), reader.running():
             await reader.ready()
-            await numbers.wait_for_subscribers(1)
+            await numbers.wait_for_subscribers(1, timeout=PATIENCE)
             numbers.publish(1)
             with pytest.raises(TopicError, match="reserved"):
                 feed.publish("$x", 1)

@@ -169,6 +169,10 @@ class Server:
 @pytest.mark.usefixtures("network")
 def test_webhooks(folder: Path, name: str, kind: str) -> None:
     """News reaches a real HTTP server, through a Twisted client and through an asyncio client."""
+    program = folder / f"{name}.py"
+    text = re.sub(r"timeout(=|\()5\b", r"timeout\g<1>100", program.read_text())  # the machine may be busy
+    assert text != program.read_text()
+    program.write_text(text)
     with (
         closing(Server()) as server,
         started(folder, f"{name}.py", "--reactor", kind, env={"WEBHOOK": server.url}) as child,

@@ -382,7 +382,7 @@ async def test_a_server_that_was_restarted_gets_new_requests(factory: Any) -> No
     await first.box.until(64)
     first.shutdown()
     second = None
-    for _ in range(200):
+    for _ in range(int(PATIENCE / 0.01)):
         try:
             second = Server(factory, bind(endpoint))
             break
