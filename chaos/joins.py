@@ -27,10 +27,9 @@ ROUNDS = 3
 PUBLISHER = f"""
 import sys
 from itertools import count
-from zroute import App, Limits
+from zroute import App
 
-# The queue is long enough for a reader whose process does not run for some seconds.
-app = App(pub=sys.argv[1], codec="json", name="stream", limits=Limits(send_queue=100_000))
+app = App(pub=sys.argv[1], codec="json", name="stream")
 numbers = count()
 
 @app.every(0.005)

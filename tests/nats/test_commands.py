@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,11 @@ def reading(command: str, *arguments: str) -> Iterator[Child]:
         yield child
 
 
+def said(lines: Iterable[str]) -> list[str]:
+    """Return the lines of a command on standard error, without attempts that a busy machine has delayed."""
+    return [line for line in lines if not line.endswith("; trying again")]
+
+
 def test_pub_reaches_tail(url: str) -> None:
     """`zroute pub` waits for the subscriber and sends body, headers and codec; all ends without a loss."""
     with reading("tail", url, "news.*", "*.urgent", "--json", "-n", "4") as tail:
@@ -59,7 +64,7 @@ def test_pub_reaches_tail(url: str) -> None:
     assert [each["tracked"] for each in told] == [True, True, True, False]
     assert "shown 4" in tail.err[-1]
     assert "lost 0" in tail.err[-1]
-    assert not [line for line in tail.err if "WARNING" in line or "s3cret" in line]
+    assert not [line for line in said(tail.err) if "WARNING" in line or "s3cret" in line]
 
 
 def test_pub_reaches_programs_without_zroute(server: NatsServer) -> None:
@@ -73,11 +78,11 @@ def test_pub_reaches_programs_without_zroute(server: NatsServer) -> None:
         sent = await loop.run_in_executor(None, lambda: zroute("pub", server.url, "a.b", "[1]", "--wait", "0"))
         assert sent.returncode == 0, sent.stderr
         assert (await heard.next_msg(timeout=PATIENCE)).data == b"[1]"
-        said = "send to them with --wait 0"
+        reason = "send to them with --wait 0"
         silent = await loop.run_in_executor(
-            None, lambda: limited(said, 0.3, "pub", server.url, "a.b", "[1]", "--wait", "{}")
+            None, lambda: limited(reason, 0.3, "pub", server.url, "a.b", "[1]", "--wait", "{}")
         )
-        assert (silent.returncode, said in silent.stderr) == (124, True)
+        assert (silent.returncode, reason in silent.stderr) == (124, True)
         await client.close()
 
     asyncio.run(check())
@@ -144,9 +149,9 @@ def test_request_gets_replies_from_nats(url: str, tmp_path: Path) -> None:
             (("rows.3", "--stream"), "0\n1\n2"),
         ):
             done = zroute(*patient("request", url, *given))
-            assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected, "")
+            assert (done.returncode, done.stdout.strip(), said(done.stderr.splitlines())) == (0, expected, [])
         refused = zroute(*patient("request", url, "prices.NONE", "[3]"))
-        assert (refused.returncode, refused.stderr.strip()) == (1, "zroute: 409: no such symbol")
+        assert (refused.returncode, said(refused.stderr.splitlines())) == (1, ["zroute: 409: no such symbol"])
         unanswered = zroute(*patient("request", url, "other", "3"))
         assert (unanswered.returncode, "no server answers this topic" in unanswered.stderr) == (1, True)
         wrong = zroute("request", url, "_zr.a", "3")
@@ -165,7 +170,8 @@ def test_request_gives_up_in_time(url: str, tmp_path: Path) -> None:
             "no reply arrived within {} (nats://127.0.0.1:", 0.3, "request", url, "forever", "--timeout", "{}"
         )
         assert late.returncode == 124, late.stderr
-        assert late.stderr.startswith("zroute: no reply arrived within ")
+        (line,) = said(late.stderr.splitlines())
+        assert line.startswith("zroute: no reply arrived within ")
         app.line_with("cancelled")
         with Child("-m", "zroute", "request", url, "forever") as asking:
             app.wait_for(lambda lines: lines.count("asked") == 2)
