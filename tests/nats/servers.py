@@ -91,7 +91,7 @@ class NatsServer:
     def freeze(self) -> None:
         """Stop the process without closing its connections; return when none of its threads runs."""
         self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def thaw(self) -> None:
         """Continue a frozen process."""

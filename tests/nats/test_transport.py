@@ -27,6 +27,7 @@ from zroute.errors import (
     TopicError,
     UsageError,
 )
+from zroute.nats import client as client_module
 from zroute.nats import servers
 from zroute.transports import choosing
 from zroute.transports import nats as transport_module
@@ -307,8 +308,11 @@ authorization {{ users: [{{ user: ann, password: secret, permissions: {{
 """A server with a user who may use only some subjects."""
 
 
-def test_messages_that_the_server_forbids_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_that_the_server_forbids_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A message without permission counts as an error, not as published, and one line names the topic."""
+    monkeypatch.setattr(client_module, "_REFUSAL", PATIENCE)
 
     async def check(url: str) -> None:
         app = App(nats=url)
