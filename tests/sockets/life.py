@@ -19,7 +19,6 @@ import zmq
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from tests.support import PATIENCE
 from zroute.sockets.pipeline import PullConnection, PushConnection
 from zroute.sockets.pubsub import PubConnection, SubConnection, XPubConnection, XSubConnection
 from zroute.sockets.reqrep import RepConnection, ReqConnection
@@ -100,17 +99,17 @@ async def cycles(reactor: Any, kind: str, number: int) -> tuple[Held, Held]:
     return before, after
 
 
-async def settled(reactor: Any, most: int | None = None) -> None:
+async def settled(reactor: Any, expected: int | None = None) -> None:
     """Wait until libzmq's own threads have closed their sockets.
 
-    They have when the number of descriptors stays the same; or with ``most``, when it is no larger. A busy machine may
-    not run the threads for a moment.
+    With ``expected``, wait for several seconds until no more descriptors than that are open, because a busy machine may
+    not run these threads for a moment.
     """
     last = -1
-    for _ in range(int(PATIENCE / 0.02)):
+    for _ in range(1_000):
         await deferLater(reactor, 0.02)
         now = len(os.listdir("/proc/self/fd"))
-        if now == last if most is None else now <= most:
+        if now <= expected if expected is not None else now == last:
             return
         last = now
 
