@@ -52,13 +52,14 @@ async def lives(reactor: Any, number: int) -> tuple[Held, Held]:
     A tenth more lives, at least ten, run before the first look.
     """
     warm = max(10, number // 10)
+    endpoints = [free_endpoint() for _ in range(warm + number)]  # before the first look, because each holds a socket
     before = held(reactor)
-    for done in range(warm + number):
+    for done, endpoint in enumerate(endpoints):
         if done == warm:
             await settled(reactor)
             before = held(reactor)
-        await live(reactor, free_endpoint())
-    await settled(reactor)
+        await live(reactor, endpoint)
+    await settled(reactor, before.descriptors)
     return before, held(reactor)
 
 

@@ -308,7 +308,9 @@ class Played:
             self.shown.append((command, []))
         command = self.terminal.commands[-1]
         typed = _FOR.sub("", command) if endless else command
-        self._child = stack.enter_context(self._stage.start(typed, self._environment))
+        # On a busy machine, a program may need longer than the default to handle its backlog.
+        unhurried = {"ZROUTE_DRAIN_TIMEOUT": "100s"} if endless else {}
+        self._child = stack.enter_context(self._stage.start(typed, self._environment | unhurried))
         self.shown.append((command, [] if " twistd " in command else self._child.out))
 
     def act(self) -> None:

@@ -6,8 +6,20 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.interpreters import ROOT, run
+from tests.interpreters import PATIENCE, ROOT, run
 from tests.support import spans
+
+_LIMITS = {"pub": "--wait", "request": "--timeout"}
+"""The options of commands that limit the time for a peer."""
+
+
+def patient(*arguments: str) -> tuple[str, ...]:
+    """Return the arguments of ``zroute`` with a long limit of time for the peer, unless they have a limit.
+
+    The peer is a program of the test, and a busy machine may not run it for longer than the defaults.
+    """
+    option = _LIMITS.get(arguments[0], "") if arguments else ""
+    return (*arguments, option, f"{PATIENCE:g}s") if option and option not in arguments else arguments
 
 
 def zroute(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:

@@ -252,7 +252,7 @@ class Child:
         self.process.wait()
         self.alive.discard(self)
         for reader in self._readers:
-            reader.join(5)
+            reader.join(30)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()

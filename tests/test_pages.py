@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import zmq
 
+from tests.commands import patient
 from tests.support import PATIENCE, ROOT, Child, free_port
 from tests.test_snippets import HOW_TO, blocks, rows, write_files
 
@@ -209,7 +210,7 @@ def test_two_publishers_reach_a_subscriber_through_the_proxy_of_the_page(tmp_pat
         ):
             for line in second[1:]:
                 assert screen.line_with(line) == line
-            with Child("-m", "zroute", "pub", f"connect:{front}", "wind.east", "4") as east:
+            with Child("-m", "zroute", *patient("pub", f"connect:{front}", "wind.east", "4")) as east:
                 assert east.end(None) == 0, east.err
             screen.line_with("east: 4")
             with Child("-m", "zroute", "tail", back, "-n", "1") as tail:
@@ -437,7 +438,7 @@ def test_the_cells_of_the_page_run_in_a_notebook() -> None:
     pytest.importorskip("ipykernel")
     manager = pytest.importorskip("jupyter_client.manager")
     cells = [block.text for block in blocks(HOW_TO / "in-a-notebook.md") if block.title.startswith("cell")]
-    kernel, client = manager.start_new_kernel(kernel_name="python3", env=path(ROOT))
+    kernel, client = manager.start_new_kernel(PATIENCE, "python3", env=path(ROOT))
     try:
 
         def run(cell: str) -> str:
@@ -456,6 +457,8 @@ def test_the_cells_of_the_page_run_in_a_notebook() -> None:
             return "".join(shown)
 
         declare, start, look, late, publish, stop = cells
+        assert "await asyncio.sleep(0.5)\n" in look
+        waits = look.replace("await asyncio.sleep(0.5)", "while not prices:\n    await asyncio.sleep(0.01)")
         refused = run(declare + "\napp.run()")
         assert refused.startswith("UsageError: ")
         assert "async with app.running()" in refused
@@ -463,7 +466,7 @@ def test_the_cells_of_the_page_run_in_a_notebook() -> None:
             assert run(start) == ""
             assert "UsageError" in run(start)
             assert "already running" in run(start)  # and it goes on
-            assert run(look) == "('ACME', 990.5)"
+            assert run(waits) == "('ACME', 990.5)"
             assert "streamed: 990.5" in run(late)
             assert run(publish) == "True"
             assert "AppFrozenError" in run("@app.subscribe('b')\ndef on(n: int): ...")
@@ -495,7 +498,7 @@ def test_two_programs_ask_and_answer_and_so_does_a_plain_socket(tmp_path: Path) 
         words = [
             endpoint if word.startswith("tcp:") else word for word in shlex.split(command.removeprefix("$ zroute "))
         ]
-        with Child("-m", "zroute", *words) as shell:
+        with Child("-m", "zroute", *patient(*words)) as shell:
             assert shell.end(None) == 0, shell.err
             assert shell.out == [expected]
         with Child("plain.py", cwd=tmp_path) as plain:

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event
+from queue import SimpleQueue
+from threading import Event, Thread
 
 import pytest
 
 from tests.cli.test_run import module
 from tests.support import PATIENCE, ROOT, Child, spans
-from zroute.cli.reload import difference, snapshot
+from zroute.cli.reload import _watch, difference, snapshot
 from zroute.cli.run import _folders
 
 APP = """
@@ -241,3 +242,27 @@ def test_only_python_files_that_may_be_the_apps_count(tmp_path: Path) -> None:
     assert difference(before, snapshot([tmp_path])) == tmp_path / "sub" / "b.py"
     (tmp_path / "a.py").unlink()
     assert difference(before, snapshot([tmp_path])) == tmp_path / "a.py"
+
+
+@pytest.mark.parametrize("polls", [False, True])
+def test_a_change_before_the_files_are_watched_is_seen(
+    tmp_path: Path, polls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child may have read a file that changes before the thread has begun to watch; later changes count too."""
+    if polls:
+        monkeypatch.setitem(sys.modules, "watchfiles", None)
+    first, second = tmp_path / "first.py", tmp_path / "second.py"
+    first.write_text("1")
+    before, changes, ending = snapshot([tmp_path]), SimpleQueue[Path](), Event()
+    first.write_text("22")
+    watching = Thread(target=_watch, args=((tmp_path,), before, changes.put, ending))
+    watching.start()
+    try:
+        assert changes.get(timeout=PATIENCE) == first
+        second.write_text("1")
+        while changes.get(timeout=PATIENCE) != second:  # watchfiles may report the first change as well
+            pass
+    finally:
+        ending.set()
+        watching.join(PATIENCE)
+    assert not watching.is_alive()

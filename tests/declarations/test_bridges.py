@@ -15,9 +15,10 @@ from twisted.internet.defer import Deferred
 
 from tests.cli.test_run import module, zroute
 from tests.running import Mailbox, reactor, running, turns
-from tests.support import free_endpoint, sized
+from tests.support import PATIENCE, free_endpoint, sized
 from zroute import App, PatternError, Routes, SignatureError
 from zroute.options import DRAIN_TIMEOUT
+from zroute.runtime.service import AppService
 from zroute.testing import TestApp
 
 SUB, PUB = "tcp://127.0.0.1:5001", "tcp://127.0.0.1:5002"
@@ -180,12 +181,13 @@ async def test_a_stop_over_sockets_publishes_the_results_of_handlers_that_drain(
     end.subscribe("out.*")(got.put)
     numbers, outs = feed.publisher("in.x", int), b.publisher("out.x", int)
     async with running(feed), running(end):
-        services = [each.service(reactor) for each in ((b, a) if reverse else (a, b))]
+        apps = (b, a) if reverse else (a, b)
+        services = [AppService(each.compile(), reactor, drain_timeout=PATIENCE) for each in apps]
         for service in services:
             service.startService()
             await service.started
-        await numbers.wait_for_subscribers()
-        await outs.wait_for_subscribers()
+        await numbers.wait_for_subscribers(timeout=PATIENCE)
+        await outs.wait_for_subscribers(timeout=PATIENCE)
         numbers.publish(1)
         await turns(lambda: slow.waiting)
         stops = [service.stopService() for service in services]
@@ -388,14 +390,14 @@ def on(n: int, s: str) -> None:
 
 @feed.every(60)
 async def go() -> None:
-    await numbers.wait_for_subscribers()
-    await outs.wait_for_subscribers()
+    await numbers.wait_for_subscribers(timeout=100)
+    await outs.wait_for_subscribers(timeout=100)
     for n in (1, 2):
         numbers.publish(n, s="x")
 
 outs = b.publisher("out.x", int)
 """
     apps = [f"quotes:{name}" for name in ("feed", "a", "b", "end")]
-    done = zroute("run", *apps, "--for", "20s", cwd=module(tmp_path, source))
+    done = zroute("run", *apps, "--for", "100s", cwd=module(tmp_path, source))
     assert (done.returncode, done.stdout) == (0, "x 2\nx 3\n"), done.stderr
     assert "end: received 2, handled 2" in done.stderr

@@ -41,8 +41,13 @@ class NatsServer:
         return f"nats://127.0.0.1:{self.port}"
 
     def configure(self, config: str) -> None:
-        """Replace the configuration, for the next start."""
-        self._config.write_text(config)
+        """Replace the configuration, for the next start.
+
+        By default, a server disconnects a client that has read nothing for ten seconds. Here it waits longer, because a
+        busy machine may not run the client.
+        """
+        deadline = "" if "write_deadline" in config else f'write_deadline: "{PATIENCE:g}s"\n'
+        self._config.write_text(deadline + config)
 
     def start(self) -> None:
         """Start the server; return when it accepts connections."""
@@ -84,8 +89,9 @@ class NatsServer:
         self._process.stderr.close()
 
     def freeze(self) -> None:
-        """Stop the process without closing its connections."""
+        """Stop the process without closing its connections; return when none of its threads runs."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def thaw(self) -> None:
         """Continue a frozen process."""

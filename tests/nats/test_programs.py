@@ -61,8 +61,7 @@ def test_the_app_of_the_page_runs_on_nats(server: NatsServer, tmp_path: Path, by
     with Child("-m", "zroute", "run", "desk.py", *given, cwd=tmp_path, env=env) as child:
         child.wait_for(lambda lines: any("subscribes and publishes on NATS" in line for line in lines), stream="err")
         assert asyncio.run(ask()) == b"alerts.ACME ACME at 2000.0"
-        child.process.terminate()
-        assert child.process.wait(PATIENCE) == 0
+        assert child.end(signal.SIGTERM) == 0, child.err
     log = "\n".join(child.err)
     assert log.count("runs on NATS, so its endpoints are not used: connect:tcp://127.0.0.1:") == 1
     assert "secret" not in log

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import zroute
+from tests.commands import patient, zroute
 from tests.nats.composed import CLIENTS, CLUSTER, PLAIN, SECURE, Composed, composed, is_server, services_of
 from tests.nats.secrets import Operator
 from tests.nats.servers import NatsServer
 from tests.nats.test_security import needs_openssl
-from tests.support import PATIENCE, ROOT, Child, free_port
+from tests.support import PATIENCE, ROOT, Child, free_port, spans
 from tests.test_snippets import HOW_TO, blocks, rows, write_files
 
 PAGE = HOW_TO / "from-one-machine-to-a-cluster.md"
@@ -59,7 +59,7 @@ def works(programs: list[Child], *request: str, **env: str) -> None:
     _, desk, *clerks = programs
     desk.wait_for(lambda _: len(numbers(desk, "attic")) >= 11)
     desk.wait_for(lambda _: any(numbers(clerk, "report") for clerk in clerks))
-    done = zroute(*request, **env)
+    done = zroute(*patient(*request), **env)
     assert (done.returncode, '"celsius"' in done.stdout) == (0, True), done.stderr
 
 
@@ -235,7 +235,7 @@ def on_kept(number: int) -> None:
 
 @waits.every(0.1)
 async def order() -> None:
-    await orders.wait_for_subscribers(1)
+    await orders.wait_for_subscribers(1, timeout=100)
     for number in range(SENT):
         await orders.publish(number)
     print("ordered")
@@ -248,8 +248,8 @@ async def burst() -> None:
     bursts += 1
     if bursts > 2:
         return
-    await news.wait_for_subscribers(1)
-    await kept.wait_for_subscribers(1)
+    await news.wait_for_subscribers(1, timeout=100)
+    await kept.wait_for_subscribers(1, timeout=100)
     for number in range(SENT):  # in one turn, so the small queues are full
         news.publish(number, number=number)
         kept.publish(number)
@@ -271,7 +271,7 @@ def test_the_promises_inside_one_process(tmp_path: Path) -> None:
     with Child("-m", "zroute", "run", *apps, cwd=tmp_path) as child:
         child.line_with("order 499")
         child.line_with("timeout")
-        child.line_with("kept 499")
+        child.wait_for(lambda lines: lines.count("kept 499") == 2)  # the end of the second burst
         assert child.end(signal.SIGINT) == 0, child.err
     last = {line.split()[2]: line for line in child.err if " publish_errors " in line or " handled " in line}
     counted = {
@@ -307,7 +307,7 @@ def on_part(part: bytes) -> None:
 
 @flood.every(0.1)
 async def publish() -> None:
-    await parts.wait_for_subscribers(1)
+    await parts.wait_for_subscribers(1, timeout=100)
     print("publishing")
     for _ in range(300):  # more than the client's buffer of 16 MiB, and less than the server's of 64 MB
         await parts.publish(bytes(100_000))
@@ -320,12 +320,18 @@ def test_a_killed_app_leaves_requests_to_their_timeout(server: NatsServer, tmp_p
     """NATS does not report the end of an app, so the request that it was handling ends with its timeout."""
     (tmp_path / "slow.py").write_text(SLOW)
     run = ("-m", "zroute", "run", "--nats", server.url, "--reactor", "asyncio")
-    with Child(*run, "slow:server", cwd=tmp_path) as app:
-        app.line_with("server: answers requests on NATS", stream="err")
-        with Child("-m", "zroute", "request", server.url, "slow", "--timeout", "3s") as request:
-            app.line_with("begun")
-            app.kill()
-            assert request.end(None) == 124, request.err
+    for seconds in spans(3):
+        with Child(*run, "slow:server", cwd=tmp_path) as app:
+            app.line_with("server: answers requests on NATS", stream="err")
+            with Child("-m", "zroute", "request", server.url, "slow", "--timeout", f"{seconds:g}s") as request:
+                process = request.process
+                app.wait_for(lambda lines, process=process: "begun" in lines or process.poll() is not None)
+                was_asked = process.poll() is None
+                app.kill()
+                assert request.end(None) == 124, request.err
+        if was_asked:
+            break
+    assert was_asked
     assert "no reply" in request.err[-1], request.err
 
 

@@ -27,6 +27,7 @@ from zroute.errors import (
     TopicError,
     UsageError,
 )
+from zroute.nats import client as client_module
 from zroute.nats import servers
 from zroute.transports import choosing
 from zroute.transports import nats as transport_module
@@ -212,7 +213,7 @@ def test_a_new_subscriber_gets_kept_messages(server: NatsServer) -> None:
             async with reader.running():
                 await reader.ready(1, state=True)
                 assert sorted(got) == [2, 3]
-                await prices.wait_for_subscribers(1)
+                await prices.wait_for_subscribers(1, timeout=PATIENCE)
                 assert prices.subscribers == 1
             await until(lambda: prices.subscribers == 0)
         assert changes == [1, 0]
@@ -229,7 +230,7 @@ def test_a_plain_publisher_knows_its_subscribers(server: NatsServer) -> None:
         reader.add_route(got.append, "n")
         async with feed.running(), reader.running():
             await reader.ready()
-            await numbers.wait_for_subscribers(1)
+            await numbers.wait_for_subscribers(1, timeout=PATIENCE)
             numbers.publish(1)
             with pytest.raises(TopicError, match="reserved"):
                 feed.publish("$x", 1)
@@ -307,8 +308,11 @@ authorization {{ users: [{{ user: ann, password: secret, permissions: {{
 """A server with a user who may use only some subjects."""
 
 
-def test_messages_that_the_server_forbids_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_that_the_server_forbids_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A message without permission counts as an error, not as published, and one line names the topic."""
+    monkeypatch.setattr(client_module, "_REFUSAL", PATIENCE)
 
     async def check(url: str) -> None:
         app = App(nats=url)

@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 
 from tests.running import Mailbox, running
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint
 from zroute import App, Envelope, PatternError, Routes, SignatureError, Topic, TopicError, startswith
 from zroute.testing import TestApp
 
@@ -186,7 +186,7 @@ async def test_a_publisher_filters_by_slashes() -> None:
         box.put(envelope.topic)
 
     async with running(app) as service:
-        await app.ready()
+        await app.ready(timeout=PATIENCE)
         assert service.transport.pub.subscriptions >= {b"/camera/"}
         for topic in ("camera/a/pose", "/other", "/camera/front/pose", "/camera/front/pose/x", "/camera/back/pose"):
             app.publish(topic, 1)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import attrs
 
+from tests.commands import patient
 from tests.support import ROOT, Child
 
 _LINE = re.compile(r"(?:\w+=\S* )*(?P<program>zroute|twistd) .*")
@@ -64,7 +65,8 @@ class Command:
             name, _, value = words.pop(0).partition("=")
             environment[name] = f"{value}{os.pathsep}{ROOT}" if name == "PYTHONPATH" else value
         program, *arguments = words
-        return Child(*_START[program], *arguments, *more, cwd=self.folder, env={**environment, **variables})
+        given = patient(*arguments, *more) if program == "zroute" else (*arguments, *more)
+        return Child(*_START[program], *given, cwd=self.folder, env={**environment, **variables})
 
     def run(self, *more: str) -> None:
         """Run the command to its end; fail unless it exits with 0."""

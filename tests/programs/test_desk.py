@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import zroute
+from tests.commands import patient, zroute
 from tests.programs.terminal import Network
 from tests.support import Child, Way, free_endpoint
 from zroute.testing import TestApp
@@ -58,7 +58,8 @@ def test_orders_are_in_the_database_when_it_ends(tmp_path: Path, way: Way, netwo
     ) as child:
         child.line_with(network.address("publishes, bound to"), stream="err")
         body = '{"id": 7, "symbol": "ACME", "price": 9.5, "quantity": 10}'
-        assert zroute("pub", network.address(f"connect:{orders.connect}"), "orders.new.ACME", body).returncode == 0
+        address = network.address(f"connect:{orders.connect}")
+        assert zroute(*patient("pub", address, "orders.new.ACME", body)).returncode == 0
         child.line_with("order 7: 10 ACME at 9.5")
         assert child.end() == 0
     with closing(sqlite3.connect(path)) as database:

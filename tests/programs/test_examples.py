@@ -169,6 +169,10 @@ class Server:
 @pytest.mark.usefixtures("network")
 def test_webhooks(folder: Path, name: str, kind: str) -> None:
     """News reaches a real HTTP server, through a Twisted client and through an asyncio client."""
+    program = folder / f"{name}.py"
+    text = re.sub(r"timeout(=|\()5\b", r"timeout\g<1>100", program.read_text())  # the machine may be busy
+    assert text != program.read_text()
+    program.write_text(text)
     with (
         closing(Server()) as server,
         started(folder, f"{name}.py", "--reactor", kind, env={"WEBHOOK": server.url}) as child,
@@ -176,8 +180,9 @@ def test_webhooks(folder: Path, name: str, kind: str) -> None:
         child.wait_for(lambda lines: lines.count("Volcano wakes up: 202") >= 2)
         ended(child)
     assert server.posted[:2] == [{"text": "Volcano wakes up"}] * 2
-    # On a busy machine, the watchdog warns of a slow turn of the reactor.
-    warned = [line for line in child.err if "blocked the reactor" not in line and "is running again" not in line]
+    # On a busy machine, the watchdog warns of a slow turn of the reactor, and a client of NATS of a slow server.
+    slow = ("blocked the reactor", "is running again", "; trying again")
+    warned = [line for line in child.err if not any(text in line for text in slow)]
     assert not [line for line in warned if "ERROR" in line or "WARNING" in line], child.err
 
 

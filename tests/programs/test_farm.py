@@ -25,7 +25,12 @@ def test_the_workers_share_the_jobs(test_app: Callable[..., TestApp], example: E
 def test_as_its_docstring_says(folder: Path) -> None:
     """Workers that start first get the jobs of an office, which works them off before it ends."""
     worker, slow, office = commands(folder, "farm.py")
-    with worker.start() as fast, slow.start() as other, office.start("--for", "60s") as owner:
+    unhurried = ("--drain-timeout", "100s")  # a busy machine may not run a worker for seconds
+    with (
+        worker.start(*unhurried) as fast,
+        slow.start(*unhurried) as other,
+        office.start("--for", "100s", *unhurried) as owner,
+    ):
         fast.line_with("dead    ann: Reject: nothing to compute")
         fast.line_with("worker  ann: order")
         other.line_with("slow    ann: order")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import zroute
+from tests.commands import patient, zroute
 from tests.programs.terminal import Network
 from tests.support import Child, Way
 from zroute.testing import TestApp
@@ -66,9 +66,10 @@ def test_it_runs_as_a_program(tmp_path: Path, way: Way, network: Network) -> Non
         ):
             shop.line_with(network.address("publishes, bound to"), stream="err")
             while tail.process.poll() is None:  # until tail has connected, it misses the answers
-                assert zroute("pub", desk, "orders.bolt", "0").returncode == 0
+                assert zroute(*patient("pub", desk, "orders.bolt", "0")).returncode == 0
+            assert tail.end(None) == 0, tail.err
             assert tail.out == ["100" if left == 95 else "95"]
-            assert zroute("pub", desk, "orders.bolt", "5").returncode == 0
+            assert zroute(*patient("pub", desk, "orders.bolt", "5")).returncode == 0
             while json.loads((tmp_path / "s").read_text())["bolt"] != left:
                 assert shop.process.poll() is None
             shop.end(9)

@@ -106,7 +106,11 @@ def test_the_cameras(test_app: Callable[..., TestApp], example: Example) -> None
 def test_as_its_docstring_says(folder: Path) -> None:
     """An app that is stopped during work finishes the pictures that it has begun, and exits with 0."""
     run, tail, cameras = commands(folder, "thumbnails.py")
-    with run.start() as app, tail.start("--topics-only") as reader, cameras.start("--for", "60s") as feed:
+    with (
+        run.start("--drain-timeout", "100s") as app,
+        tail.start("--topics-only") as reader,
+        cameras.start("--for", "60s") as feed,
+    ):
         reader.wait_for(lambda lines: {"progress.door", "progress.yard"} <= set(lines))
         ended(app)
         ended(feed)

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from tests.pure import LOG, Wired, packed, plain, tracked
 from tests.running import Mailbox, running
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint
 from zroute import App, EncodeError, Envelope, EnvelopeError, SchemaError, SignatureError, Topic, WithHeaders
 from zroute.messages import wire
 from zroute.messages.wire import HEADER_MAX, MAGIC, NUL, headers_of, pack_kept, parse
@@ -474,8 +474,8 @@ async def test_a_trace_travels_through_two_apps() -> None:
         box.put(envelope)
 
     async with running(source), running(middle), running(end):
-        await middle.ready(1)
-        await end.ready(1)
+        await middle.ready(1, timeout=PATIENCE)
+        await end.ready(1, timeout=PATIENCE)
         quotes.publish("high", symbol="ACME", headers={**TRACE, "local": "stays"})
         quotes.publish("low", symbol="ACME")
         got = await box.until(2)

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, succeed
 from tests.publishing.joined import ADDRESS, joined
 from tests.pure import Wired, tracked
 from tests.running import Mailbox, running
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint
 from tests.test_house import counted
 from zroute import (
     App,
@@ -744,8 +744,8 @@ async def test_a_trace_begins_in_one_app_and_reaches_the_third() -> None:
         box.put((quote, envelope.headers))
 
     async with running(source), running(middle), running(end):
-        await middle.ready(1)
-        await end.ready(1)
+        await middle.ready(1, timeout=PATIENCE)
+        await end.ready(1, timeout=PATIENCE)
         quotes.publish(1)
         source.publish("quotes", 2)
         assert await box.until(2) == [

@@ -23,6 +23,12 @@ HERE = "test_snapshot_functions.py:"
 ADDRESS = "tcp://127.0.0.1:5555"
 
 
+@pytest.fixture(autouse=True)
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no real time pass: on a busy machine, it would end the work of a turn earlier."""
+    monkeypatch.setattr(module, "perf_counter", lambda: 0.0)
+
+
 async def _async(symbol: str) -> int:
     return 1
 

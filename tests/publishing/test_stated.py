@@ -10,7 +10,7 @@ import pytest_twisted
 import zmq
 
 from tests.running import running, turns
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint
 from zroute import App, EncodeError, Frames, SignatureError, TopicError
 from zroute.testing import TestApp
 
@@ -36,7 +36,7 @@ async def test_a_plain_subscriber_gets_the_stated_form(form: Frames, parts: list
         async with running(app):
             socket.connect(address)
             socket.subscribe(b"")
-            await quotes.wait_for_subscribers()
+            await quotes.wait_for_subscribers(timeout=PATIENCE)
             for _ in range(3):
                 quotes.publish({"n": 1}, symbol="A")
             app.publish("quotes.A", {"n": 1})

@@ -973,7 +973,7 @@ async def test_messages_of_a_coalesced_frame_are_surrounded_one_by_one(takes: st
         box.put(message)
 
     async with running(app):
-        await app.ready(1)
+        await app.ready(1, timeout=PATIENCE)
         for number in range(10):
             numbers.publish(number)
         assert await box.until(9) == [0, 1, 2, 3, 4, 6, 7, 8, 9]

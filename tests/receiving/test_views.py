@@ -11,7 +11,7 @@ import pytest_twisted
 import zmq
 
 from tests.running import Mailbox, running, subscribed
-from tests.support import free_endpoint
+from tests.support import PATIENCE, free_endpoint
 from zroute import App, Envelope, Limits, SchemaError
 from zroute.errors import EncodeError
 from zroute.options import LARGE_FRAME
@@ -183,7 +183,7 @@ async def test_messages_that_travel_in_one_frame_are_views_of_their_own() -> Non
 
     sent = [bytes([letter]) * size for size in (0, 1, 100, LARGE_FRAME, 30_000, 70_000) for letter in b"xyz"]
     async with running(app):
-        await app.ready(1)
+        await app.ready(1, timeout=PATIENCE)
         for body in sent:
             out.publish(body)
         views = await box.until(len(sent))
@@ -207,7 +207,7 @@ async def test_handlers_of_one_topic_share_a_copy_if_one_needs_bytes() -> None:
         box.put(body)
 
     async with running(app):
-        await app.ready()
+        await app.ready(timeout=PATIENCE)
         app.publish("a", bytes(100_000))
         one, other = await box.until(2)
     assert one is other

@@ -145,7 +145,8 @@ async def test_a_flood_starves_no_timer(sockets: Sockets) -> None:
     """During a flood, one turn reads a bounded number of messages, and timers run in between."""
     between = await handled_between_turns(sockets, MANY, lambda: None)
     # One turn may call doRead twice: for the descriptor and for a poke.
-    assert READ_BUDGET <= max(between) <= 2 * (READ_BUDGET + 4 * READ_SLICE)
+    # On a slow machine, all turns may end because of their time, before the budget is used.
+    assert 2 * READ_SLICE < max(between) <= 2 * (READ_BUDGET + 4 * READ_SLICE)
 
 
 @pytest_twisted.ensureDeferred

@@ -415,7 +415,7 @@ def test_a_transport_of_two_sockets_receives_from_each_what_was_sent_to_it() -> 
         feed.send_multipart([b"a", *[plain("a", 0)] * (2 * READ_BUDGET)])
         feed.send(plain("a", 1))
         other_feed.send(plain("a", 2))
-        for connection in (reading, other) * 100:
+        for connection in (reading, other) * 100:  # on a busy machine, each may end after a few parts
             connection.doRead()
     assert got == [2, 1]
     assert (wired.stats.received, wired.stats.malformed) == (3, 1)

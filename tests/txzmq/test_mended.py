@@ -16,6 +16,7 @@ from twisted.python import log
 
 from tests.running import Mailbox, reactor, turns
 from tests.support import PATIENCE, ROOT, free_endpoint, sized
+from zroute import throttle
 from zroute.errors import NotRunningError
 from zroute.sockets.connection import READ_BUDGET, Connection
 from zroute.txzmq import (
@@ -173,8 +174,11 @@ async def test_a_malformed_message_is_logged_and_counted(factory: Any, logged: A
 
 
 @pytest_twisted.ensureDeferred
-async def test_malformed_messages_by_the_thousand_do_not_fill_the_log(factory: Any, logged: Any) -> None:
+async def test_malformed_messages_by_the_thousand_do_not_fill_the_log(
+    factory: Any, logged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Thousands of malformed messages log five lines and a count."""
+    monkeypatch.setattr(throttle, "WINDOW", PATIENCE)
     pub, sub = await joined(factory)
     for _ in range(1000):
         pub.send(b"no separator")
@@ -382,7 +386,7 @@ async def test_a_server_that_was_restarted_gets_new_requests(factory: Any) -> No
     await first.box.until(64)
     first.shutdown()
     second = None
-    for _ in range(200):
+    for _ in range(int(PATIENCE / 0.01)):
         try:
             second = Server(factory, bind(endpoint))
             break

@@ -136,7 +136,7 @@ class _Supervisor:
         for number in ENDING:
             signal.signal(number, lambda number, _frame: self._events.put(("signal", number)))
         _start_thread(lambda: self._wake(woken))
-        before = snapshot(self._folders)  # of the files that the child reads, also if it reads them before they are watched
+        before = snapshot(self._folders)  # the child may read files before the thread watches them
         watching = _start_thread(lambda: _watch(self._folders, before, self._changed, self._ending))
         _log.info("watching the Python files in %s", ", ".join(map(str, self._folders)))
         if self._seconds is not None:
