@@ -239,8 +239,9 @@ def _start_thread(work: Callable[[], None]) -> threading.Thread:
 def _watch(
     folders: tuple[Path, ...], before: Snapshot, changed: Callable[[Path], None], ending: threading.Event
 ) -> None:
-    """Call ``changed`` with the first file of each change since ``before``, until ``ending`` is set.
+    """Call ``changed`` with one file of each change since ``before``.
 
+    The function returns when ``ending`` is set. If several files have changed at once, the first by name is passed.
     Uses watchfiles if it is installed.
     """
     try:
