@@ -28,35 +28,28 @@ MANY = sized(100_000, 20_000)
 
 READER = """
 import json, sys, time
-from zroute import App
+from zroute import App, Limits
 
-app = App(sub=sys.argv[1], codec="json", name="reader")
-seen, expected = [], []
+app = App(sub=sys.argv[1], codec="json", name="reader", limits=Limits(receive_queue=int(sys.argv[2])))
+seen, said = [], ""
 
 @app.subscribe("numbers.{x}")
-def number(number: int, x: str) -> None:
-    seen.append(number)
-    if len(seen) == 1000:
-        time.sleep(float(sys.argv[2]))
-
-@app.subscribe("end")
-def end(number: int) -> None:
-    expected.append(number)
-
-def tell():
-    stats = app.stats
-    counts = [stats.lost, stats.unknown_losses, stats.duplicate]
-    print(json.dumps([len(seen), seen == sorted(set(seen)), *counts]), flush=True)
+def number(message: list) -> None:
+    seen.append(message[0])
+    if len(seen) == 1000 and sys.argv[3] == "until told":
+        sys.stdin.readline()
+    elif len(seen) == 1000:
+        time.sleep(float(sys.argv[3]))
 
 @app.every(0.05)
-def watch():
-    if expected and len(seen) + app.stats.lost >= expected[0]:
-        expected.clear()
-        tell()
-
 @app.on_shutdown
-def over():
-    tell()
+def tell():
+    global said
+    stats = app.stats
+    counts = [stats.lost, stats.unknown_losses, stats.duplicate]
+    before, said = said, json.dumps([len(seen), seen == sorted(set(seen)), *counts])
+    if said != before:
+        print(said, flush=True)
 
 app.run()
 """
@@ -67,13 +60,16 @@ from itertools import count, takewhile
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from zroute import App, Coalesce
+from zroute import App, Coalesce, Limits
 from zroute.publishing import publisher
 
 publisher.LINGER_DRAIN = 120_000  # the goodbye waits for readers, even if a busy machine does not run them for seconds
-app = App(pub="bind:" + sys.argv[1], codec="json", name="feed", overflow=sys.argv[2], coalesce=True)
-numbers, end = app.publisher("numbers.{x}", int), app.publisher("end", int, coalesce=False)
-many, told, published = int(sys.argv[3]), [], 0
+app = App(
+    pub="bind:" + sys.argv[1], codec="json", name="feed", overflow=sys.argv[2], coalesce=True,
+    limits=Limits(send_queue=int(sys.argv[5])),
+)
+numbers, end = app.publisher("numbers.{x}", list), app.publisher("end", int, coalesce=False)
+many, told, published, pad = int(sys.argv[3]), [], 0, "x" * int(sys.argv[6])
 
 def listen():
     told.append(sys.stdin.readline())
@@ -90,7 +86,7 @@ async def publish():
         await deferLater(reactor, 0.01)
     print("begins", flush=True)
     for number in takewhile(lambda number: number < many or not told, count()):
-        sent = numbers.publish(number, x="a")
+        sent = numbers.publish([number, pad], x="a")
         published += 1
         if number % 500 == 499:
             await sent
@@ -102,7 +98,7 @@ async def publish():
                 reactor.stop()
                 return
     await sent  # what is held of another topic would be passed
-    await end.publish(published)  # never dropped: all messages fit into a tenth of the queue, since they are coalesced
+    await end.publish(published)
     print("sent", published, flush=True)
 
 @app.on_startup
@@ -113,39 +109,59 @@ app.run(drain_timeout=120)
 """
 
 
-def run(way: Way, overflow: str, pause: float, how: str = "goes on") -> tuple[int, list[Any]]:
-    """Return the number sent, and the reader's report: seen, in order, lost, unknown losses, duplicates."""
+QUEUE, PAD = "10000", "0"
+SMALL_QUEUE, LARGE_PAD = "10", "1000"  # the queues and the system's buffers take less than 20,000 such messages
+
+
+def report(reader: Child, sent: int) -> list[Any]:
+    """Return the first report of a reader that has handled or lost all: seen, ordered, lost, unknown, duplicates."""
+    reports = list[list[Any]]()
+
+    def whole(lines: list[str]) -> bool:
+        reports[:] = (json.loads(line) for line in lines if line.startswith("["))
+        return bool(reports) and reports[-1][0] + reports[-1][2] >= sent
+
+    reader.wait_for(whole)
+    return reports[-1]
+
+
+def run(way: Way, overflow: str, pause: str, how: str = "goes on", *sizes: str) -> tuple[int, list[Any]]:
+    """Return the number of messages sent, and the reader's last report; see `report`."""
     meeting = way.meeting()
+    queue, pad = sizes or (QUEUE, PAD)
     with (
-        Child("-c", READER, meeting.connect, str(pause)) as reader,
-        Child("-c", PUBLISHER, meeting.bind, overflow, str(MANY), how) as publisher,
+        Child("-c", READER, meeting.connect, queue, pause) as reader,
+        Child("-c", PUBLISHER, meeting.bind, overflow, str(MANY), how, queue, pad) as publisher,
     ):
         sent = int(publisher.line_with("sent").split()[1])
         if how == "stops":
             assert publisher.end(None) == 0, publisher.err
         else:
-            reader.line_with("[")
+            reader.write("go on\n")
+            report(reader, sent)
             assert publisher.end() == 0, publisher.err
         assert reader.end() == 0, reader.err
-    return sent, json.loads(reader.line_with("["))
+        return sent, report(reader, sent)
 
 
 def test_a_slow_reader_loses_frames_and_counts_messages(way: Way) -> None:
     """If bursts overflow a sleeping reader, the messages seen and counted as lost are exactly those sent."""
-    sent, (seen, ordered, lost, tails, duplicates) = run(way, "drop", 3)
+    sent, counts = run(way, "drop", "until told", "goes on", SMALL_QUEUE, LARGE_PAD)
+    seen, ordered, lost, tails, duplicates = counts
     assert (seen + lost, ordered, tails, duplicates) == (sent, True, 0, 0)
     assert sent == MANY
+    assert lost > 0
 
 
 def test_one_that_waits_loses_nothing(way: Way) -> None:
     """With overflow="wait" a slow reader receives all messages, in order."""
-    assert run(way, "wait", 3) == (MANY, [MANY, True, 0, 0, 0])
+    assert run(way, "wait", "3", "goes on", SMALL_QUEUE, LARGE_PAD) == (MANY, [MANY, True, 0, 0, 0])
 
 
 @pytest.mark.parametrize("overflow", ["drop", "wait"])
 def test_a_stop_in_the_middle_sends_what_is_held_before_the_goodbye(way: Way, overflow: str) -> None:
     """A publisher that stops in the turn of its last publish still sends every message before the goodbye."""
-    sent, (seen, ordered, lost, tails, duplicates) = run(way, overflow, 0, "stops")
+    sent, (seen, ordered, lost, tails, duplicates) = run(way, overflow, "0", "stops")
     assert sent == MANY // 2 + 1
     assert (seen + lost, ordered, tails, duplicates) == (sent, True, 0, 0)
     assert overflow == "drop" or lost == 0
@@ -155,8 +171,8 @@ def test_who_joins_in_the_middle_of_bursts_misses_nothing_from_then_on(way: Way)
     """A reader that joins during bursts misses no message after its first one."""
     meeting = way.meeting()
     with (
-        Child("-c", READER, meeting.connect, "0") as first,
-        Child("-c", PUBLISHER, meeting.bind, "wait", "10000", "until told") as publisher,
+        Child("-c", READER, meeting.connect, QUEUE, "0") as first,
+        Child("-c", PUBLISHER, meeting.bind, "wait", "10000", "until told", QUEUE, PAD) as publisher,
     ):
         publisher.line_with("begins")
         with Child("-c", JOINER, meeting.connect) as late:
@@ -165,7 +181,7 @@ def test_who_joins_in_the_middle_of_bursts_misses_nothing_from_then_on(way: Way)
             sent = int(publisher.line_with("sent").split()[1])
             begins, at_ready, last, gapless, lost, duplicate = json.loads(late.line_with("["))
             assert late.end() == 0
-        seen = json.loads(first.line_with("["))
+        seen = report(first, sent)
         assert publisher.end() == 0
         assert first.end() == 0
     assert seen == [sent, True, 0, 0, 0]
@@ -183,8 +199,8 @@ app = App(sub=sys.argv[1], codec="json", name="late")
 seen = []
 
 @app.subscribe("numbers.{x}")
-def number(number: int) -> None:
-    seen.append(number)
+def number(message: list) -> None:
+    seen.append(message[0])
 
 @app.subscribe("end")
 def end(number: int) -> None:
