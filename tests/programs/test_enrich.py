@@ -144,7 +144,8 @@ def test_with_a_real_service(
 ) -> None:
     """With a real service, one order is enriched by the second call and one becomes a dead letter."""
     folder, orders, out = copied("enrich"), way.meeting(), way.meeting()
-    command = ("-m", "zroute", "run", "--app-dir", str(folder), "enrich", "--reactor", kind)
+    options = ("--reactor", kind, "--drain-timeout", "100s")
+    command = ("-m", "zroute", "run", "--app-dir", str(folder), "enrich", *options)
     flags = network.flags("--sub", f"bind:{orders.bind}", "--pub", out.bind)
     with (
         Child(*command, *flags, env={"CUSTOMERS": service}) as child,
@@ -153,7 +154,7 @@ def test_with_a_real_service(
         publishing = ("-m", "zroute", *patient("pub", network.address(f"connect:{orders.connect}")))
         # The first may be sent before tail has joined, or wait so long on a busy machine that its deadline passes.
         for customer, arrives in (("ada", "home of ada"), ("nobody", "503 for customer 'nobody'")):
-            with Child(*publishing, f"orders.{customer}", '{"id": 7}', "--every", "200ms") as repeating:
+            with Child(*publishing, f"orders.{customer}", '{"id": 7}', "--every", "1s") as repeating:
                 tail.line_with(arrives)
                 assert repeating.end() == 0, repeating.err
         assert child.end() == 0, child.err
