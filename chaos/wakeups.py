@@ -134,7 +134,7 @@ async def play(reactor: Any, operations: int, seed: int) -> dict[str, Any]:
         Publishing("xpub, tcp", reactor, context, free_endpoint()),
     ]
     missed, done, stills = [], 0, 0
-    while done < operations:
+    while done < operations and len(missed) < 3:  # each missed one takes `PATIENCE`
         for _ in range(chance.choice((1, 1, 1, 2, 10, 100))):
             _act(chance, chance.choice(links))
             done += 1

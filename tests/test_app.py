@@ -10,6 +10,7 @@ import attrs
 import pytest
 import zmq
 
+from tests.patience import WAITING
 from tests.pure import Wired
 from zroute import App, EndpointError, NotRunningError, Routes, SchemaError, SignatureError, TopicError
 from zroute.declarations.options import PUBLISHER_DEFAULTS, ROUTE_DEFAULTS, PublisherOptions, RouteOptions
@@ -198,6 +199,12 @@ def test_the_options_of_run_are_those_of_the_runner() -> None:
     assert [(each.name, each.annotation, each.default) for each in shown] == [
         (each.name, each.annotation, each.default) for each in expected
     ]
+
+
+@pytest.mark.parametrize("function", WAITING, ids=lambda function: function.__name__)
+def test_calls_that_give_no_timeout_wait_for_ten_seconds(function: Any) -> None:
+    """The tests with real sockets replace these defaults, so they do not notice other ones."""
+    assert inspect.signature(function).parameters["timeout"].default == 10.0
 
 
 def test_a_subclass_of_app_is_injected_by_its_own_type_too() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
+import click
 import pytest
 
 from tests.commands import zroute
 from tests.support import PATIENCE, ROOT
+from zroute.cli import main
 from zroute.endpoints import SIDES
 
 
@@ -66,3 +69,20 @@ def test_an_unknown_option_is_not_taken_for_a_command() -> None:
     done = zroute("--verison")
     assert done.returncode == 2
     assert "No such option" in done.stderr
+
+
+def test_the_tables_of_the_page_show_each_default() -> None:
+    """A default in the code, such as that of --timeout, is the one in the table of its command."""
+    context, compared = click.Context(main), set()
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    for name, text in re.findall(r"^## `?zroute (\w+)(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL):
+        command = main.get_command(context, name)
+        assert command is not None
+        defaults = {each.opts[-1]: each.to_info_dict()["default"] for each in command.params}
+        for row in re.findall(r"^\| (`-[-\w].*) \|$", text, re.MULTILINE):
+            first, *others = row.replace("`", "").split(" | ")
+            option = re.findall(r"-[-\w]+", first)[-1]
+            if default := defaults.get(option):
+                assert (f"{default:g} s" if isinstance(default, float) else str(default)) in others, (name, row)
+                compared.add((name, option))
+    assert compared >= {("pub", "--wait"), ("request", "--timeout"), ("top", "--interval"), ("run", "--drain-timeout")}

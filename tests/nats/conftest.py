@@ -9,16 +9,13 @@ import pytest
 
 from tests.nats.public import only_public
 from tests.nats.servers import NatsServer
-from tests.support import PATIENCE
-from zroute import App
+from tests.patience import wait_longer
 
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ready() and requests wait longer than by default: a busy machine may not run the server for seconds."""
-    monkeypatch.setattr(App.ready, "__defaults__", (None, PATIENCE))
-    for ask in (App.request, App.request_stream, App.requester):
-        monkeypatch.setitem(ask.__kwdefaults__, "timeout", PATIENCE)
+    """Calls that give no timeout wait longer than by default."""
+    wait_longer(monkeypatch)
 
 
 @pytest.fixture

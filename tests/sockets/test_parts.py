@@ -210,9 +210,8 @@ async def test_a_giant_part_cuts_the_connection_which_comes_back(
     await turns(lambda: "a frame of more than 1000 bytes, or invalid ZMTP: increase maxmsgsize" in caplog.text)
 
     def again() -> bool:
-        with suppress(
-            zmq.Again
-        ):  # one that is sent before the raw socket has noticed the end of its connection is lost
+        # A message is lost if the raw socket has not noticed the end of its connection yet.
+        with suppress(zmq.Again):
             raw.send(b"small", zmq.DONTWAIT)
         return len(box.items) > 1
 

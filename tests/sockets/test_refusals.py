@@ -1,11 +1,11 @@
-"""The reason of a failed handshake, which libzmq reports in two ways by chance."""
+"""Refused connections: the pauses after them, and the reasons in the log."""
 
 from __future__ import annotations
 
 import errno
 
 from zroute.sockets.events import SocketEvent
-from zroute.sockets.refusals import Refusals
+from zroute.sockets.refusals import PAUSE_MAX, Refusals
 
 HERE, THERE = "tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556"
 SURE = SocketEvent("handshake_failed_protocol", HERE, 0)
@@ -46,3 +46,30 @@ def test_a_connection_ends_the_reason_and_other_endpoints_have_their_own() -> No
     assert reasons.of(CLOSED, endpoint=THERE) == ["detail"]
     reasons.refusals.forget(HERE)
     assert reasons.of(CLOSED) == ["detail"]
+
+
+PAUSES = [1.0, 2.0, 4.0, 8.0, 16.0, PAUSE_MAX, PAUSE_MAX]
+
+
+def test_the_pauses_after_refusals_double_up_to_a_maximum() -> None:
+    """Each endpoint has its own pauses."""
+    refusals = Refusals()
+    assert [refusals.refuse(HERE) for _ in PAUSES] == PAUSES
+    assert refusals.refuse(THERE) == PAUSES[0]
+
+
+def test_the_pauses_after_connections_that_end_at_once_double_too() -> None:
+    """The first such end has no pause, because a publisher may have been restarted; nor has a lasting connection."""
+    refusals, now = Refusals(), 0.0
+
+    def pause(seconds: float) -> float:
+        nonlocal now
+        refusals.attempted(HERE)
+        refusals.began(HERE, now)
+        now += seconds
+        found = refusals.ended(HERE, now)
+        now += found
+        return found
+
+    assert [pause(0.1) for _ in [0.0, *PAUSES]] == [0.0, *PAUSES]
+    assert [pause(seconds) for seconds in (100.0, 0.1, 0.1)] == [0.0, 0.0, PAUSES[0]]

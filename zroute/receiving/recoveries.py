@@ -252,8 +252,11 @@ class Recoveries:
     def _lost(self, key: tuple[int, bytes], stream: StreamRecovery, ready: Ready) -> None:
         epoch, subscription = key
         if stream.gone:
-            text = "%s: the history of %s no longer has all missing messages of %r (gone: %d): increase its bounds"
-            facts = self._name, self._calls.named(epoch), str(Topic.from_wire(subscription)), stream.gone
+            text = (
+                "%s: %d lost messages of %r are not in the history of %s: increase the bounds of History(…), and pass "
+                "history= to all its publishers of these topics"
+            )
+            facts = self._name, stream.gone, str(Topic.from_wire(subscription)), self._calls.named(epoch)
             self._reports("gone", f"{self._name}: messages outside the history", logging.WARNING, text, *facts)
             stream.gone = 0
         recovered, stream.told = stream.recovered - stream.told, stream.recovered

@@ -274,7 +274,7 @@ class StreamRecovery:
         queued: True while a request has to wait, because too many of other streams are open. Set by the session.
         told: The part of `recovered` that reports of losses have included.
         logged: The part of `recovered` that the log has included.
-        gone: The number of messages that the history no longer had, and that the log has not included.
+        gone: The number of lost messages that were not in the history, and that the log has not included.
         begun_rest: The length in seconds of a rest that the log has not included; 0 if there is none.
         replay: The replay that precedes the messages of the stream, or None.
         catches_up: True from the beginning of a replay until everything that waited for it was delivered.
