@@ -164,7 +164,7 @@ class Child:
         self.process = start(
             *arguments,
             cwd=cwd,
-            env={"PYTHONUNBUFFERED": "1", **(env or {})},
+            env={"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **(env or {})},
             fresh=fresh,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -227,11 +227,18 @@ class Child:
     def end(self, number: int | None = signal.SIGINT, patience: float = PATIENCE) -> int:
         """Send a signal and return the exit code when all output is read.
 
-        With None as the number, only wait for the end.
+        With None as the number, only wait for the end. Fails with all output after the timeout.
         """
         if number is not None and self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(patience)
+        try:
+            code = self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # the child prints what its threads do; see PYTHONFAULTHANDLER
+            self.process.wait(PATIENCE)
+            for reader in self._readers:
+                reader.join(PATIENCE)
+            raise AssertionError(f"no end after {patience:g} s\nout: {self.out}\nerr: {self.err}") from None
         for reader in self._readers:
             reader.join(PATIENCE)
         return code

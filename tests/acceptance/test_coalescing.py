@@ -72,12 +72,13 @@ numbers, end = app.publisher("numbers.{x}", list), app.publisher("end", int, coa
 many, told, published, pad = int(sys.argv[3]), [], 0, "x" * int(sys.argv[6])
 
 def listen():
-    told.append(sys.stdin.readline())
+    sys.stdin.readline()
+    told.append(published + 500)  # at least one more burst for those that have joined
 
 if sys.argv[4] == "until told":
     threading.Thread(target=listen, daemon=True).start()
 else:
-    told.append("")
+    told.append(0)
 
 async def publish():
     global published
@@ -85,7 +86,7 @@ async def publish():
     while len(app._live.run._publisher.session.counters.markers) < 1:
         await deferLater(reactor, 0.01)
     print("begins", flush=True)
-    for number in takewhile(lambda number: number < many or not told, count()):
+    for number in takewhile(lambda number: number < many or not told or number < told[0], count()):
         sent = numbers.publish([number, pad], x="a")
         published += 1
         if number % 500 == 499:
