@@ -164,7 +164,7 @@ class Child:
         self.process = start(
             *arguments,
             cwd=cwd,
-            env={"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **(env or {})},
+            env={"PYTHONUNBUFFERED": "1", **(env or {})},
             fresh=fresh,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -234,10 +234,6 @@ class Child:
         try:
             code = self.process.wait(patience)
         except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGABRT)  # the child prints what its threads do; see PYTHONFAULTHANDLER
-            self.process.wait(PATIENCE)
-            for reader in self._readers:
-                reader.join(PATIENCE)
             raise AssertionError(f"no end after {patience:g} s\nout: {self.out}\nerr: {self.err}") from None
         for reader in self._readers:
             reader.join(PATIENCE)
