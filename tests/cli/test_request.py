@@ -14,15 +14,12 @@ import pytest
 import zmq
 
 from tests.cli.terminal import on_terminal
-from tests.commands import limited, zroute
+from tests.commands import limited, patient, zroute
 from tests.interpreters import run
 from tests.support import PATIENCE, Child, free_endpoint, spans
 from zroute.messages.requests import parse as parse_frame
 from zroute.messages.requests import parse_request
 from zroute.messages.wire import parse as parse_message
-
-PATIENTLY = ("--timeout", f"{PATIENCE:g}s")
-"""The options of a request that is answered, however slow the machine is."""
 
 SERVER = """
 import sys
@@ -119,13 +116,13 @@ def test_replies_and_failures() -> None:
             (("fails",), (1, "", "zroute: 500: ValueError: no\\u001b[31m disk\n")),
             (("other",), (1, "", "zroute: 404: no handler for 'other'\n")),
         ):
-            done = zroute("request", endpoint, *arguments, *PATIENTLY)
+            done = zroute(*patient("request", endpoint, *arguments))
             assert (done.returncode, done.stdout, done.stderr) == expected
-        done = zroute("request", endpoint, "prices.EURUSD", '{"size": "x"}', *PATIENTLY)
+        done = zroute(*patient("request", endpoint, "prices.EURUSD", '{"size": "x"}'))
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("zroute: 400: ")
         assert "$.size" in done.stderr
-        done = zroute("request", endpoint, "rows.3", *PATIENTLY)
+        done = zroute(*patient("request", endpoint, "rows.3"))
         assert done.returncode == 1
         assert "request_stream" in done.stderr
 
@@ -134,9 +131,8 @@ def test_the_body_comes_from_standard_input() -> None:
     """With -, the body is all of standard input, and any bytes arrive unchanged."""
     given = bytes(range(256)) * 100
     with server() as (endpoint, _):
-        done = run(
-            "-m", "zroute", "request", endpoint, "bytes", "-", "--codec", "raw", *PATIENTLY, given=given, text=False
-        )
+        command = patient("request", endpoint, "bytes", "-", "--codec", "raw")
+        done = run("-m", "zroute", *command, given=given, text=False)
         assert (done.returncode, done.stderr) == (0, b"")
         assert done.stdout.decode() == f"{given!r}\n"
 
@@ -144,7 +140,7 @@ def test_the_body_comes_from_standard_input() -> None:
 def test_a_long_stream_can_be_cut() -> None:
     """More items than the window arrive in order, and a closed pipe ends the command with 0."""
     with server() as (endpoint, _):
-        done = zroute("request", endpoint, "rows.1000", "--stream", *PATIENTLY)
+        done = zroute(*patient("request", endpoint, "rows.1000", "--stream"))
         assert (done.returncode, done.stdout.split()) == (0, [str(number) for number in range(1000)])
         done = run("-c", PIPE, endpoint)
         assert done.stdout.splitlines() == ["b'0\\n'", "0"]
@@ -233,7 +229,7 @@ def test_a_plain_rep_gets_topic_and_body() -> None:
             ([b"", b"teapot", b""], (1, "", None)),
             ([b"a", b"b", b"c", b"d"], (1, "", None)),
         ):
-            with Child("-m", "zroute", "request", endpoint, "a.b", '{"x": 1}', "--wire", "plain", *PATIENTLY) as child:
+            with Child("-m", "zroute", *patient("request", endpoint, "a.b", '{"x": 1}', "--wire", "plain")) as child:
                 assert socket.recv_multipart() == [b"a.b", b'{"x":1}']
                 socket.send_multipart(reply)
                 code, out, err = expected
@@ -308,7 +304,7 @@ def test_what_can_not_be_sent_is_a_usage_error(arguments: tuple[str, ...], said:
 def test_a_terminal_shows_colours(tmp_path: Path) -> None:
     """On a terminal the reply is coloured, and plain with NO_COLOR."""
     with server() as (endpoint, _):
-        asked = ("request", endpoint, "prices.EURUSD", '{"size": 3}', *PATIENTLY)
+        asked = patient("request", endpoint, "prices.EURUSD", '{"size": 3}')
         coloured, code = on_terminal(*asked, cwd=tmp_path)
         bare, _ = on_terminal(*asked, cwd=tmp_path, NO_COLOR="1")
     assert (code, "\x1b[" in coloured) == (0, True)

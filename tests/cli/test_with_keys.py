@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import limited, zroute
+from tests.commands import limited, patient, zroute
 from tests.keyed import Keys
 from tests.support import Child, free_endpoint, free_port
 
@@ -103,7 +103,7 @@ def test_a_request_with_keys_gets_its_reply(keys: Keys) -> None:
     endpoint = free_endpoint()
     with Child("-c", SERVER, endpoint, str(keys.secret("hub"))) as server:
         server.line_with("ready")
-        done = zroute("request", f"hub@{endpoint}", "double", "21", "--timeout", "100s", *own(keys, "desk"))
+        done = zroute(*patient("request", f"hub@{endpoint}", "double", "21", *own(keys, "desk")))
         assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
         refusal = "the peer refuses the key of eve"
         ask = ("request", f"hub@{endpoint}", "double", "21", "--timeout", "{}", *own(keys, "eve"))
@@ -121,7 +121,7 @@ def test_keys_can_come_from_the_environment(keys: Keys) -> None:
     endpoint = free_endpoint()
     with Child("-c", SERVER, endpoint, str(keys.secret("hub"))) as server:
         server.line_with("ready")
-        ask = ("request", f"hub@{endpoint}", "double", "4", "--timeout", "100s")
+        ask = patient("request", f"hub@{endpoint}", "double", "4")
         done = zroute(*ask, ZROUTE_KEYS=str(keys.secret("desk")))
         assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 
