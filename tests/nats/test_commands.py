@@ -170,8 +170,7 @@ def test_request_gives_up_in_time(url: str, tmp_path: Path) -> None:
             "no reply arrived within {} (nats://127.0.0.1:", 0.3, "request", url, "forever", "--timeout", "{}"
         )
         assert late.returncode == 124, late.stderr
-        (line,) = said(late.stderr.splitlines())
-        assert line.startswith("zroute: no reply arrived within ")
+        assert any(line.startswith("zroute: no reply arrived within ") for line in said(late.stderr.splitlines()))
         app.line_with("cancelled")
         with Child("-m", "zroute", "request", url, "forever") as asking:
             app.wait_for(lambda lines: lines.count("asked") == 2)
